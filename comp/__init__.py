@@ -1,0 +1,1 @@
+"""From Kaggle's archive to a score: data, train, predict, submit."""

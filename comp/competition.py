@@ -1,0 +1,36 @@
+"""What is asked: the one file to edit for another two-class photo competition."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Competition:
+    """A photo competition with two classes, scored by log loss on P(positive class)."""
+
+    slug: str
+    title: str
+    classes: tuple[str, str]  # negative, positive: the label 1 means the second
+    archives: tuple[str, str]  # members of Kaggle's archive that hold the photos: train, test
+    sample: str  # member that names the ids to predict, in order
+    columns: tuple[str, str]  # header of a submission: id, P(positive)
+    n_train: int  # photos in the real edition; a rehearsal may hold fewer
+    n_test: int
+    max_member_bytes: int  # a photo larger than this, unpacked, is refused: the archive is not what it says
+
+    @property
+    def rules_url(self) -> str:
+        """Where a person accepts the rules; Kaggle's API cannot."""
+        return f"https://www.kaggle.com/competitions/{self.slug}/rules"
+
+
+COMPETITION = Competition(
+    slug="dogs-vs-cats-redux-kernels-edition",
+    title="Dogs vs. Cats Redux: Kernels Edition",
+    classes=("cat", "dog"),
+    archives=("train.zip", "test.zip"),
+    sample="sample_submission.csv",
+    columns=("id", "label"),
+    n_train=25_000,
+    n_test=12_500,
+    max_member_bytes=64 * 2**20,
+)

@@ -1,0 +1,80 @@
+"""What a person sees while a stage works: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY_S = 15.0  # between two plain progress lines
+
+
+class Advance(Protocol):
+    """Tell that `n` more units are done; `note` is what is worth seeing now, such as the loss."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None: ...
+
+
+class Reporter:
+    """The one place that prints. Progress goes to stderr, results and remarks to stdout."""
+
+    def __init__(self) -> None:
+        self._out = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._err = Console(file=sys.stderr, highlight=False)
+
+    def say(self, line: str) -> None:
+        self._out.print(escape(line))
+
+    def warn(self, line: str) -> None:
+        self._out.print(f"[yellow]warning:[/] {escape(line)}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Columns after the first are right-aligned; a float is shown to five places."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*(f"{cell:.5f}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
+        self._out.print(table)
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """A bar with throughput and time left on a terminal; a line now and then, and one at the end, elsewhere."""
+        with self._bar(label, total, unit) if self._err.is_terminal else self._lines(label, total, unit) as advance:
+            yield advance
+
+    @contextmanager
+    def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True))
+        extra = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, *extra, console=self._err) as progress:
+            task = progress.add_task(escape(label), total=total, note="", rate="")
+
+            def advance(n: int = 1, note: str = "") -> None:
+                speed = progress.tasks[0].speed
+                progress.update(task, advance=n, note=escape(note), rate=f"{speed:,.0f} {unit}/s" if speed else "")
+
+            yield advance
+
+    @contextmanager
+    def _lines(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        start = last = time.monotonic()
+        done = 0
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal done, last
+            done += n
+            now = time.monotonic()
+            if now - last > LINE_EVERY_S and done < total:
+                last = now
+                left = (total - done) * (now - start) / done
+                self._err.print(escape(f"{label}: {done:,}/{total:,} {unit}, {left:.0f} s left {note}".rstrip()))
+
+        yield advance
+        took = time.monotonic() - start
+        self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({done / max(took, 1e-9):,.0f} {unit}/s)"))

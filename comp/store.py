@@ -1,0 +1,122 @@
+"""Artefacts on disk: whole or not at all, each with its origin."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folders of one competition, real or rehearsed; a rehearsal has a root of its own."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def raw(self) -> Path:
+        return self.data / "raw"
+
+    @property
+    def photos(self) -> Path:
+        return self.data / "photos"
+
+    @property
+    def pixels(self) -> Path:
+        return self.data / "pixels"
+
+    @property
+    def features(self) -> Path:
+        return self.data / "features"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def submissions(self) -> Path:
+        return self.root / "submissions"
+
+    @property
+    def ledger(self) -> Path:
+        return self.submissions / "ledger.csv"
+
+    def manifest(self, split: str) -> Path:
+        """`data/train.csv` or `data/test.csv`."""
+        return self.data / f"{split}.csv"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    The bytes reach the disk before the name does, so that a crash leaves the old file or the new one, never a piece.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        scratch.chmod(0o666 & ~_umask())
+        yield scratch
+        with scratch.open("rb") as written:
+            os.fsync(written.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(plain(value), indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """`table` as CSV with `\\n` line ends and floats that read back bit for bit."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def plain(value: Any) -> Any:
+    """`value` in terms of JSON: dataclasses become objects under their type's name, paths and tuples the obvious."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {key: plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def fingerprint(*parts: Any) -> str:
+    """Ten hexadecimal digits that change when any of `parts` does."""
+    text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
