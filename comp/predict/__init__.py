@@ -1,0 +1,1 @@
+"""Fitted folds -> test logits -> calibrated, clipped probabilities."""
