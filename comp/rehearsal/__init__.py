@@ -1,0 +1,1 @@
+"""A local stand-in for Kaggle, and photos to go with it."""

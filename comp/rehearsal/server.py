@@ -1,0 +1,131 @@
+"""A local twin of the part of Kaggle's API that the `kaggle` client uses.
+
+The unmodified client is pointed to it by environment alone (`RehearsalServer.environment`): it takes the server for its HTTP proxy, and
+since its `LOCALHOST` base address is `http://localhost`, all it asks for comes here in absolute form. With the server down, or the proxy
+variable lost, the client meets a refused connection on this machine, never Kaggle.
+"""
+
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from comp.competition import COMPETITION, Competition
+from comp.errors import UserError
+from comp.rehearsal import board
+from comp.rehearsal.exchange import API_HOST, STORAGE_HOST, Ask, RefusedError, Reply
+from comp.rehearsal.scoring import Verdict, judge, read_solution
+from comp.rehearsal.service import Account, Service
+from comp.rehearsal.storage import Storage
+from comp.rehearsal.submissions import Submission, Submissions
+from comp.rehearsal.wire import Listener, Request
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class RehearsalServer:
+    """Serves `archive` and scores uploads against `solution`, on an ephemeral port of 127.0.0.1, while its `with` block lasts."""
+
+    def __init__(
+        self,
+        archive: Path,
+        solution: Path,
+        *,
+        competition: Competition = COMPETITION,
+        faults: Sequence[str] = (),  # noqa: ARG002
+        journal: Path | None = None,
+        daily_limit: int = 5,
+        scores: Sequence[float] = board.SCORES,
+        token: str | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        if not archive.is_file():
+            raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
+        self.account = Account(token=token or f"rehearsal-{secrets.token_hex(16)}", username="rehearsal", key=secrets.token_hex(16))
+        self._solution = read_solution(solution)
+        self._columns = competition.columns
+        self._submissions = Submissions(journal, daily_limit, clock)
+        self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-")
+        self._storage = Storage(archive, Path(self._scratch.name))
+        self._service = Service(
+            competition=competition,
+            account=self.account,
+            archive=archive,
+            storage=self._storage,
+            submissions=self._submissions,
+            judge=self._judge,
+            scores=scores,
+            daily_limit=daily_limit,
+        )
+        self._listener = Listener(self._answer)
+        self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._listener.stop()
+        self._thread.join()
+        self._scratch.cleanup()
+        if self._listener.bugs and error is None:
+            raise self._listener.bugs[0]
+
+    @property
+    def url(self) -> str:
+        """What `http_proxy` is set to."""
+        return f"http://127.0.0.1:{self._listener.server_address[1]}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests so far, in the order of their answers."""
+        return list(self._listener.requests)
+
+    @property
+    def submissions(self) -> list[Submission]:
+        """All recorded submissions, oldest first; those from the journal too."""
+        return self._submissions.all()
+
+    @property
+    def n_uploads(self) -> int:
+        """Uploads begun."""
+        return len(self._storage.uploads)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """A whole environment for the client: this process's, without credentials, proxies and Kaggle settings, and with the way here."""
+        config = home / ".kaggle"
+        config.mkdir(parents=True, exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not _misleads(name)}
+        return kept | {
+            "HOME": str(home),
+            "NETRC": os.devnull,
+            "KAGGLE_CONFIG_DIR": str(config),
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "KAGGLE_API_TOKEN": self.account.token,
+            "http_proxy": self.url,
+            "https_proxy": self.url,  # it makes no tunnels: whatever might still be meant for the real Kaggle fails here
+            "no_proxy": "",
+            "NO_PROXY": "",
+        }
+
+    def _answer(self, ask: Ask) -> Reply:
+        if ask.host == STORAGE_HOST:
+            return self._storage.answer(ask)
+        if ask.host == API_HOST:
+            return self._service.answer(ask)
+        return RefusedError(403, f"A rehearsal does not forward requests to {ask.host}").reply()
+
+    def _judge(self, content: bytes) -> Verdict:
+        return judge(content, self._solution, self._columns)
+
+
+def _misleads(name: str) -> bool:
+    """True of variables that would send the client elsewhere, or make it print what it must not."""
+    return name.startswith(("KAGGLE_", "VERBOSE")) or name.lower().endswith("_proxy")
