@@ -23,6 +23,7 @@ class Ask:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case
     body: bytes = b""
+    unscorable: str = ""  # why this submission shall not be scored, where a fault says so
     n_before: int = 0  # how often this very URL was asked for earlier
 
     @property
@@ -93,6 +94,12 @@ class Reply:
 
 def json_reply(value: Mapping[str, Any], status: int = 200) -> Reply:
     return Reply(status=status, headers={"Content-Type": "application/json"}, body=json.dumps(value).encode())
+
+
+def page_reply(status: int, title: str) -> Reply:
+    """A page of HTML, as gateways answer."""
+    page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+    return Reply(status=status, headers={"Content-Type": "text/html; charset=UTF-8"}, body=page.encode())
 
 
 class RefusedError(Exception):

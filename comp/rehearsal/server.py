@@ -18,7 +18,9 @@ from typing import Self
 from comp.competition import COMPETITION, Competition
 from comp.errors import UserError
 from comp.rehearsal import board
+from comp.rehearsal.catalogue import FAULTS
 from comp.rehearsal.exchange import API_HOST, STORAGE_HOST, Ask, RefusedError, Reply
+from comp.rehearsal.faults import Plan, Scene
 from comp.rehearsal.scoring import Verdict, judge, read_solution
 from comp.rehearsal.service import Account, Service
 from comp.rehearsal.storage import Storage
@@ -39,7 +41,7 @@ class RehearsalServer:
         solution: Path,
         *,
         competition: Competition = COMPETITION,
-        faults: Sequence[str] = (),  # noqa: ARG002
+        faults: Sequence[str] = (),
         journal: Path | None = None,
         daily_limit: int = 5,
         scores: Sequence[float] = board.SCORES,
@@ -64,7 +66,9 @@ class RehearsalServer:
             scores=scores,
             daily_limit=daily_limit,
         )
-        self._listener = Listener(self._answer)
+        self._scene = Scene(archive=archive, scratch=Path(self._scratch.name), daily_limit=daily_limit, title=competition.title)
+        self.arm(faults)
+        self._listener = Listener(lambda ask: self._plan.answer(ask, self._answer))
         self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> Self:
@@ -77,6 +81,10 @@ class RehearsalServer:
         self._scratch.cleanup()
         if self._listener.bugs and error is None:
             raise self._listener.bugs[0]
+
+    def arm(self, faults: Sequence[str]) -> None:
+        """From the next request on, these faults and no others; `comp.rehearsal.catalogue` names them."""
+        self._plan = Plan(faults, FAULTS, self._scene)
 
     @property
     def url(self) -> str:
@@ -95,8 +103,8 @@ class RehearsalServer:
 
     @property
     def n_uploads(self) -> int:
-        """Uploads begun."""
-        return len(self._storage.uploads)
+        """Uploads that arrived whole."""
+        return self._storage.uploads.n_whole
 
     def environment(self, home: Path) -> dict[str, str]:
         """A whole environment for the client: this process's, without credentials, proxies and Kaggle settings, and with the way here."""

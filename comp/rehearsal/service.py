@@ -26,6 +26,7 @@ START = datetime(2016, 9, 2, tzinfo=UTC)
 DEADLINE = datetime(2017, 3, 2, 23, 59, tzinfo=UTC)
 
 Fields = Mapping[str, Any]
+Call = Callable[[Ask], Reply]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class Service:
         self._judge = judge
         self._scores = scores
         self._daily_limit = daily_limit
-        self._calls: dict[str, Callable[[Fields], Reply]] = {
+        self._calls: dict[str, Call] = {
             INTROSPECTION: self._introspect,
             f"{COMPETITIONS}/ListCompetitions": self._list_competitions,
             f"{COMPETITIONS}/GetCompetition": self._within(self._get_competition),
@@ -93,22 +94,23 @@ class Service:
                 raise RefusedError(404, f"A rehearsal does not answer {ask.method} {ask.path}")
             if not self._account.admits(ask.headers.get("authorization", "")):
                 raise RefusedError(401, "Unauthenticated")
-            return call(ask.fields)
+            return call(ask)
         except RefusedError as refusal:
             return refusal.reply()
 
-    def _within(self, call: Callable[[Fields], Reply]) -> Callable[[Fields], Reply]:
+    def _within(self, call: Call) -> Call:
         """`call`, refused for any competition but this one."""
 
-        def checked(fields: Fields) -> Reply:
-            if fields.get("competitionName") != self._competition.slug:
-                raise RefusedError(404, f"Competition not found: {fields.get('competitionName', '')}")
-            return call(fields)
+        def checked(ask: Ask) -> Reply:
+            asked_for = ask.fields.get("competitionName")
+            if asked_for != self._competition.slug:
+                raise RefusedError(404, f"Competition not found: {asked_for}")
+            return call(ask)
 
         return checked
 
-    def _introspect(self, fields: Fields) -> Reply:
-        active = fields.get("token") == self._account.token
+    def _introspect(self, ask: Ask) -> Reply:
+        active = ask.fields.get("token") == self._account.token
         return json_reply({"active": active, "username": self._account.username if active else ""})
 
     def _entry(self) -> dict[str, Any]:
@@ -132,43 +134,43 @@ class Service:
             "submissionsDisabled": False,
         }
 
-    def _list_competitions(self, fields: Fields) -> Reply:
-        wanted = str(fields.get("search") or "").lower()
+    def _list_competitions(self, ask: Ask) -> Reply:
+        wanted = str(ask.fields.get("search") or "").lower()
         name = f"{self._competition.slug} {self._competition.title}".lower()
         return json_reply({"competitions": [self._entry()] if wanted in name else [], "nextPageToken": ""})
 
-    def _get_competition(self, _: Fields) -> Reply:
+    def _get_competition(self, _: Ask) -> Reply:
         return json_reply(self._entry())
 
-    def _list_data_files(self, fields: Fields) -> Reply:
+    def _list_data_files(self, ask: Ask) -> Reply:
         with zipfile.ZipFile(self._archive) as bundle:
             members = [member for member in bundle.infolist() if not member.is_dir()]
         files = [{"ref": m.filename, "name": m.filename, "totalBytes": m.file_size, "creationDate": wire_time(START)} for m in members]
-        return json_reply(page("files", files, fields) | {"childrenFetchTimeMs": 1})
+        return json_reply(page("files", files, ask.fields) | {"childrenFetchTimeMs": 1})
 
-    def _download_data_files(self, _: Fields) -> Reply:
+    def _download_data_files(self, _: Ask) -> Reply:
         return Reply(status=302, headers={"Location": self._storage.archive_url()})
 
-    def _download_data_file(self, fields: Fields) -> Reply:
-        name = str(fields.get("fileName", ""))
+    def _download_data_file(self, ask: Ask) -> Reply:
+        name = str(ask.fields.get("fileName", ""))
         with zipfile.ZipFile(self._archive) as bundle:
             if name not in bundle.namelist():
                 raise RefusedError(404, f"File not found: {name}")
         return Reply(status=302, headers={"Location": self._storage.member_url(name)})
 
-    def _start_submission_upload(self, fields: Fields) -> Reply:
-        token = self._storage.uploads.open(str(fields.get("fileName", "")))
+    def _start_submission_upload(self, ask: Ask) -> Reply:
+        token = self._storage.uploads.open(str(ask.fields.get("fileName", "")))
         return json_reply({"token": token, "createUrl": self._storage.upload_url(token)})
 
-    def _create_submission(self, fields: Fields) -> Reply:
-        upload = self._storage.uploads.take(str(fields.get("blobFileTokens", "")))
+    def _create_submission(self, ask: Ask) -> Reply:
+        upload = self._storage.uploads.take(str(ask.fields.get("blobFileTokens", "")))
         if upload is None:
             raise RefusedError(400, "The uploaded file was not found")
         name, content = upload
-        verdict = self._judge(content)
+        verdict = Verdict(reason=ask.unscorable) if ask.unscorable else self._judge(content)
         submission = self._submissions.add(
             file_name=name,
-            description=str(fields.get("submissionDescription", "")),
+            description=str(ask.fields.get("submissionDescription", "")),
             sha256=hashlib.sha256(content).hexdigest(),
             n_bytes=len(content),
             score=verdict.score,
@@ -176,24 +178,24 @@ class Service:
         )
         return json_reply({"message": f"Successfully submitted to {self._competition.title}", "ref": submission.ref})
 
-    def _get_submission_limits(self, _: Fields) -> Reply:
+    def _get_submission_limits(self, _: Ask) -> Reply:
         return json_reply(self._submissions.limits())
 
-    def _list_submissions(self, fields: Fields) -> Reply:
+    def _list_submissions(self, ask: Ask) -> Reply:
         newest_first = self._submissions.all()[::-1]
-        if fields.get("group") == "SUBMISSION_GROUP_SUCCESSFUL":
+        if ask.fields.get("group") == "SUBMISSION_GROUP_SUCCESSFUL":
             newest_first = [each for each in newest_first if each.score is not None]
-        if fields.get("sortBy") == "SUBMISSION_SORT_BY_PUBLIC_SCORE":
+        if ask.fields.get("sortBy") == "SUBMISSION_SORT_BY_PUBLIC_SCORE":
             newest_first.sort(key=lambda each: float("inf") if each.score is None else each.score)
-        return json_reply(page("submissions", [each.wire(self._account.username) for each in newest_first], fields))
+        return json_reply(page("submissions", [each.wire(self._account.username) for each in newest_first], ask.fields))
 
-    def _get_submission(self, fields: Fields) -> Reply:
-        return json_reply(self._submissions.find(int(fields.get("ref", 0))).wire(self._account.username))
+    def _get_submission(self, ask: Ask) -> Reply:
+        return json_reply(self._submissions.find(int(ask.fields.get("ref", 0))).wire(self._account.username))
 
-    def _get_leaderboard(self, fields: Fields) -> Reply:
-        return json_reply(page("submissions", board.rows(self._scores), fields))
+    def _get_leaderboard(self, ask: Ask) -> Reply:
+        return json_reply(page("submissions", board.rows(self._scores), ask.fields))
 
-    def _download_leaderboard(self, _: Fields) -> Reply:
+    def _download_leaderboard(self, _: Ask) -> Reply:
         return Reply(headers={"Content-Type": "application/zip"}, body=board.packed(self._competition.slug, self._scores))
 
 

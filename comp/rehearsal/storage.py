@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlencode
 
 from comp.rehearsal.exchange import STORAGE_HOST, Ask, Reply, Slice
+from comp.store import whole
 
 URL_LIFE_S = 3 * 24 * 3600
 BUNDLE = "/kaggle-competitions-data/bundle/"
@@ -76,40 +77,50 @@ class Uploads:
     """Uploads by token, each with what has arrived so far."""
 
     def __init__(self) -> None:
-        self._arrived: dict[str, bytes] = {}
         self._names: dict[str, str] = {}
+        self._arrived: dict[str, bytes] = {}
+        self._whole: set[str] = set()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._names)
+    @property
+    def n_whole(self) -> int:
+        return len(self._whole)
 
     def open(self, name: str) -> str:
+        """The token of a new upload."""
         token = secrets.token_hex(16)
         with self._lock:
             self._names[token], self._arrived[token] = name, b""
         return token
 
     def take(self, token: str) -> tuple[str, bytes] | None:
-        """Name and content, once: a token makes one submission."""
+        """Name and content of a whole upload, once: a token makes one submission."""
         with self._lock:
-            name = self._names.get(token)
-            return (name, self._arrived.pop(token)) if name is not None and token in self._arrived else None
+            if token not in self._whole or token not in self._arrived:
+                return None
+            return self._names[token], self._arrived.pop(token)
 
     def put(self, token: str, ask: Ask) -> Reply:
         """201 when all of it is here; 308 with the range that is, when asked (`bytes */N`) or when more must come."""
-        place = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", ask.headers.get("content-range", ""))
+        start, n_bytes = _place(ask)
         with self._lock:
             if token not in self._arrived:
                 return Reply(status=404)
-            if place is None:
-                self._arrived[token] = ask.body
-                return Reply(status=201)
-            if place[1] is not None:
-                self._arrived[token] = self._arrived[token][: int(place[1])] + ask.body
+            if start is not None:
+                self._arrived[token] = self._arrived[token][:start] + ask.body
             n_here = len(self._arrived[token])
-        if n_here >= int(place[2]):
-            return Reply(status=201)
+            if n_here >= n_bytes:
+                self._whole.add(token)
+                return Reply(status=201)
         return Reply(status=308, headers={"Range": f"bytes=0-{n_here - 1}"} if n_here else {})
+
+
+def _place(ask: Ask) -> tuple[int | None, int]:
+    """Where an upload's bytes belong (None: it only asks), and the size of the whole file."""
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", ask.headers.get("content-range", ""))
+    if match is None:
+        return 0, int(ask.headers.get("content-length", len(ask.body)))
+    return (None if match[1] is None else int(match[1])), int(match[2])
 
 
 class Storage:
@@ -150,8 +161,7 @@ class Storage:
         path = self._scratch / hashlib.sha256(name.encode()).hexdigest()[:16] / Path(name).name
         with self._lock:
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with zipfile.ZipFile(self._archive) as bundle, bundle.open(name) as source, path.open("wb") as target:
+                with zipfile.ZipFile(self._archive) as bundle, bundle.open(name) as source, whole(path) as part, part.open("wb") as target:
                     shutil.copyfileobj(source, target)
         return stored(path)
 
