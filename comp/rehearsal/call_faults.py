@@ -66,7 +66,7 @@ def html(_: Call) -> Reply:
 @fault("no-redirect", DOWNLOADS)
 def no_redirect(call: Call) -> Reply:
     """The API sends the archive itself instead of an address of it."""
-    return download(stored(call.armed.scene.archive), {})
+    return download(stored(call.scene.archive), {})
 
 
 def _with_retry_after(reply: Reply, armed: Armed) -> Reply:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from comp.rehearsal.exchange import Ending, Reply, Slice, page_reply
-from comp.rehearsal.faults import FILE, RATE, Armed, Call, fault
+from comp.rehearsal.faults import FILE, RATE, Call, fault
 from comp.rehearsal.storage import download, expired_page, stored
 from comp.store import whole
+
+TAIL = 128 * 2**10  # more than a reader searches for a zip's end, lest it take that of the last member, itself a zip
 
 
 @fault("cut", FILE, options={"at": 0.6})
@@ -77,7 +79,7 @@ def gzipped(call: Call) -> Reply | None:
     body = call.reply.body
     if not isinstance(body, Slice):
         return None
-    packed = _made(call.armed, f"{body.path.name}.gz", lambda path: _pack(body.path, path))
+    packed = _made(call, f"{body.path.name}.gz", lambda path: _pack(body.path, path))
     headers = {name: value for name, value in call.reply.headers.items() if name != "Content-Range"} | {"Content-Encoding": "gzip"}
     return replace(call.reply, status=200, headers=headers, body=Slice(path=packed, start=0, stop=packed.stat().st_size))
 
@@ -94,12 +96,12 @@ def flipped_bytes(call: Call) -> Reply | None:
 
 @fault("bad-zip", FILE)
 def bad_zip(call: Call) -> Reply | None:
-    """The last 64 bytes of the file arrive inverted: no zip, though length and validators are right."""
+    """The last 128 KiB of the file arrive inverted: no zip any more, though length and validators are right."""
     body = call.reply.body
     if not isinstance(body, Slice):
         return None
     n_bytes = body.path.stat().st_size
-    return replace(call.reply, body=replace(body, damage=range(max(n_bytes - 64, 0), n_bytes)))
+    return replace(call.reply, body=replace(body, damage=range(max(n_bytes - TAIL, 0), n_bytes)))
 
 
 @fault("changed-file", FILE, number="downloads", default=1)
@@ -112,9 +114,9 @@ def changed_file(call: Call) -> Reply | None:
     with call.armed.lock:
         call.armed.memory["requests"] += 1
         early = call.armed.memory["requests"] <= (call.armed.amount or 0)
-    if early or not isinstance(body, Slice) or body.path != call.armed.scene.archive:
+    if early or not isinstance(body, Slice) or body.path != call.scene.archive:
         return None
-    changed = _made(call.armed, "changed.zip", lambda path: _rearrange(body.path, path))
+    changed = _made(call, "changed.zip", lambda path: _rearrange(body.path, path))
     other = download(stored(changed), call.ask.headers)
     return replace(call.reply, status=other.status, headers=other.headers, body=other.body)
 
@@ -154,9 +156,9 @@ def _broken_off(call: Call, ending: Ending) -> Reply | None:
     return replace(call.reply, ending=ending, ends_after=int(len(call.reply.body) * (call.armed.options["at"] or 0)))
 
 
-def _made(armed: Armed, name: str, make: Callable[[Path], None]) -> Path:
-    path = armed.scene.scratch / name
-    with armed.lock:
+def _made(call: Call, name: str, make: Callable[[Path], None]) -> Path:
+    path = call.scene.scratch / name
+    with call.armed.lock:
         if not path.exists():
             with whole(path) as scratch:
                 make(scratch)

@@ -11,6 +11,7 @@ API_HOST = "localhost"  # where the client's LOCALHOST environment sends its cal
 STORAGE_HOST = "storage.localhost"  # another name, so that requests drops Authorization on the way there
 API_PATH = "/api/v1/"
 BLOCK = 64 * 2**10  # bytes read, and sent, at a time
+INVERTED = bytes(range(255, -1, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,8 @@ class Slice:
             file.seek(self.start)
             for at in range(self.start, self.stop, BLOCK):
                 block = bytearray(file.read(min(BLOCK, self.stop - at)))
-                for position in range(max(at, self.damage.start), min(at + len(block), self.damage.stop)):
-                    block[position - at] ^= 0xFF
+                first, last = max(self.damage.start - at, 0), max(self.damage.stop - at, 0)
+                block[first:last] = block[first:last].translate(INVERTED)
                 yield bytes(block)
 
 

@@ -47,8 +47,9 @@ class Scene:
 class Call:
     """A request on its way, as a fault meets it."""
 
-    def __init__(self, ask: Ask, armed: "Armed", proceed: Proceed) -> None:
+    def __init__(self, ask: Ask, scene: Scene, armed: "Armed", proceed: Proceed) -> None:
         self.ask = ask
+        self.scene = scene
         self.armed = armed
         self.proceed = proceed
 
@@ -106,7 +107,6 @@ class Armed:
     """A fault in one server, with its settings and what it has seen."""
 
     fault: Fault
-    scene: Scene
     targets: frozenset[str]
     amount: float | None  # the number; None: without end
     options: Mapping[str, float | None]
@@ -114,9 +114,9 @@ class Armed:
     lock: threading.Lock = field(default_factory=threading.Lock)
     n_struck: int = 0  # including those let pass by `skip`
 
-    def answer(self, proceed: Proceed, ask: Ask) -> Reply:
+    def answer(self, scene: Scene, proceed: Proceed, ask: Ask) -> Reply:
         """The answer to `ask`: the fault's, or that of `proceed`."""
-        call = Call(ask, self, proceed)
+        call = Call(ask, scene, self, proceed)
         turn = self._claim() if ask.target in self.targets else None
         if turn is None:
             return call.reply
@@ -146,16 +146,16 @@ class Armed:
 class Plan:
     """The faults of one server, in order."""
 
-    def __init__(self, words: Sequence[str], known: Mapping[str, Fault], scene: Scene) -> None:
-        self._armed = [_arm(word, known, scene) for word in words]
+    def __init__(self, words: Sequence[str], known: Mapping[str, Fault]) -> None:
+        self._armed = [_arm(word, known) for word in words]
 
-    def answer(self, ask: Ask, proceed: Proceed) -> Reply:
+    def answer(self, ask: Ask, scene: Scene, proceed: Proceed) -> Reply:
         for armed in reversed(self._armed):
-            proceed = partial(armed.answer, proceed)
+            proceed = partial(armed.answer, scene, proceed)
         return proceed(ask)
 
 
-def _arm(word: str, known: Mapping[str, Fault], scene: Scene) -> Armed:
+def _arm(word: str, known: Mapping[str, Fault]) -> Armed:
     """The fault that `word` asks for; a UserError says what can be asked for."""
     name, *rest = word.split(":")
     if name not in known:
@@ -172,10 +172,9 @@ def _arm(word: str, known: Mapping[str, Fault], scene: Scene) -> Armed:
         elif not is_option and index == 0:
             amount = _number(part, word, whole=fault.number != RATE)
         else:
-            raise UserError(
-                f"fault '{word}': '{part}' does not fit {usage(fault)}[:skip=][:on=], on= one of {', '.join(sorted(fault.reach))}"
-            )
-    return Armed(fault=fault, scene=scene, targets=targets, amount=amount, options=options)
+            aims = ", ".join(sorted(fault.reach))
+            raise UserError(f"fault '{word}': '{part}' does not fit {usage(fault)}[:skip=][:on=], on= one of {aims}")
+    return Armed(fault=fault, targets=targets, amount=amount, options=options)
 
 
 def _number(text: str, word: str, *, whole: bool = False) -> float:

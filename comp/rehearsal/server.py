@@ -51,27 +51,31 @@ class RehearsalServer:
         if not archive.is_file():
             raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
         self.account = Account(token=token or f"rehearsal-{secrets.token_hex(16)}", username="rehearsal", key=secrets.token_hex(16))
+        self._archive = archive
         self._solution = read_solution(solution)
-        self._columns = competition.columns
+        self._competition = competition
+        self._plan = Plan(faults, FAULTS)
+        self._daily_limit = daily_limit
         self._submissions = Submissions(journal, daily_limit, clock)
+        self._scores = scores
+
+    def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-")
-        self._storage = Storage(archive, Path(self._scratch.name))
+        scratch = Path(self._scratch.name)
+        self._scene = Scene(archive=self._archive, scratch=scratch, daily_limit=self._daily_limit, title=self._competition.title)
+        self._storage = Storage(self._archive, scratch)
         self._service = Service(
-            competition=competition,
+            competition=self._competition,
             account=self.account,
-            archive=archive,
+            archive=self._archive,
             storage=self._storage,
             submissions=self._submissions,
             judge=self._judge,
-            scores=scores,
-            daily_limit=daily_limit,
+            scores=self._scores,
+            daily_limit=self._daily_limit,
         )
-        self._scene = Scene(archive=archive, scratch=Path(self._scratch.name), daily_limit=daily_limit, title=competition.title)
-        self.arm(faults)
-        self._listener = Listener(lambda ask: self._plan.answer(ask, self._answer))
+        self._listener = Listener(lambda ask: self._plan.answer(ask, self._scene, self._answer))
         self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-
-    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -84,7 +88,7 @@ class RehearsalServer:
 
     def arm(self, faults: Sequence[str]) -> None:
         """From the next request on, these faults and no others; `comp.rehearsal.catalogue` names them."""
-        self._plan = Plan(faults, FAULTS, self._scene)
+        self._plan = Plan(faults, FAULTS)
 
     @property
     def url(self) -> str:
@@ -131,7 +135,7 @@ class RehearsalServer:
         return RefusedError(403, f"A rehearsal does not forward requests to {ask.host}").reply()
 
     def _judge(self, content: bytes) -> Verdict:
-        return judge(content, self._solution, self._columns)
+        return judge(content, self._solution, self._competition.columns)
 
 
 def _misleads(name: str) -> bool:

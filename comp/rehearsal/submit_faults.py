@@ -45,13 +45,13 @@ def submit_lost(call: Call) -> Reply | None:
 def submit_silent(call: Call) -> Reply:
     """Answered `Successfully submitted`, with a reference, and not recorded."""
     ref = UNRECORDED_REF + call.armed.n_struck
-    return json_reply({"message": f"Successfully submitted to {call.armed.scene.title}", "ref": ref})
+    return json_reply({"message": f"Successfully submitted to {call.scene.title}", "ref": ref})
 
 
 @fault("daily-limit", CREATE | {"GetSubmissionLimits"})
 def daily_limit(call: Call) -> Reply:
     """No submissions are left today: the limits say so, and a submission gets 400 after its upload."""
-    limit = call.armed.scene.daily_limit
+    limit = call.scene.daily_limit
     if call.ask.target == "GetSubmissionLimits":
         return json_reply({"numToday": limit, "numTotal": limit, "numAllowedNow": 0, "limitedByTotal": False})
     return RefusedError(400, allowance_message(limit)).reply()
