@@ -1,0 +1,1 @@
+"""Kaggle's archive -> photos, a manifest, folds, pixels."""
