@@ -347,6 +347,8 @@ def test_storage_refuses_a_changed_address_and_a_second_kind_of_credentials(serv
     assert caller.fetch(url.replace("Expires=", "Expires=9")).status_code == 403
     assert caller.fetch(url.partition("?")[0]).status_code == 403
     assert caller.fetch(url, Authorization="Bearer x").status_code == 400
+    assert caller.send("PUT", url, data=b"x").status_code == 403
+    assert caller.send("GET", caller.call("StartSubmissionUpload")["createUrl"]).status_code == 403
     assert caller.fetch(url).status_code == 200
 
 
@@ -389,6 +391,11 @@ def probe_api_reset(caller: Caller, _: Path) -> None:
 def probe_html(caller: Caller, _: Path) -> None:
     page = caller.fetch()
     assert (page.status_code, page.headers["Content-Type"][:9], b"Sign in" in page.content) == (200, "text/html", True)
+
+
+def probe_outdated_client(caller: Caller, archive: Path) -> None:
+    listing = kaggle(caller.server, archive.parent, "files", SLUG, "--csv").stdout
+    assert listing.startswith("Warning: Looks like you're using an outdated")
 
 
 def probe_no_redirect(caller: Caller, archive: Path) -> None:
@@ -572,6 +579,7 @@ PROBES: dict[str, Callable[[Caller, Path], None]] = {
     "hang": probe_silent,
     "api-reset": probe_api_reset,
     "html": probe_html,
+    "outdated-client": probe_outdated_client,
     "no-redirect": probe_no_redirect,
     "cut": probe_cut,
     "reset": probe_reset,
@@ -627,11 +635,14 @@ def test_a_number_says_how_often_and_options_say_where(serve: Serve) -> None:
 
 
 def test_faults_compose(serve: Serve, archive: Path) -> None:
-    caller = Caller(serve("no-validator", "no-length", "flipped-bytes", "cut:1:at=0.25"))
+    caller = Caller(serve("no-validator", "no-length", "flipped-bytes", "cut:1:at=0.25", "cut:1:at=0:on=DownloadLeaderboard"))
     assert caller.n_arriving() == pytest.approx(0.25 * archive.stat().st_size, abs=4096)
     answer = caller.fetch()
     assert not {"ETag", "Content-Length"} & set(answer.headers)
     assert answer.content != archive.read_bytes()
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match=r"IncompleteRead.0 bytes read"):
+        caller.call("DownloadLeaderboard")
+    assert zipfile.is_zipfile(io.BytesIO(caller.call("DownloadLeaderboard").content))
 
 
 @pytest.mark.parametrize(
@@ -645,7 +656,7 @@ def test_faults_compose(serve: Serve, archive: Path) -> None:
         ("slow:nan", "'nan' is not a positive number"),
         ("429:1:2", "'2' does not fit 429[:times][:retry-after=]"),
         ("429:retry=1", "'retry=1' does not fit"),
-        ("cut:on=upload", "'on=upload' does not fit cut[:times][:at=][:skip=][:on=], on= one of file"),
+        ("cut:on=upload", "'on=upload' does not fit cut[:times][:at=][:skip=][:on=], on= one of DownloadLeaderboard, file"),
         ("", "there is no ''"),
     ],
 )
@@ -686,13 +697,22 @@ def test_the_clients_environment_has_nothing_that_leads_elsewhere(serve: Serve, 
         requests.get("https://api.kaggle.com/", proxies={"https": environment["https_proxy"]}, timeout=5)
 
 
+def test_an_archive_that_is_no_zip_is_served_all_the_same(solution: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.zip").write_bytes(b"not a zip")
+    with RehearsalServer(tmp_path / "odd.zip", solution) as server:
+        assert Caller(server).call("ListDataFiles")["files"] == []
+        assert Caller(server).fetch().content == b"not a zip"
+
+
 def test_a_missing_archive_or_solution_is_a_users_error(archive: Path, solution: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no archive"):
         RehearsalServer(tmp_path / "none.zip", solution)
     with pytest.raises(UserError, match="cannot read the solution"):
         RehearsalServer(archive, tmp_path / "none.csv")
-    with pytest.raises(UserError, match="not a solution"):
-        RehearsalServer(archive, archive)
+    for content in (b"PK\xff", b"id,label\n", b"id,label\n1,0.5\n", b"id,label\n1,0\n1,1\n"):
+        (tmp_path / "odd.csv").write_bytes(content)
+        with pytest.raises(UserError, match="not a solution"):
+            RehearsalServer(archive, tmp_path / "odd.csv")
 
 
 # Scores.

@@ -69,6 +69,12 @@ def no_redirect(call: Call) -> Reply:
     return download(stored(call.scene.archive), {})
 
 
+@fault("outdated-client", CALLS | TOKEN)
+def outdated_client(call: Call) -> Reply:
+    """The answer says that there is a newer client, and this one prints a warning to stdout, in front of its own output."""
+    return replace(call.reply, headers={**call.reply.headers, "X-Kaggle-APIVersion": "99.0.0"})
+
+
 def _with_retry_after(reply: Reply, armed: Armed) -> Reply:
     wait_s = armed.options["retry-after"]
     return reply if wait_s is None else replace(reply, headers={**reply.headers, "Retry-After": f"{wait_s:g}"})

@@ -8,26 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from comp.rehearsal.exchange import Ending, Reply, Slice, page_reply
-from comp.rehearsal.faults import FILE, RATE, Call, fault
+from comp.rehearsal.faults import FILE, RATE, STREAMS, Call, fault
 from comp.rehearsal.storage import download, expired_page, stored
 from comp.store import whole
 
 TAIL = 128 * 2**10  # more than a reader searches for a zip's end, lest it take that of the last member, itself a zip
 
 
-@fault("cut", FILE, options={"at": 0.6})
+@fault("cut", FILE, reach=STREAMS, options={"at": 0.6})
 def cut(call: Call) -> Reply | None:
     """The connection closes after `at` (0.6) of what should come."""
     return _broken_off(call, Ending.CUT)
 
 
-@fault("reset", FILE, options={"at": 0.6})
+@fault("reset", FILE, reach=STREAMS, options={"at": 0.6})
 def reset(call: Call) -> Reply | None:
     """The connection is reset after `at` (0.6) of what should come."""
     return _broken_off(call, Ending.RESET)
 
 
-@fault("stall", FILE, options={"at": 0.6})
+@fault("stall", FILE, reach=STREAMS, options={"at": 0.6})
 def stall(call: Call) -> Reply | None:
     """Nothing comes after `at` (0.6) of what should come, and the connection stays open."""
     return _broken_off(call, Ending.SILENCE)
@@ -151,7 +151,7 @@ def _without(reply: Reply, *names: str) -> Reply:
 
 
 def _broken_off(call: Call, ending: Ending) -> Reply | None:
-    if not call.reply.carries_file:
+    if call.reply.status not in (200, 206):
         return None
     return replace(call.reply, ending=ending, ends_after=int(len(call.reply.body) * (call.armed.options["at"] or 0)))
 

@@ -25,8 +25,10 @@ BOARD = frozenset({"GetLeaderboard", "DownloadLeaderboard"})
 DOWNLOADS = frozenset({"DownloadDataFiles", "DownloadDataFile"})
 SUBMITS = frozenset({"StartSubmissionUpload", "CreateSubmission"})
 CALLS = READS | BOARD | DOWNLOADS | SUBMITS
+# Targets beside the calls: GETs from storage, PUTs to it, the client's check of its own token.
 FILE, UPLOAD, TOKEN, CREATE = (frozenset({name}) for name in ("file", "upload", "IntrospectToken", "CreateSubmission"))
 EVERYTHING = CALLS | TOKEN | FILE | UPLOAD
+STREAMS = FILE | {"DownloadLeaderboard"}
 
 TIMES = "times"
 RATE = "MiB/s"  # the one number that need not be whole
@@ -168,7 +170,7 @@ def _arm(word: str, known: Mapping[str, Fault]) -> Armed:
         if key == "on" and value in fault.reach:
             targets = frozenset({value})
         elif is_option and key in options:
-            options[key] = _number(value, word)
+            options[key] = _number(value, word, zero=True)
         elif not is_option and index == 0:
             amount = _number(part, word, whole=fault.number != RATE)
         else:
@@ -177,12 +179,13 @@ def _arm(word: str, known: Mapping[str, Fault]) -> Armed:
     return Armed(fault=fault, targets=targets, amount=amount, options=options)
 
 
-def _number(text: str, word: str, *, whole: bool = False) -> float:
+def _number(text: str, word: str, *, whole: bool = False, zero: bool = False) -> float:
+    """A positive number, `whole` or not, or `zero` where that makes sense."""
     try:
         value = int(text) if whole else float(text)
     except ValueError:
         value = -1
-    if not 0 < value < float("inf"):
+    if not 0 < value < float("inf") and not (zero and value == 0):
         raise UserError(f"fault '{word}': '{text}' is not a positive{' whole' if whole else ''} number")
     return value
 
@@ -198,6 +201,6 @@ def edited(reply: Reply, edit: Callable[[dict[str, Any]], dict[str, Any] | None]
         return None
     value = json.loads(reply.body)
     if key in value:
-        edited = [edit(entry) for entry in value[key]]
-        return json_reply(value | {key: [entry for entry in edited if entry is not None]})
+        entries = [edit(entry) for entry in value[key]]
+        return json_reply(value | {key: [entry for entry in entries if entry is not None]})
     return json_reply(edit(value) or {})

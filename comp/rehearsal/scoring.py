@@ -29,8 +29,10 @@ def read_solution(path: Path) -> dict[str, int]:
     """The label, 0 or 1, of each id of `id,label` in `path`."""
     try:
         rows = _table(path.read_bytes(), ("id", "label"))
-        labels = {"0": 0, "1": 1}
-        return {row["id"]: labels[row["label"]] for row in rows}
+        solution = {row["id"]: {"0": 0, "1": 1}[row["label"]] for row in rows}
+        if not 0 < len(solution) == len(rows):
+            raise _InvalidError(f"{len(rows)} rows with {len(solution)} different ids")
+        return solution
     except OSError as error:
         raise UserError(f"{path}: cannot read the solution ({error.strerror}); name a CSV with the columns id,label") from None
     except (KeyError, _InvalidError) as error:

@@ -3,6 +3,8 @@
 The unmodified client is pointed to it by environment alone (`RehearsalServer.environment`): it takes the server for its HTTP proxy, and
 since its `LOCALHOST` base address is `http://localhost`, all it asks for comes here in absolute form. With the server down, or the proxy
 variable lost, the client meets a refused connection on this machine, never Kaggle.
+
+The public score counts all ids of the solution; there is no private one. Faults on request are named in `comp.rehearsal.catalogue`.
 """
 
 import os

@@ -142,10 +142,16 @@ class Service:
     def _get_competition(self, _: Ask) -> Reply:
         return json_reply(self._entry())
 
-    def _list_data_files(self, ask: Ask) -> Reply:
+    def _members(self) -> dict[str, int]:
+        """Sizes of the archive's files by name; an archive that is no zip, served on purpose, has none."""
+        if not zipfile.is_zipfile(self._archive):
+            return {}
         with zipfile.ZipFile(self._archive) as bundle:
-            members = [member for member in bundle.infolist() if not member.is_dir()]
-        files = [{"ref": m.filename, "name": m.filename, "totalBytes": m.file_size, "creationDate": wire_time(START)} for m in members]
+            return {member.filename: member.file_size for member in bundle.infolist() if not member.is_dir()}
+
+    def _list_data_files(self, ask: Ask) -> Reply:
+        created = wire_time(START)
+        files = [{"ref": name, "name": name, "totalBytes": n, "creationDate": created} for name, n in self._members().items()]
         return json_reply(page("files", files, ask.fields) | {"childrenFetchTimeMs": 1})
 
     def _download_data_files(self, _: Ask) -> Reply:
@@ -153,9 +159,8 @@ class Service:
 
     def _download_data_file(self, ask: Ask) -> Reply:
         name = str(ask.fields.get("fileName", ""))
-        with zipfile.ZipFile(self._archive) as bundle:
-            if name not in bundle.namelist():
-                raise RefusedError(404, f"File not found: {name}")
+        if name not in self._members():
+            raise RefusedError(404, f"File not found: {name}")
         return Reply(status=302, headers={"Location": self._storage.member_url(name)})
 
     def _start_submission_upload(self, ask: Ask) -> Reply:
@@ -170,7 +175,7 @@ class Service:
         verdict = Verdict(reason=ask.unscorable) if ask.unscorable else self._judge(content)
         submission = self._submissions.add(
             file_name=name,
-            description=str(ask.fields.get("submissionDescription", "")),
+            description=str(ask.fields.get("submissionDescription") or ""),
             sha256=hashlib.sha256(content).hexdigest(),
             n_bytes=len(content),
             score=verdict.score,

@@ -149,9 +149,11 @@ class Storage:
             return error_page(403, "SignatureDoesNotMatch", "The signature of this address is not right.")
         if int(ask.query["X-Goog-Expires"]) < time.time():
             return expired_page()
-        if ask.method == "PUT":
+        if ask.target == "upload" and ask.path.startswith(UPLOADS):
             return self.uploads.put(ask.path.removeprefix(UPLOADS), ask)
-        return download(self._stored(unquote(ask.path.removeprefix(BUNDLE))), ask.headers)
+        if ask.target == "file" and ask.path.startswith(BUNDLE):
+            return download(self._stored(unquote(ask.path.removeprefix(BUNDLE))), ask.headers)
+        return error_page(403, "SignatureDoesNotMatch", f"This address is not signed for {ask.method}.")
 
     def _stored(self, name: str) -> Stored:
         return stored(self._archive) if name == "archive.zip" else self._member(name.removeprefix("files/"))

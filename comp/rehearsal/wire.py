@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from comp.rehearsal.exchange import BLOCK, Ask, Ending, Reply, Slice
-
-MAX_BODY = 64 * 2**20  # bytes of an upload; a submission has a third of a megabyte
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +45,11 @@ class Listener(ThreadingHTTPServer):
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._resets: set[Any] = set()
         self._lock = threading.Lock()
+
+    def server_bind(self) -> None:
+        """Without the look-up of this host's name, which HTTPServer makes and which can take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", self.server_address[1]
 
     def n_before(self, url: str) -> int:
         with self._lock:
@@ -164,12 +168,12 @@ def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> Ask:
 
 
 def _receive(source: BufferedIOBase, length: str | None, encoding: str) -> bytes:
-    """The body of a request, as far as it comes."""
+    """The body of a request, as far as it comes; in memory, since a submission has a third of a megabyte."""
     if "chunked" not in encoding.lower():
-        return source.read(min(int(length or 0), MAX_BODY))
+        return source.read(int(length or 0))
     body = b""
     while n := int(source.readline(20).split(b";")[0] or b"0", 16):
-        body += source.read(min(n, MAX_BODY))
+        body += source.read(n)
         source.readline(2)
     source.readline(2)
     return body
