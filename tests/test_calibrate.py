@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from comp import metric
 from comp.errors import DataError, RecipeError, TrainingError, UserError
 from comp.predict import calibrate as cal
 
@@ -20,27 +21,12 @@ def overconfident(n: int = 2000, temperature: float = 2.5, seed: int = 0) -> tup
     return z * temperature, (rng.random(n) < 1 / (1 + np.exp(-z))).astype(np.int64)
 
 
-def test_log_loss_is_the_definition_and_the_same_from_logits_and_probabilities() -> None:
-    labels, probs = np.array([1, 0, 1]), np.array([0.9, 0.2, 0.3])
-    expected = -(math.log(0.9) + math.log(0.8) + math.log(0.3)) / 3
-    assert cal.log_loss(labels, probs) == pytest.approx(expected, rel=1e-14)
-    assert cal.logit_log_loss(labels, np.log(probs / (1 - probs))) == pytest.approx(expected, rel=1e-12)
-    assert cal.per_photo_loss(labels, probs).mean() == cal.log_loss(labels, probs)
-
-
-def test_a_certain_and_wrong_probability_costs_what_the_board_charges_and_a_logit_stays_exact() -> None:
-    assert cal.log_loss([1, 0], [0.0, 1.0]) == pytest.approx(-math.log(1e-15), rel=1e-3)
-    assert cal.log_loss([0, 1], [0.0, 1.0]) == pytest.approx(0, abs=1e-14)
-    assert cal.logit_log_loss([1, 0], [-900.0, 900.0]) == 900.0
-    assert cal.per_photo_logit_loss([1], [50.0])[0] == pytest.approx(math.exp(-50), rel=1e-12)
-
-
 def test_the_temperature_has_the_least_log_loss_of_a_fine_grid() -> None:
     logits, labels = overconfident()
     fitted = cal.fit_temperature(logits, labels)
     grid = np.exp(np.linspace(math.log(cal.MIN_TEMPERATURE), math.log(cal.MAX_TEMPERATURE), 2001))
-    losses = [cal.logit_log_loss(labels, logits / t) for t in grid]
-    assert cal.logit_log_loss(labels, logits / fitted) <= min(losses)
+    losses = [metric.logit_log_loss(labels, logits / t) for t in grid]
+    assert metric.logit_log_loss(labels, logits / fitted) <= min(losses)
     assert fitted == pytest.approx(float(grid[int(np.argmin(losses))]), rel=2e-3)
     assert fitted == pytest.approx(2.5, rel=0.1)
 
@@ -134,44 +120,9 @@ def test_cross_fitting_needs_two_folds() -> None:
 def test_a_calibrated_loss_is_better_than_a_raw_one_for_an_overconfident_model() -> None:
     logits, labels = overconfident()
     losses = cal.out_of_fold_losses(logits, labels, np.arange(labels.size) % 5, noise_rate=0.004, clip=0.005)
-    assert losses.raw == cal.logit_log_loss(labels, logits)
+    assert losses.raw == metric.logit_log_loss(labels, logits)
     assert losses.calibrated < losses.raw - 0.05
     assert losses.clipped == pytest.approx(losses.calibrated, abs=0.01)
-
-
-def test_the_prior_is_the_share_of_the_positive_class_and_finite_for_one_class() -> None:
-    assert cal.prior_logit([0, 1, 0, 1]) == 0.0
-    assert 1 / (1 + math.exp(-cal.prior_logit([1] * 3000 + [0] * 1000))) == pytest.approx(0.75, abs=1e-3)
-    assert math.isfinite(cal.prior_logit([1, 1]))
-    with pytest.raises(DataError):
-        cal.prior_logit([])
-
-
-def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        low, high = cal.bootstrap_interval(rng.exponential(1.0, 150), seed=trial, n_draws=200, level=0.9)
-        hits += low <= 1.0 <= high
-    assert 0.83 <= hits / 200 <= 0.95
-
-
-def test_near_duplicates_are_drawn_whole_so_that_copies_add_no_certainty() -> None:
-    losses = np.random.default_rng(0).exponential(1.0, 200)
-    copied, groups = np.repeat(losses, 5), np.repeat(np.arange(200), 5)
-    low, high = cal.bootstrap_interval(losses, seed=1)
-    assert cal.bootstrap_interval(copied, groups, seed=1) == pytest.approx((low, high), rel=1e-12)
-    single_low, single_high = cal.bootstrap_interval(copied, seed=1)
-    assert single_high - single_low < 0.6 * (high - low)
-
-
-def test_a_bootstrap_is_the_same_for_the_same_seed_and_only_then() -> None:
-    losses = np.random.default_rng(0).exponential(1.0, 100)
-    groups = [f"g{n // 2}" for n in range(100)]
-    assert cal.bootstrap_interval(losses, groups, seed=5) == cal.bootstrap_interval(losses, groups, seed=5)
-    assert cal.bootstrap_interval(losses, groups, seed=5) != cal.bootstrap_interval(losses, groups, seed=6)
-    with pytest.raises(DataError):
-        cal.bootstrap_interval([], seed=0)
 
 
 PUBLISHED = {0: 0.09480, 0.05: 0.08616, 0.03: 0.06928, 0.01: 0.05569, 0.005: 0.05440, 0.0005: 0.05978}
@@ -186,7 +137,7 @@ def one_overconfident_model(n: int = 12_500) -> tuple[Floats, Floats]:
     """
     normal = NormalDist(11.735, 5.3)
     right = np.array([normal.inv_cdf((rank + 0.5) / n) for rank in range(n)])  # the calibrated logit of the photo's own class
-    return cal.sigmoid(1.318 * right), cal.sigmoid(right)
+    return metric.sigmoid(1.318 * right), metric.sigmoid(right)
 
 
 def test_the_published_scores_under_six_clips_come_out_of_one_overconfident_model_and_a_noisy_board() -> None:

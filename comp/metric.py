@@ -1,0 +1,68 @@
+"""The competition's metric, log loss, per photo and in the mean, and how sure a mean of it is. numpy in float64, nothing else."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from comp.errors import DataError
+
+Floats = NDArray[np.float64]
+
+BOARD_EPSILON = 1e-15  # Kaggle's log loss keeps every probability this far from 0 and 1: no single photo costs more than 34.5
+
+
+def sigmoid(logits: ArrayLike) -> Floats:
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+
+
+def per_photo_loss(labels: ArrayLike, probs: ArrayLike) -> Floats:
+    """Natural log loss of each photo, `[n]`, as the board counts it: finite for probabilities of exactly 0 and 1 too."""
+    truth, p = np.asarray(labels, np.float64), np.clip(np.asarray(probs, np.float64), BOARD_EPSILON, 1 - BOARD_EPSILON)
+    return -truth * np.log(p) - (1 - truth) * np.log1p(-p)
+
+
+def log_loss(labels: ArrayLike, probs: ArrayLike) -> float:
+    """Mean of `per_photo_loss`; a label between 0 and 1 is an expectation over labels."""
+    return float(per_photo_loss(labels, probs).mean())
+
+
+def per_photo_logit_loss(labels: ArrayLike, logits: ArrayLike) -> Floats:
+    """Natural log loss of each photo, `[n]`, from logits: exact where the probability would round to 0 or 1."""
+    truth, z = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    return truth * np.logaddexp(0.0, -z) + (1 - truth) * np.logaddexp(0.0, z)
+
+
+def logit_log_loss(labels: ArrayLike, logits: ArrayLike) -> float:
+    return float(per_photo_logit_loss(labels, logits).mean())
+
+
+def prior_logit(labels: ArrayLike) -> float:
+    """The logit of P(positive) when nothing is known of a photo.
+
+    Half a photo is added to each class, so that it is finite where there is only one.
+    """
+    truth = np.asarray(labels, np.float64)
+    if not truth.size:
+        raise DataError("no labels to take the prior from: 0 labelled photos; run `make data` and look at the verdicts in data/train.csv")
+    return float(np.log(truth.sum() + 0.5) - np.log((1 - truth).sum() + 0.5))
+
+
+def bootstrap_interval(
+    losses: ArrayLike, groups: ArrayLike | None = None, *, seed: int, n_draws: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """The central `level` of the mean of `losses [n]` over draws with replacement.
+
+    `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and drawing them singly makes
+    the interval too narrow.
+    """
+    values = np.asarray(losses, np.float64)
+    if not values.size:
+        raise DataError("no losses to draw from: 0 photos; run `make train` first")
+    index = np.arange(values.size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    rng = np.random.default_rng(seed)
+    means = np.empty(n_draws)
+    for draw in range(n_draws):
+        chosen = rng.integers(sums.size, size=sums.size)
+        means[draw] = sums[chosen].sum() / counts[chosen].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
