@@ -1,0 +1,1 @@
+"""Probabilities -> a checked CSV, a score, the ledger."""
