@@ -224,7 +224,7 @@ def test_lists_come_in_pages_newest_first(serve: Serve) -> None:
     second = caller.call("ListSubmissions", pageSize=2, pageToken=first["nextPageToken"])
     third = caller.call("ListSubmissions", pageSize=2, page=3)
     assert [row["ref"] for page in (first, second, third) for row in page["submissions"]] == refs[::-1]
-    assert third["nextPageToken"] == ""
+    assert third["nextPageToken"] == caller.call("ListSubmissions", pageSize=5)["nextPageToken"] == ""
     assert caller.call("GetSubmission", ref=refs[0]) == third["submissions"][0]
 
 
@@ -632,6 +632,12 @@ def test_a_number_says_how_often_and_options_say_where(serve: Serve) -> None:
         caller.call("GetSubmissionLimits", status=status)
     assert [caller.fetch().status_code for _ in range(2)] == [404, 200]
     caller.call("ListDataFiles")
+
+
+def test_of_two_refusals_the_first_named_is_seen(serve: Serve) -> None:
+    caller = Caller(serve("503:1", "429:1"))
+    for status in (503, 429, 200):
+        caller.call("ListDataFiles", status=status)
 
 
 def test_faults_compose(serve: Serve, archive: Path) -> None:
