@@ -14,7 +14,8 @@
         ├── NotFoundError     no such competition or file (404)
         └── UnavailableError  busy, broken or out of reach (429, 5xx, no connection, time-out)
 
-Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1; whatever else is raised is a bug and keeps its traceback.
+Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1; whatever else is raised is a bug and
+keeps its traceback.
 """
 
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def plain(value: Any) -> Any:
     """`value` in terms of JSON: dataclasses become objects under their type's name, paths and tuples the obvious."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {key: plain(item) for key, item in asdict(value).items()}
+        return {"type": type(value).__name__} | {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

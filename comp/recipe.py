@@ -1,0 +1,225 @@
+"""What a run is: typed, frozen knobs with units, overridden by name, told apart by fingerprint."""
+
+import ast
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from comp.errors import RecipeError
+from comp.store import fingerprint, plain
+
+Fit = Literal["squash", "shorter"]
+ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
+
+
+def _need(holds: bool, knob: str, must: str, value: object) -> None:
+    if not holds:
+        raise RecipeError(f"{knob} must be {must}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The network: a timm backbone, and where its weights come from."""
+
+    backbone: str = "convnext_tiny"  # any name that timm.list_models() knows, with or without a tag
+    weights: str | None = None  # a .safetensors or .pth file; None: a package that carries them, else timm's hub; "random": none
+    drop_path: float = 0.0  # largest rate of stochastic depth, rising linearly with depth
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """The canvas that each photo becomes once, and the square of it that the network sees."""
+
+    fit: Fit = "squash"  # squash: the whole photo into a square; shorter: the shorter side to the canvas, the rest kept for crops
+    size_px: int | None = None  # side of what the network sees; None: the backbone's own
+    canvas: float | None = None  # canvas side / size_px, at least 1; None: 1 / the backbone's own crop_pct
+
+    def __post_init__(self) -> None:
+        _need(self.size_px is None or 16 <= self.size_px <= 2048, "pixels.size_px", "in [16, 2048]", self.size_px)
+        _need(self.canvas is None or 1 <= self.canvas <= 2, "pixels.canvas", "in [1, 2]", self.canvas)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folds:
+    """Cross-validation: who is held out when."""
+
+    n: int = 5  # folds
+    fit: int | None = None  # how many of them are fitted, from fold 0 on; None: all. Fewer leave photos without an out-of-fold logit
+    n_photos: int | None = None  # a stratified subset of whole groups with about this many training photos; None: all
+
+    def __post_init__(self) -> None:
+        _need(2 <= self.n <= 100, "folds.n", "in [2, 100]", self.n)
+        _need(self.fit is None or 1 <= self.fit <= self.n, "folds.fit", f"in [1, {self.n}]", self.fit)
+        _need(self.n_photos is None or self.n_photos >= 2 * self.n, "folds.n_photos", "at least two a fold", self.n_photos)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A frozen backbone, its pooled features cached, and a logistic head solved to its optimum in each fold.
+
+    The L2 penalty is chosen in every fold by inner folds of its own training photos.
+    """
+
+    penalties: tuple[float, ...] = (
+        1e-6,
+        3e-6,
+        1e-5,
+        3e-5,
+        1e-4,
+        3e-4,
+        1e-3,
+        1e-2,
+    )  # candidate weights of |w|^2 / 2 beside the mean log loss
+    n_inner: int = 4  # inner folds that choose among them
+    views: ViewsName = "flip"  # whose features are averaged for the fit
+
+    def __post_init__(self) -> None:
+        _need(len(self.penalties) > 0 and min(self.penalties) > 0, "training.penalties", "one or more positive numbers", self.penalties)
+        _need(2 <= self.n_inner <= 20, "training.n_inner", "in [2, 20]", self.n_inner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTune:
+    """The whole network, or its last part, trained by AdamW from the solved head on."""
+
+    trains: str = "all"  # all | head | last:N (the last N of timm's blocks, and the head)
+    epochs: int = 3
+    batch_size: int = 64  # photos a step, over all micro-batches
+    micro_batch: int | None = None  # photos in memory at once; None: the whole batch
+    peak_lr: float = 1e-4  # of the head; the block at depth d from the end gets layer_decay ** d of it
+    layer_decay: float = 0.75  # learning-rate factor from one block to the one before it
+    weight_decay: float = 0.05  # AdamW's; never on norms, biases and other one-dimensional parameters
+    warmup: float = 0.1  # fraction of all steps, rising linearly from 0
+    final_lr: float = 0.01  # fraction of the peak that the cosine ends at
+    clip_norm: float = 1.0  # largest norm of all gradients together
+    ema: float = 0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
+    label_smoothing: float = 0.0  # share of the label given to the other class
+    head_start: bool = True  # begin from the solved logistic head, so that no epoch is spent on finding it
+    crop_area: float = 0.6  # smallest share of the canvas that a random crop covers; 1: none
+    crop_aspect: float = 1.33  # largest ratio of a random crop's sides
+    flip: bool = True  # mirror half of the photos
+    colour: float = 0.2  # strength of brightness, contrast and saturation changes; 0: none
+    compile: bool = False  # torch.compile the step; pays back only in long runs
+
+    def __post_init__(self) -> None:
+        _need(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
+        _need(self.batch_size >= 2, "training.batch_size", "at least 2", self.batch_size)
+        whole = self.micro_batch is None or (self.micro_batch >= 1 and self.batch_size % self.micro_batch == 0)
+        _need(whole, "training.micro_batch", f"a divisor of batch_size {self.batch_size}", self.micro_batch)
+        _need(self.peak_lr > 0, "training.peak_lr", "positive", self.peak_lr)
+        _need(0 < self.layer_decay <= 1, "training.layer_decay", "in (0, 1]", self.layer_decay)
+        _need(self.weight_decay >= 0, "training.weight_decay", "0 or more", self.weight_decay)
+        _need(0 <= self.warmup < 1, "training.warmup", "in [0, 1)", self.warmup)
+        _need(0 <= self.final_lr <= 1, "training.final_lr", "in [0, 1]", self.final_lr)
+        _need(self.clip_norm > 0, "training.clip_norm", "positive", self.clip_norm)
+        _need(0 <= self.ema < 1, "training.ema", "in [0, 1)", self.ema)
+        _need(0 <= self.label_smoothing < 0.5, "training.label_smoothing", "in [0, 0.5)", self.label_smoothing)
+        _need(0 < self.crop_area <= 1, "training.crop_area", "in (0, 1]", self.crop_area)
+        _need(self.crop_aspect >= 1, "training.crop_aspect", "at least 1", self.crop_aspect)
+        _need(0 <= self.colour <= 1, "training.colour", "in [0, 1]", self.colour)
+        parts = self.trains.split(":")
+        known = self.trains in ("all", "head") or (len(parts) == 2 and parts[0] == "last" and parts[1].isdigit() and int(parts[1]) > 0)
+        _need(known, "training.trains", "all, head or last:N", self.trains)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """How fitted folds become probabilities; nothing here needs another fit."""
+
+    views: ViewsName = "flip"  # test-time augmentation: none, mirrored, four corners and centre, or two scales; all but none also mirrored
+    noise_rate: float = 0.0  # share of the board's labels that contradict any confident model
+    clip: float = 0.005  # probabilities stay in [clip, 1 - clip]; .005 was best of six on this board, see README
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.noise_rate < 0.5, "prediction.noise_rate", "in [0, 0.5)", self.noise_rate)
+        _need(0 < self.clip < 0.5, "prediction.clip", "in (0, 0.5)", self.clip)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run's result, but the photos and the machine."""
+
+    name: str
+    seed: int = 0  # of shuffling, augmentation, dropout and the subset; not of the folds, which are the manifest's
+    model: Model = field(default_factory=Model)
+    pixels: Pixels = field(default_factory=Pixels)
+    folds: Folds = field(default_factory=Folds)
+    training: Head | FineTune = field(default_factory=FineTune)
+    prediction: Prediction = field(default_factory=Prediction)
+
+    def fit_key(self) -> str:
+        """Told apart: what changes the fitted folds. Two recipes with one key share their checkpoints."""
+        return fingerprint(self.seed, self.model, self.pixels, self.folds, self.training)
+
+    def key(self) -> str:
+        """Told apart: what changes the predictions."""
+        return fingerprint(self.fit_key(), self.prediction)
+
+
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """`recipe` with each `section.knob=value` of `settings` applied. RecipeError names what is unknown or out of range."""
+    for setting in settings:
+        path, found, text = setting.partition("=")
+        if not found:
+            raise RecipeError(f"a setting reads section.knob=value, got {setting!r}")
+        recipe = _replaced(recipe, path.split("."), text, path)
+    return recipe
+
+
+def _replaced(owner: Any, names: list[str], text: str, path: str) -> Any:
+    hints = typing.get_type_hints(type(owner))
+    if names[0] not in hints or names[0] == "name":
+        knobs = ", ".join(name for name in hints if name != "name")
+        raise RecipeError(f"no knob {path!r}: {type(owner).__name__} has {knobs}")
+    current = getattr(owner, names[0])
+    if dataclasses.is_dataclass(current):
+        if len(names) == 1:
+            raise RecipeError(f"{path!r} is a section: name one of its knobs, such as {path}.{dataclasses.fields(current)[0].name}")
+        value = _replaced(current, names[1:], text, path)
+    elif len(names) > 1:
+        raise RecipeError(f"{path!r} goes below the knob {names[0]!r}, which has no parts")
+    else:
+        value = _parsed(text, hints[names[0]], path)
+    return dataclasses.replace(owner, **{names[0]: value})
+
+
+def _parsed(text: str, kind: Any, path: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    try:
+        value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    value = tuple(value) if isinstance(value, list) else value
+    for option in typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,):
+        if typing.get_origin(option) is Literal and text in typing.get_args(option):
+            return text
+        if _fits(value, option):
+            return float(text) if option is float else value
+        if option is str and not isinstance(value, tuple) and value is not None:
+            return text
+    raise RecipeError(f"{path} takes {_shown(kind)}, got {text!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+    return type(value) is kind
+
+
+def _shown(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """`recipe` in terms of JSON, as run.json keeps it."""
+    return typing.cast(dict[str, Any], plain(recipe))

@@ -1,0 +1,48 @@
+"""Artefacts are whole or not there, and fingerprints tell what is different."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from comp.recipes import named
+from comp.seeds import derive_seed
+from comp.store import fingerprint, plain, read_json, whole, write_json, write_table
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError), whole(path) as scratch:
+        scratch.write_bytes(b"half" + "\udc00".encode())
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_ends_well_replaces_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"b": 1, "a": [1.5, None]})
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_table_reads_back_bit_for_bit(tmp_path: Path) -> None:
+    table = pd.DataFrame({"id": ["1", "10"], "x": [0.1 + 0.2, 1e-17]})
+    write_table(tmp_path / "t.csv", table)
+    back = pd.read_csv(tmp_path / "t.csv", dtype={"id": str})
+    assert back.to_dict("list") == table.to_dict("list")
+    assert b"\r" not in (tmp_path / "t.csv").read_bytes()
+
+
+def test_fingerprints_tell_values_and_their_order_apart_but_not_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint("1", 2), fingerprint([1, 2])}) == 4
+    assert plain(named("lite0_head"))["training"]["type"] == "Head"
+
+
+def test_seeds_of_different_purposes_differ_and_of_one_purpose_agree() -> None:
+    seeds = {derive_seed(0, "augment", fold, epoch) for fold in range(5) for epoch in range(5)}
+    assert len(seeds) == 25
+    assert derive_seed(0, "augment", 1, 2) == derive_seed(0, "augment", 1, 2) != derive_seed(1, "augment", 1, 2)
+    assert all(0 <= seed < 2**63 for seed in seeds)
