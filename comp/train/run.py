@@ -1,0 +1,160 @@
+"""A run on disk: what it is made from, which folds are done, what they said."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from comp.errors import DataError, StaleError
+from comp.recipe import Recipe, described
+from comp.store import Workspace, file_sha256, fingerprint, read_json, write_json, write_table
+
+FORMAT = 1  # of the files of a run; one more when what they mean changes
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The folder `runs/<recipe>-<fingerprint>/` of one recipe on one set of photos."""
+
+    workspace: Workspace
+    recipe: Recipe
+    data_key: str  # changes with the training manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Told apart: everything that changes the predictions."""
+        return fingerprint(FORMAT, self.recipe.key(), self.data_key)
+
+    @property
+    def fit_fingerprint(self) -> str:
+        """Told apart: everything that changes the fitted folds; runs that share it share their checkpoints."""
+        return fingerprint(FORMAT, self.recipe.fit_key(), self.data_key)
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.name}-{self.fingerprint}"
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.runs / self.name
+
+    @property
+    def folds(self) -> range:
+        """The folds that the recipe fits."""
+        return range(self.recipe.folds.fit or self.recipe.folds.n)
+
+    def checkpoint(self, fold: int) -> Path:
+        """The fitted weights of a fold, as safetensors."""
+        return self.folder / f"fold-{fold}.safetensors"
+
+    def scores(self, fold: int) -> Path:
+        """The out-of-fold logits of a fold, as CSV."""
+        return self.folder / f"fold-{fold}-oof.csv"
+
+    @property
+    def oof(self) -> Path:
+        return self.folder / "oof.csv"
+
+    def is_trained(self) -> bool:
+        return self.oof.exists() and all(self.checkpoint(fold).exists() for fold in self.folds)
+
+
+def open_run(workspace: Workspace, recipe: Recipe) -> Run:
+    """The run of `recipe` on the training photos that are there now; DataError if there are none."""
+    manifest = workspace.manifest("train")
+    if not manifest.exists():
+        raise DataError(f"no {manifest}: run `make data` first")
+    return Run(workspace=workspace, recipe=recipe, data_key=file_sha256(manifest)[:10])
+
+
+def trained_run(workspace: Workspace, recipe: Recipe) -> Run:
+    """The run of `recipe` if its folds are fitted. StaleError tells a run of other photos from one that was never made."""
+    run = open_run(workspace, recipe)
+    if run.is_trained():
+        return run
+    others = sorted(path.name for path in workspace.runs.glob(f"{recipe.name}-*") if (path / "oof.csv").exists())
+    seen = f"; there is {', '.join(others[:3])}, of other photos or settings" if others else ""
+    raise StaleError(f"run {run.name} has no fitted folds{seen}: run `make train` with the same RECIPE and SET first")
+
+
+def start(run: Run, weights_key: str, device_name: str) -> None:
+    """Write run.json, where a run begins. StaleError if it began with other weights: a fold must not differ from the next one."""
+    origin = run.folder / "run.json"
+    if origin.exists():
+        began = read_json(origin)
+        if began["weights"] != weights_key:
+            now = run.recipe.model.weights or "those found now"
+            raise StaleError(f"{run.folder} began with other weights than {now}: delete it, or name the old file")
+        return
+    write_json(
+        origin,
+        {
+            "name": run.recipe.name,
+            "fingerprint": run.fingerprint,
+            "fit_fingerprint": run.fit_fingerprint,
+            "data": run.data_key,
+            "weights": weights_key,
+            "recipe": described(run.recipe),
+            "device": device_name,
+            "versions": {name: version(name) for name in LIBRARIES},
+            "commit": commit_of(Path(__file__).parent),
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def adopt(run: Run) -> list[int]:
+    """Take over the checkpoints that other runs with the same fit have already, and say of which folds."""
+    taken = []
+    for other in sorted(run.workspace.runs.glob("*/run.json")):
+        if other.parent == run.folder or read_json(other).get("fit_fingerprint") != run.fit_fingerprint:
+            continue
+        for fold in run.folds:
+            source = other.parent / run.checkpoint(fold).name
+            if source.exists() and not run.checkpoint(fold).exists():
+                run.checkpoint(fold).hardlink_to(source)
+                taken.append(fold)
+    return taken
+
+
+def write_scores(run: Run, fold: int, ids: Sequence[str], logits: NDArray[np.float64]) -> None:
+    write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": logits}))
+
+
+def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
+    """oof.csv: id, label, fold, logit of every photo of the fitted folds, in the order of `photos`; written, and returned.
+
+    StaleError if a fold lacks a photo, or has one twice: then its file is not of this run.
+    """
+    parts = [read_scores(run.scores(fold)) for fold in run.folds]
+    scored = pd.concat(parts)
+    held_out = photos[photos["fold"].isin(list(run.folds))]
+    if sorted(scored["id"]) != sorted(held_out["id"]):
+        n_off = len(set(scored["id"]) ^ set(held_out["id"]))
+        raise StaleError(
+            f"{n_off:,} out-of-fold logits in {run.folder} are missing, double or of others: delete its fold-*-oof.csv and train again"
+        )
+    table = held_out[["id", "label", "fold"]].merge(scored, on="id", how="left", validate="1:1")
+    write_table(run.oof, table)
+    return table
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """A table of id (text) and numbers, as this project writes them."""
+    return pd.read_csv(path, dtype={"id": str})
+
+
+def commit_of(folder: Path) -> str:
+    """The git commit of the code, `-dirty` if it is changed; "none" outside a repository or without git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none"

@@ -1,0 +1,44 @@
+"""Which training photos a run uses, and in which fold each is held out."""
+
+import hashlib
+
+import pandas as pd
+
+from comp.data.folds import assign_folds
+from comp.data.manifest import usable
+from comp.errors import DataError
+from comp.recipe import Folds
+
+
+def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
+    """id, label, group, fold, sha256 and verdict of the photos that train, in the order of `manifest`.
+
+    The manifest's own folds where the recipe asks for as many, so that a fold means the same in every run; else new ones by the same rule.
+    """
+    photos = usable(manifest)
+    photos = photos[photos["fold"].notna()].reset_index(drop=True)
+    n_here = int(photos["fold"].max()) + 1 if len(photos) else 0
+    if folds.n != n_here:
+        assigned = assign_folds(list(photos["id"]), list(photos["label"]), list(photos["group"]), n_folds=folds.n, seed=0)
+        photos = photos.assign(fold=assigned)
+    if folds.n_photos is not None:
+        photos = _subset(photos, folds.n_photos, seed)
+    counts = photos.groupby(["fold", "label"]).size().reindex(pd.MultiIndex.from_product([range(folds.n), (0, 1)]), fill_value=0)
+    if (counts == 0).any():
+        raise DataError(
+            f"{int((counts == 0).sum())} of {folds.n} folds lack a class, with {len(photos)} photos: lower folds.n or raise folds.n_photos"
+        )
+    return photos.astype({"fold": "int64", "label": "int64"})
+
+
+def _subset(photos: pd.DataFrame, n_photos: int, seed: int) -> pd.DataFrame:
+    """About `n_photos` rows, whole groups, the classes and folds in their shares; which ones depends on the groups and the seed alone."""
+    share = n_photos / len(photos)
+    if share >= 1:
+        return photos
+    first = photos.groupby("group")["id"].transform("min")
+    order = [hashlib.sha256(f"{seed} {id}".encode()).hexdigest() for id in first]
+    ranked = photos.assign(order=order).sort_values(["order", "id"])
+    within = ranked.groupby(["fold", "label"])["order"].rank(method="max", pct=True)
+    kept = ranked[within <= share]
+    return photos[photos["group"].isin(kept["group"])].reset_index(drop=True)

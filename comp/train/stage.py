@@ -1,0 +1,189 @@
+"""The stage `train`: how a run starts, goes on and ends.
+
+1. The run's folder is named by recipe and photos; if all its folds are there, nothing is done.
+2. Folds that another run has fitted with the same settings are taken over.
+3. Each fold that lacks a checkpoint is fitted on the other folds' photos, and its checkpoint written.
+4. Each fold that lacks its out-of-fold logits is scored by its checkpoint, with the recipe's views.
+5. oof.csv brings them together; the table shows the log loss of each fold and of all.
+
+Killed at any point, the next call goes on at the first step that has not left its file.
+"""
+
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from comp.data.manifest import read_manifest
+from comp.errors import StaleError
+from comp.metric import bootstrap_interval, per_photo_logit_loss
+from comp.progress import Reporter
+from comp.recipe import FineTune, Head, Model, Recipe
+from comp.recipes import ON_CPU
+from comp.seeds import derive_seed
+from comp.store import Workspace, write_table
+from comp.train import run as runs
+from comp.train.backbone import build, freeze, input_of
+from comp.train.batches import training_batches
+from comp.train.device import Device
+from comp.train.features import Embedder, weights_key
+from comp.train.finetune import Point, fine_tune, set_training
+from comp.train.head import LinearHead, fit_head
+from comp.train.run import Run, collect_oof, open_run
+from comp.train.selection import select
+from comp.train.workbench import Workbench, head_of, load_head, load_network, open_workbench, save_head, save_network
+
+
+def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter) -> Run:
+    """Fit and score the folds of `recipe` that are not fitted yet; the finished run."""
+    run = open_run(workspace, recipe)
+    if run.is_trained():
+        reporter.say(f"{run.name}: all {len(run.folds)} folds are fitted; nothing to do")
+        show(run, reporter)
+        return run
+    if isinstance(recipe.training, FineTune) and device.where.type == "cpu":
+        _warn_of_cpu(run, recipe.training, reporter)
+    network = build(recipe.model, size_px=recipe.pixels.size_px)
+    bench = open_workbench(run, device, reporter)
+    bench.views()  # refuses views that the canvas has no room for, before any work
+    runs.start(run, weights_key(network), device.name)
+    taken = runs.adopt(run)
+    if taken:
+        reporter.say(f"{run.name}: {len(taken)} folds taken over from a run with the same fit")
+    start = time.perf_counter()
+    if isinstance(recipe.training, Head):
+        _train_heads(bench, network, recipe.training)
+    else:
+        _train_networks(bench, network, recipe.training)
+    collect_oof(run, bench.photos)
+    reporter.say(f"{run.name}: {len(run.folds)} folds in {time.perf_counter() - start:.1f} s on {device.name}")
+    show(run, reporter)
+    return run
+
+
+def _train_heads(bench: Workbench, network: torch.nn.Module, training: Head) -> None:
+    embedder, why = bench.embedder(network)
+    bench.reporter.say(f"inference in {why}")
+    features = None
+    for fold in bench.run.folds:
+        if not bench.run.checkpoint(fold).exists():
+            if features is None:
+                features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
+            save_head(bench.run.checkpoint(fold), _solved_head(bench, features, fold, training))
+        _score(bench, fold, embedder, load_head(bench.run.checkpoint(fold)))
+
+
+def _solved_head(bench: Workbench, features: np.ndarray, fold: int, training: Head) -> LinearHead:
+    learns = (bench.photos["fold"] != fold).to_numpy()
+    labels = torch.from_numpy(bench.photos["label"].to_numpy()[learns])
+    return fit_head(
+        torch.from_numpy(features[learns]),
+        labels,
+        [int(group) for group in bench.photos["group"][learns]],
+        penalties=training.penalties,
+        n_inner=training.n_inner,
+        seed=derive_seed(bench.recipe.seed, "inner folds", fold),
+    )
+
+
+def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTune) -> None:
+    features = None
+    missing = [fold for fold in bench.run.folds if not bench.run.checkpoint(fold).exists()]
+    if training.head_start and missing:
+        embedder, why = bench.embedder(network)
+        bench.reporter.say(f"head start in {why}")
+        features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
+    for fold in bench.run.folds:
+        if fold in missing:
+            head = _solved_head(bench, features, fold, Head()) if features is not None else None
+            _fit_fold(bench, fold, training, head)
+        if not bench.run.scores(fold).exists():
+            fitted = load_network(bench.run.checkpoint(fold), bench.recipe, bench.device)
+            head = head_of(fitted)
+            _score(bench, fold, bench.embedder(fitted)[0], head)
+
+
+def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:
+    network = bench.network()
+    if head is not None:
+        classifier = network.get_classifier()  # type: ignore[operator]  # timm's, which has no types
+        with torch.no_grad():
+            classifier.weight.copy_(head.weight[None])
+            classifier.bias.copy_(head.bias[None])
+    trained, total = freeze(network, training.trains)
+    learns = bench.photos[bench.photos["fold"] != fold]
+    rows = [int(row) for row in bench.pixels.rows(list(learns["id"]))]
+    seed = derive_seed(bench.recipe.seed, "fine-tune", fold)
+    batches = training_batches(bench.pixels, rows, list(learns["label"]), training, bench.size_px, bench.device, seed)
+    bench.reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {len(rows):,} photos")
+    n_steps = len(batches)
+    label = f"fold {fold}"
+    with torch.random.fork_rng(devices=[bench.device.where] if bench.device.is_cuda else []):
+        torch.manual_seed(derive_seed(seed, "dropout"))  # of dropout and stochastic depth; not of what a GPU adds in no fixed order
+        with bench.reporter.track(label, n_steps * min(training.batch_size, len(rows)), "photos") as advance:
+            history = fine_tune(network, batches, n_steps, training, bench.shown, bench.device, advance)
+    _keep_history(bench.run, fold, history)
+    save_network(bench.run.checkpoint(fold), network)
+    bench.reporter.say(f"fold {fold}: training loss {history[0].loss:.4f} at first, {history[-1].loss:.4f} at the end")
+
+
+def _keep_history(run: Run, fold: int, history: list[Point]) -> None:
+    table = pd.DataFrame({"step": [p.step for p in history], "loss": [p.loss for p in history], "lr": [p.lr for p in history]})
+    write_table(run.folder / f"fold-{fold}-history.csv", table)
+
+
+def _score(bench: Workbench, fold: int, embedder: Embedder, head: LinearHead) -> None:
+    if bench.run.scores(fold).exists():
+        return
+    ids = list(bench.photos["id"][bench.photos["fold"] == fold])
+    logits = bench.logits(embedder, head, ids)
+    if not np.isfinite(logits).all():
+        n_bad = int((~np.isfinite(logits)).sum())
+        raise StaleError(
+            f"{n_bad} of {len(ids)} out-of-fold logits of fold {fold} are not finite: delete {bench.run.checkpoint(fold)} and train again"
+        )
+    runs.write_scores(bench.run, fold, ids, logits)
+
+
+def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:
+    """Say what a fine-tune will take on a CPU before it starts."""
+    recipe = run.recipe
+    photos = select(read_manifest(run.workspace.manifest("train")), recipe.folds, recipe.seed)
+    n_seen = sum(int((photos["fold"] != fold).sum()) for fold in run.folds) * training.epochs
+    seconds = n_seen * _seconds_a_photo(recipe, training)
+    took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+    reporter.warn(f"no GPU: {recipe.name} will train for about {took} on this CPU; RECIPE={ON_CPU} is made for CPUs")
+
+
+def _seconds_a_photo(recipe: Recipe, training: FineTune) -> float:
+    """Seconds of one training step a photo, measured on random weights."""
+    size_px = recipe.pixels.size_px or input_of(recipe.model).size_px
+    network = build(
+        Model(backbone=recipe.model.backbone, weights="random", drop_path=recipe.model.drop_path), size_px=recipe.pixels.size_px
+    )
+    freeze(network, training.trains)
+    set_training(network.to(memory_format=torch.channels_last))
+    images = torch.zeros(4, 3, size_px, size_px).to(memory_format=torch.channels_last)
+    took = []
+    for _ in range(2):  # the first pass also warms up
+        start = time.perf_counter()
+        network(images).sum().backward()
+        took.append((time.perf_counter() - start) / len(images))
+    return min(took)
+
+
+def show(run: Run, reporter: Reporter) -> None:
+    """The table of log loss and accuracy, of each fold and of all."""
+    oof = runs.read_scores(run.oof)
+    losses = per_photo_logit_loss(oof["label"], oof["logit"])
+    right = ((oof["logit"] > 0) == (oof["label"] > 0.5)).to_numpy()
+    rows = []
+    for fold in run.folds:
+        here = (oof["fold"] == fold).to_numpy()
+        rows.append((f"fold {fold}", f"{here.sum():,}", float(losses[here].mean()), f"{right[here].mean():.2%}"))
+    rows.append(("all", f"{len(oof):,}", float(losses.mean()), f"{right.mean():.2%}"))
+    reporter.table(f"{run.name}, out of fold", ("", "photos", "log loss", "accuracy"), rows)
+    groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]
+    low, high = bootstrap_interval(losses, groups.loc[list(oof["id"])].to_numpy(), seed=0)
+    reporter.say(f"log loss {losses.mean():.5f}, 95 % interval {low:.5f} to {high:.5f} over photos")

@@ -1,0 +1,177 @@
+"""Fine-tuning: the schedule, what a step changes, and what stops it."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from comp.errors import TrainingError
+from comp.recipe import FineTune, Model
+from comp.train.backbone import build, freeze, input_of
+from comp.train.batches import Batch, training_batches
+from comp.train.device import Device, find_device
+from comp.train.finetune import ema_decay, fine_tune, learning_rate, smoothed
+
+MODEL = Model(backbone="mobilenetv3_small_050", weights="random")
+TRAINING = FineTune(epochs=2, batch_size=4, ema=0.0, peak_lr=1e-3)
+CPU = find_device("cpu")
+
+
+class Canvases:
+    """Squares whose brightness is the label's."""
+
+    def __init__(self, n: int, size_px: int = 40) -> None:
+        rng = np.random.default_rng(0)
+        self.labels = [row % 2 for row in range(n)]
+        self._squares = [(rng.integers(0, 100, (size_px, size_px, 3)) + 120 * label).astype(np.uint8) for label in self.labels]
+
+    def canvas(self, row: int) -> np.ndarray:
+        return self._squares[row]
+
+
+def batches(training: FineTune, n: int = 16, seed: int = 0, device: Device = CPU) -> Iterator[Batch]:
+    canvases = Canvases(n)
+    return iter(training_batches(canvases, range(n), canvases.labels, training, 32, device, seed))
+
+
+def network_of(trains: str = "all") -> nn.Module:
+    torch.manual_seed(0)
+    network = build(MODEL)
+    nn.init.normal_(network.get_classifier().weight, std=0.05)  # type: ignore[operator]
+    freeze(network, trains)
+    return network
+
+
+def run(network: nn.Module, training: FineTune, data: Iterator[Batch], n_steps: int) -> list[float]:
+    return [point.loss for point in fine_tune(network, data, n_steps, training, input_of(MODEL), CPU, lambda n=1, note="": None)]
+
+
+def test_the_learning_rate_rises_in_a_line_then_falls_as_a_cosine() -> None:
+    training = FineTune(peak_lr=1.0, warmup=0.1, final_lr=0.01)
+    rates = [learning_rate(step, 100, training) for step in range(100)]
+    assert np.allclose(np.diff(rates[:10]), 1 / 11)
+    assert max(rates) == rates[10] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[55] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * 0.5)) / 2)
+    assert 0.01 < rates[-1] < 0.012
+
+
+def test_the_average_forgets_its_start_in_short_runs_and_is_slow_in_long_ones() -> None:
+    training = FineTune(ema=0.99)
+    assert ema_decay(0, training) == 0.1
+    assert ema_decay(10_000, training) == 0.99
+
+
+def test_smoothing_moves_both_labels_by_as_much() -> None:
+    assert smoothed(torch.tensor([0.0, 1.0]), 0.1).tolist() == pytest.approx([0.1, 0.9])
+
+
+@pytest.mark.parametrize("trains", ["all", "head", "last:1", "last:2"])
+def test_a_step_changes_exactly_the_parameters_that_train_and_no_batch_norm_statistic(trains: str) -> None:
+    network = network_of(trains)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run(network, replace(TRAINING, warmup=0.0, weight_decay=0.5), batches(TRAINING), 8)
+    after = network.state_dict()
+    assert {name for name, value in after.items() if not torch.equal(value, before[name])} == trained
+
+
+def test_every_trained_parameter_gets_a_finite_gradient() -> None:
+    network = network_of()
+    squares, _ = next(batches(TRAINING))
+    network.train()(squares.permute(0, 3, 1, 2).float() / 255).sum().backward()
+    assert all(parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
+
+
+def test_the_loss_falls_and_the_network_ends_in_evaluation_mode() -> None:
+    network = network_of()
+    training = replace(TRAINING, epochs=10)
+    losses = run(network, training, batches(training), 40)
+    assert losses[-1] < 0.7 * losses[0]
+    assert not network.training
+
+
+def test_micro_batches_add_up_to_the_whole_batch() -> None:
+    one, four = network_of(), network_of()
+    whole = replace(TRAINING, epochs=1, clip_norm=1e9)
+    for network, training in ((one, whole), (four, replace(whole, micro_batch=1))):
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        run(network, training, batches(whole), 4)
+    for a, b in zip(one.parameters(), four.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-2)
+
+
+def test_the_averaged_weights_are_kept_and_lie_behind_the_last_ones() -> None:
+    start, last, averaged = network_of(), network_of(), network_of()
+    for network, training in ((last, TRAINING), (averaged, replace(TRAINING, ema=0.9))):
+        torch.manual_seed(0)
+        run(network, training, batches(TRAINING), 8)
+
+    def distance(network: nn.Module) -> float:
+        pairs = zip(network.parameters(), start.parameters(), strict=True)
+        return sum(float((a - b).detach().square().sum()) for a, b in pairs)
+
+    assert 0 < distance(averaged) < distance(last)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fold_with_the_remedy() -> None:
+    def poisoned() -> Iterator[Batch]:
+        for squares, labels in batches(TRAINING):
+            yield squares, labels * float("nan")
+
+    with pytest.raises(TrainingError, match=r"the loss is nan after 8 steps; set training\.peak_lr below 0\.001"):
+        run(network_of(), TRAINING, poisoned(), 8)
+
+
+def test_a_loss_that_explodes_stops_the_fold() -> None:
+    training = replace(TRAINING, peak_lr=1e3, epochs=20, clip_norm=1e9, warmup=0.0)
+    with pytest.raises(TrainingError, match="the loss"):
+        run(network_of(), training, batches(training), 80)
+
+
+def test_batches_hold_every_photo_once_an_epoch_in_an_order_that_the_seed_decides() -> None:
+    plain = replace(TRAINING, crop_area=1.0, crop_aspect=1.0, flip=False, colour=0.0)
+    first = [squares for squares, _ in batches(plain)]
+    again = [squares for squares, _ in batches(plain)]
+    other = [squares for squares, _ in batches(plain, seed=1)]
+    assert len(first) == 8
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    for half in (first[:4], first[4:]):
+        sums = sorted(int(square.long().sum()) for square in torch.cat(half))
+        assert len(set(sums)) == 16
+
+
+def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -> None:
+    training = replace(TRAINING, epochs=2)
+    inline = list(batches(training))
+    canvases = Canvases(16)
+    loader = training_batches(canvases, range(16), canvases.labels, training, 32, CPU, 0)
+    workers = torch.utils.data.DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn, num_workers=2)
+    for (a, la), (b, lb) in zip(inline, workers, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(la, lb)
+    assert not torch.equal(torch.cat([s for s, _ in inline[:4]]).float().mean(), torch.cat([s for s, _ in inline[4:]]).float().mean())
+
+
+def test_colour_changes_leave_labels_and_shapes_alone() -> None:
+    squares, labels = next(batches(replace(TRAINING, colour=1.0)))
+    assert squares.shape == (4, 32, 32, 3)
+    assert squares.dtype == torch.uint8
+    assert set(labels.tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_loss_falls_too_in_the_precision_that_the_device_has() -> None:
+    device, network = find_device("cuda"), network_of()
+    training = replace(TRAINING, epochs=10)
+    data = batches(training, device=device)
+    points = fine_tune(network, data, 40, training, input_of(MODEL), device, lambda n=1, note="": None)
+    assert points[-1].loss < 0.7 * points[0].loss
