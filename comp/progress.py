@@ -33,6 +33,9 @@ class Reporter:
     def warn(self, line: str) -> None:
         self._out.print(f"[yellow]warning:[/] {escape(line)}")
 
+    def fail(self, line: str) -> None:
+        self._err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Columns after the first are right-aligned; a float is shown to five places."""
         table = Table(title=title, title_justify="left", title_style="bold")

@@ -1,0 +1,48 @@
+# Two commands need nothing but Python 3.11 and make: `make rehearsal` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+RUN := .venv/bin/python -m comp
+WITH := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(SET),--set $(SET))
+ON := $(if $(DEVICE),--device $(DEVICE))
+REAL := $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(SOLUTION),--solution $(SOLUTION))
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+.venv/done: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv  # the lock pins it too
+	.venv/bin/uv pip install --quiet --require-hashes --python .venv/bin/python requirements.txt
+	touch $@
+
+data: .venv/done ## download, check, unpack; manifest, folds, pixels
+	$(RUN) data $(WITH)
+train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10"
+	$(RUN) train $(WITH) $(ON)
+predict: .venv/done ## predict the test photos, calibrate, clip
+	$(RUN) predict $(WITH) $(ON)
+submit: .venv/done ## check, upload, wait for the score, note it in the ledger
+	$(RUN) submit $(WITH)
+scores: .venv/done ## pick up scores that were pending
+	$(RUN) scores
+recipes: .venv/done ## list the recipes
+	@$(RUN) recipes
+rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
+	$(RUN) rehearsal $(WITH) $(ON) $(REAL)
+smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
+	$(RUN) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 training.epochs=2 $(SET) $(ON) $(REAL)
+test: .venv/done ## all tests that need neither network nor GPU
+	.venv/bin/python -m pytest -m "not gpu"
+check: .venv/done ## ruff and mypy --strict
+	.venv/bin/ruff check comp tests
+	.venv/bin/ruff format --check comp tests
+	.venv/bin/mypy comp
+lock: .venv/done ## pin all dependencies anew
+	.venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
+clean: ## delete what can be made again, but not data, runs or submissions
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
+
+.PHONY: help data train predict submit scores recipes rehearsal smoke test check lock clean

@@ -1,0 +1,144 @@
+"""The command line: parses, calls one stage, prints. `python -m comp STAGE --help` tells what each takes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comp.competition import COMPETITION
+from comp.errors import UserError
+from comp.progress import Reporter
+from comp.recipe import Recipe, override
+from comp.recipes import DEFAULT, ON_CPU, RECIPES, named
+from comp.store import Workspace
+
+if TYPE_CHECKING:
+    from comp.kaggle import Kaggle
+    from comp.train.device import Device
+
+# Stages are imported where they are called: torch takes seconds, and neither --help nor submit needs it.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage. 0 if it did what was asked, 1 after a failure that a user can act on, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    reporter = Reporter()
+    try:
+        options.call(options, reporter)
+    except UserError as error:
+        reporter.fail(str(error))
+        return 1
+    except KeyboardInterrupt:
+        reporter.fail("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m comp", description="Dogs vs. Cats Redux, from Kaggle's archive to a score.")
+    stages = parser.add_subparsers(required=True, metavar="STAGE")
+    for name, (call, text) in _STAGES.items():
+        stage = stages.add_parser(name, help=text, description=text)
+        stage.set_defaults(call=call)
+        stage.add_argument("--home", type=Path, default=Path(), help="folder of data/, runs/ and submissions/ (default: here)")
+        if name in ("data", "train", "predict", "submit", "rehearsal"):
+            default = ON_CPU if name == "rehearsal" else DEFAULT
+            stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
+            stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
+        if name in ("train", "predict", "rehearsal"):
+            stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+        if name == "submit":
+            stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
+        if name == "rehearsal":
+            stage.add_argument("--archive", type=Path, help="a zip like Kaggle's, instead of drawn pictures")
+            stage.add_argument("--solution", type=Path, help="its labels: a CSV of id,label with 0 or 1")
+    return parser
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return override(named(options.recipe), options.set)
+
+
+def _workspace(options: argparse.Namespace) -> Workspace:
+    return Workspace(options.home.resolve())
+
+
+def _device(options: argparse.Namespace) -> "Device":
+    from comp.train.device import find_device, keep_big_blocks
+
+    keep_big_blocks()  # before torch allocates
+    return find_device(options.device)
+
+
+def _kaggle(reporter: Reporter) -> "Kaggle":
+    from comp.kaggle import Kaggle
+
+    return Kaggle(COMPETITION, reporter)
+
+
+def _data(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.data.stage import prepare
+    from comp.train.backbone import input_of
+    from comp.train.workbench import geometry_of
+
+    recipe, workspace, kaggle = _recipe(options), _workspace(options), _kaggle(reporter)
+    geometry = geometry_of(recipe, input_of(recipe.model))
+    prepare(workspace, COMPETITION, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
+
+
+def _train(options: argparse.Namespace, reporter: Reporter) -> None:
+    recipe, device = _recipe(options), _device(options)
+    from comp.train.stage import train
+
+    train(_workspace(options), recipe, device, reporter)
+
+
+def _predict(options: argparse.Namespace, reporter: Reporter) -> None:
+    recipe, device = _recipe(options), _device(options)
+    from comp.predict.stage import predict
+
+    predict(_workspace(options), recipe, device, reporter)
+
+
+def _submit(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.submit.stage import submit
+    from comp.train.run import trained_run
+
+    workspace = _workspace(options)
+    run = trained_run(workspace, _recipe(options))
+    submit(workspace, COMPETITION, _kaggle(reporter), run.folder, reporter, force=options.force)
+
+
+def _scores(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.submit.stage import scores
+
+    scores(_workspace(options), COMPETITION, _kaggle(reporter), reporter)
+
+
+def _rehearsal(options: argparse.Namespace, reporter: Reporter) -> None:
+    recipe, device = _recipe(options), _device(options)
+    from comp.rehearsal.stage import rehearse
+
+    rehearse(options.home.resolve(), COMPETITION, recipe, device, options.archive, options.solution, reporter)
+
+
+def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
+    rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
+    for name, claim in rows:
+        reporter.say(f"{name:16} {claim}")
+
+
+_STAGES = {
+    "data": (_data, "download, check and unpack the photos; manifest, folds and pixels"),
+    "train": (_train, "fit the recipe's folds; out-of-fold log loss"),
+    "predict": (_predict, "predict the test photos; calibrate and clip"),
+    "submit": (_submit, "check, upload and score the submission; a row in the ledger"),
+    "scores": (_scores, "pick up the scores that were pending"),
+    "rehearsal": (_rehearsal, "all four stages against a stand-in for Kaggle on this machine"),
+    "recipes": (_recipes, "list the recipes and what each claims"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The rehearsal: the four stages, for real, against a stand-in for Kaggle on this machine, in a workspace of its own."""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from comp.competition import Competition
+from comp.data.stage import prepare
+from comp.errors import TrainingError, UserError
+from comp.kaggle import Kaggle
+from comp.metric import log_loss, prior_logit, sigmoid
+from comp.predict.stage import predict
+from comp.progress import Reporter
+from comp.recipe import FineTune, Recipe
+from comp.rehearsal.drawing import write_edition
+from comp.rehearsal.server import RehearsalServer
+from comp.store import Workspace, read_json
+from comp.submit.ledger import LedgerRow
+from comp.submit.stage import submit
+from comp.train.backbone import input_of
+from comp.train.device import Device
+from comp.train.run import Run
+from comp.train.stage import train
+from comp.train.workbench import geometry_of
+
+N_TRAIN, N_TEST, SEED = 800, 200, 0  # drawn photos, when there is no archive
+DAILY_LIMIT = 100  # submissions; a rehearsal is for trying things
+WAIT_S = 60.0
+
+
+def rehearse(
+    root: Path, competition: Competition, recipe: Recipe, device: Device, archive: Path | None, solution: Path | None, reporter: Reporter
+) -> LedgerRow:
+    """Data, train, predict and submit `recipe` on `archive`, scored against `solution`; on drawn photos if neither is given.
+
+    Everything lies under `root`/.rehearsal; the real data, ledger and credentials are not touched. TrainingError if nothing was learnt.
+    """
+    if (archive is None) != (solution is None):
+        raise UserError("a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them")
+    workspace = Workspace(root / ".rehearsal" / (_name_of(archive) if archive else "drawn"))
+    if archive is None or solution is None:
+        reporter.say(f"drawing {N_TRAIN + N_TEST:,} pictures of cats and dogs")
+        archive, solution = write_edition(workspace.root / "edition", seed=SEED, n_train=N_TRAIN, n_test=N_TEST, competition=competition)
+    journal = workspace.root / "server" / "submissions.jsonl"
+    with RehearsalServer(archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT) as server:
+        kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
+        geometry = geometry_of(recipe, input_of(recipe.model))
+        prepare(workspace, competition, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
+        run = train(workspace, recipe, device, reporter)
+        predict(workspace, recipe, device, reporter)
+        row = submit(workspace, competition, kaggle, run.folder, reporter, limit_s=WAIT_S)
+    check_learning(run)
+    reporter.say(f"rehearsal of {recipe.name} done; everything is under {workspace.root}")
+    return row
+
+
+def _name_of(archive: Path) -> str:
+    """A name for an archive's workspace: its own, and where it lies."""
+    return f"{archive.stem}-{hashlib.sha256(str(archive.resolve()).encode()).hexdigest()[:6]}"
+
+
+def check_learning(run: Run) -> None:
+    """TrainingError unless the out-of-fold log loss beats the prior's and, in a fine-tune, the training loss fell."""
+    oof = pd.read_csv(run.oof)
+    prior = log_loss(oof["label"], sigmoid([prior_logit(oof["label"])] * len(oof)))
+    cv = float(read_json(run.folder / "calibration.json")["cv_raw"])
+    if cv >= prior:
+        raise TrainingError(f"{run.name} has learnt nothing: out-of-fold log loss {cv:.5f}, the prior's is {prior:.5f}")
+    if isinstance(run.recipe.training, FineTune):
+        for fold in run.folds:
+            losses = pd.read_csv(run.folder / f"fold-{fold}-history.csv")["loss"]
+            if len(losses) > 1 and losses.iloc[-1] >= losses.iloc[0]:
+                raise TrainingError(f"{run.name}: the training loss of fold {fold} went from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}")
