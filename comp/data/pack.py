@@ -8,9 +8,7 @@ A chunk's bytes reach the disk before its index takes its name. What lies behind
 
 import os
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,14 +118,3 @@ class Writer:
         finally:
             self._syncer.shutdown()
             os.close(self._file)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process is in a block with the same `path`; a killed process leaves nothing locked."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -170,7 +170,7 @@ def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
         pixels = _libjpeg(data)
     except RuntimeError as error:
         return ("truncated", None) if "truncated" in str(error) else _decode_slow(data, replace(header, verdict="converted"))
-    # Past a cut libjpeg fills up with grey, without an error if the cut was closed with an end marker. Few whole photos end in such a block.
+    # Past a cut libjpeg fills up with grey, without an error if the cut was closed with an end marker. Few whole photos end so.
     height, width = pixels.shape[:2]
     last_block = pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]
     if (last_block == 128).all() and _is_cut(data, pixels, _libjpeg):

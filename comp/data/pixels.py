@@ -7,7 +7,8 @@ quality 95 at the reduced size and decodes on reading, behind the same interface
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp.data.geometry import Geometry
+from comp.data.lock import locked
 from comp.data.manifest import photo_path, usable
-from comp.data.pack import N_CHECKED, DamagedError, Writer, data_file, locked, read_index, verify
+from comp.data.pack import N_CHECKED, DamagedError, Writer, data_file, read_index, verify
 from comp.data.photos import DECODER, Canvas, decode, encode_jpeg, to_canvas
 from comp.data.pool import in_order
 from comp.errors import DataError, StaleError
@@ -124,13 +126,12 @@ def open_pixels(
     folder = name.folder(workspace)
     index = read_index(folder)
     if not _is_sound(folder, index, reporter) or not set(wanted["sha256"]) <= set(index["key"]):
-        with locked(folder.with_suffix(".lock")):
-            _build(workspace, name, wanted, reporter)
+        _build(workspace, name, wanted, reporter)
         index = read_index(folder)
     return Pixels(folder, name.form, geometry, wanted, index)
 
 
-def raw_bytes(sizes: Iterator[tuple[int, int]], geometry: Geometry) -> int:
+def raw_bytes(sizes: Iterable[tuple[int, int]], geometry: Geometry) -> int:
     """What canvases of upright photos of these (width, height) take on disk, uncompressed."""
     shapes = (geometry.canvas(int(width), int(height)) for width, height in sizes)
     return sum(height * width * 3 for height, width in shapes)
@@ -170,6 +171,17 @@ def pack(canvas: Canvas, form: Form) -> NDArray[np.uint8]:
     return canvas.reshape(-1) if form == "raw" else np.frombuffer(encode_jpeg(canvas, quality=95), np.uint8)
 
 
+@contextmanager
+def writing(workspace: Workspace, name: StoreName, reporter: Reporter) -> Iterator[Writer]:
+    """The store, locked, to add photos to; one that is damaged is begun anew."""
+    folder = name.folder(workspace)
+    with locked(workspace.pixels / f"{folder.name}.lock", reporter):
+        if not _is_sound(folder, read_index(folder), reporter):
+            shutil.rmtree(folder)
+        with Writer(folder) as writer:
+            yield writer
+
+
 def _is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
     try:
         verify(folder, index, N_CHECKED)
@@ -180,29 +192,24 @@ def _is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
 
 
 def _build(workspace: Workspace, name: StoreName, wanted: pd.DataFrame, reporter: Reporter) -> None:
-    """Decodes what is missing. Called with the lock, so what another process has built meanwhile is seen here."""
-    folder = name.folder(workspace)
-    index = read_index(folder)
-    if not _is_sound(folder, index, reporter):
-        shutil.rmtree(folder)
-        index = index.iloc[:0]
-    missing = wanted[~wanted["sha256"].isin(index["key"])].drop_duplicates("sha256")
-    if missing.empty:
-        return
-    n_bytes = raw_bytes(zip(missing["width"], missing["height"], strict=True), name.geometry)
-    announce(workspace, name, len(missing), n_bytes, reporter)
-    splits = np.where(missing["label"].isna(), "test", "train")
-    photos = list(zip(missing["id"], splits, missing["sha256"], strict=True))
+    with writing(workspace, name, reporter) as writer:  # which may have been filled by another process while this one waited
+        missing = wanted[[sha256 not in writer for sha256 in wanted["sha256"]]].drop_duplicates("sha256")
+        if missing.empty:
+            return
+        n_bytes = raw_bytes(zip(missing["width"], missing["height"], strict=True), name.geometry)
+        announce(workspace, name, len(missing), n_bytes, reporter)
+        splits = np.where(missing["label"].isna(), "test", "train")
+        photos = list(zip(missing["id"], splits, missing["sha256"], strict=True))
 
-    def packed(photo: tuple[str, str, str]) -> tuple[str, str, NDArray[np.uint8], int, int]:
-        id, split, sha256 = photo
-        canvas = to_canvas(_pixels(photo_path(workspace, split, id), sha256), name.geometry)
-        return sha256, id, pack(canvas, name.form), canvas.shape[0], canvas.shape[1]
+        def packed(photo: tuple[str, str, str]) -> tuple[str, str, NDArray[np.uint8], int, int]:
+            id, split, sha256 = photo
+            canvas = to_canvas(_pixels(photo_path(workspace, split, id), sha256), name.geometry)
+            return sha256, id, pack(canvas, name.form), canvas.shape[0], canvas.shape[1]
 
-    with Writer(folder) as writer, reporter.track("decoding", len(photos), "photos") as advance:
-        for photo in in_order(packed, photos):
-            writer.add(*photo)
-            advance()
+        with reporter.track("decoding", len(photos), "photos") as advance:
+            for photo in in_order(packed, photos):
+                writer.add(*photo)
+                advance()
 
 
 def _pixels(path: Path, sha256: str) -> Canvas:
