@@ -64,7 +64,7 @@ def keep_big_blocks() -> bool:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         settings = ((_M_MMAP_THRESHOLD, 2**31 - 1), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _TOP_PAD_BYTES))
-        return sum(libc.mallopt(key, value) for key, value in settings) == len(settings)
+        return bool(sum(libc.mallopt(key, value) for key, value in settings) == len(settings))
     return False
 
 

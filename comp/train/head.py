@@ -12,6 +12,7 @@ from comp.errors import DataError
 MEMORY = 12  # pairs of steps that L-BFGS remembers
 MAX_STEPS = 500
 TOLERANCE = 1e-6  # largest gradient entry at the optimum, of the mean log loss over standardised features
+ROUGH = 1e-4  # the same where penalties are compared: their log losses differ by more than what is left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class LinearHead:
 
 
 def fit_head(features: Tensor, labels: Tensor, groups: list[int], *, penalties: tuple[float, ...], n_inner: int, seed: int) -> LinearHead:
-    """The head with the least penalised log loss on `features [n, d]`, `labels [n]` in {0, 1}.
+    """The head with the least penalised log loss on `features [n, d]`, `labels [n]` in [0, 1].
 
     The penalty is the one of `penalties` with the least log loss over inner folds, which never split a group. Source of the idea to solve
     rather than train: the problem is convex, so an optimiser's schedule decides nothing but the time it takes.
@@ -40,8 +41,8 @@ def fit_head(features: Tensor, labels: Tensor, groups: list[int], *, penalties: 
     scale = torch.where(scale > 0, scale, 1.0) * x.shape[1] ** 0.5  # |x|^2 is about 1, so that a penalty means the same for every backbone
     x = (x - mean) / scale
     ids = [str(index) for index in range(len(y))]
-    inner = torch.as_tensor(assign_folds(ids, labels.tolist(), groups, n_folds=n_inner, seed=seed), device=x.device)
-    penalty = _choose_penalty(x, y, inner, penalties, n_inner) if len(penalties) > 1 else penalties[0]
+    inner = torch.as_tensor(assign_folds(ids, (y > 0.5).tolist(), groups, n_folds=n_inner, seed=seed), device=x.device)
+    penalty = _choose_penalty(x.float(), y.float(), inner, penalties, n_inner) if len(penalties) > 1 else penalties[0]
     solution = solve(x, y, torch.ones_like(y)[:, None], torch.tensor([penalty], dtype=x.dtype, device=x.device))[:, 0]
     weight = solution[:-1] / scale
     return LinearHead(weight=weight, bias=solution[-1] - mean @ weight, penalty=penalty)
@@ -51,8 +52,8 @@ def _choose_penalty(x: Tensor, y: Tensor, inner: Tensor, penalties: tuple[float,
     """The penalty with the least log loss, every (inner fold, penalty) solved in one batch."""
     held_out = torch.stack([inner == fold for fold in range(n_inner)], 1).repeat_interleave(len(penalties), 1)  # [n, n_inner * n_penalties]
     strengths = torch.tensor(penalties, dtype=x.dtype, device=x.device).repeat(n_inner)
-    logits = _logits(x, solve(x, y, (~held_out).to(x.dtype), strengths))
-    losses = softplus(torch.where(y[:, None] > 0.5, -logits, logits))
+    logits = _logits(x, solve(x, y, (~held_out).to(x.dtype), strengths, ROUGH))
+    losses = y[:, None] * softplus(-logits) + (1 - y[:, None]) * softplus(logits)
     total = (losses * held_out).sum(0).reshape(n_inner, len(penalties)).sum(0)
     return penalties[int(total.argmin())]
 
@@ -61,7 +62,7 @@ def _logits(x: Tensor, solution: Tensor) -> Tensor:
     return x @ solution[:-1] + solution[-1]
 
 
-def solve(x: Tensor, y: Tensor, weights: Tensor, penalties: Tensor) -> Tensor:
+def solve(x: Tensor, y: Tensor, weights: Tensor, penalties: Tensor, tolerance: float = TOLERANCE) -> Tensor:
     """Solutions [d + 1, p], bias last, of p logistic regressions on one `x [n, d]` and `y [n]`, each with its own row weights and penalty.
 
     Minimises the mean over rows, weighted by `weights [n, p]`, of the log loss, plus `penalties [p]` * |w|^2 / 2; the bias is free. L-BFGS
@@ -74,7 +75,7 @@ def solve(x: Tensor, y: Tensor, weights: Tensor, penalties: Tensor) -> Tensor:
     gradient = _gradient(x, y, share, penalties, state, logits)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(MAX_STEPS):
-        if float(gradient.abs().max()) < TOLERANCE:
+        if float(gradient.abs().max()) < tolerance:
             break
         direction = -_two_loop(gradient, steps)
         downhill = (direction * gradient).sum(0) < 0
