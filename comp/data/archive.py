@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comp.competition import Competition
-from comp.data.manifest import natural_order
+from comp.data.manifest import SPLITS, natural_order
 from comp.data.sample import read_sample
 from comp.data.zips import Limits, inner, members, opened, pieces
 from comp.errors import ArchiveError, DataError
@@ -31,12 +31,6 @@ class Part:
     name: str  # of the inner archive, for errors
     archive: zipfile.ZipFile
     photos: dict[str, zipfile.ZipInfo]
-
-
-def splits(competition: Competition) -> tuple[str, str]:
-    """The folders of photos: train, test."""
-    train, test = (Path(name).stem for name in competition.archives)
-    return train, test
 
 
 @contextmanager
@@ -61,7 +55,7 @@ def checked(
         _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
         sample = read_sample(b"".join(pieces(outer, by_name[competition.sample], path.name)), competition)
         parts = []
-        for split, name in zip(splits(competition), competition.archives, strict=True):
+        for split, name in zip(SPLITS, competition.archives, strict=True):
             archive = stack.enter_context(inner(outer, by_name[name], path.name, scratch))
             parts.append(_part(archive, split, by_name[name], competition, reporter))
         _check_counts(parts, sample, competition, is_real)
@@ -74,13 +68,14 @@ def _part(archive: zipfile.ZipFile, split: str, packed: zipfile.ZipInfo, competi
     found, junk = members(archive, packed.filename, packed.file_size, limits)
     _mention(junk, packed.filename, reporter)
     number = "(?:0|[1-9][0-9]{0,17})"
-    id = number if split == splits(competition)[1] else f"(?:{'|'.join(map(re.escape, competition.classes))})\\.{number}"
-    matches = [(re.fullmatch(f"{re.escape(split)}/({id})\\.jpg", info.filename), info) for info in found]
+    id = number if split == "test" else f"(?:{'|'.join(map(re.escape, competition.classes))})\\.{number}"
+    folder = Path(packed.filename).stem
+    matches = [(re.fullmatch(f"{re.escape(folder)}/({id})\\.jpg", info.filename), info) for info in found]
     strange = [info.filename for match, info in matches if not match]
     if strange:
         raise ArchiveError(
             f"{packed.filename} has {len(strange):,} members that are not called like {competition.classes[0]}.0.jpg (training photos) "
-            f"or 1.jpg (test photos) in a folder {split}, the first is {strange[0][:80]!r}: {_REMEDY}"
+            f"or 1.jpg (test photos) in a folder {folder}, the first is {strange[0][:80]!r}: {_REMEDY}"
         )
     photos = {match[1]: info for match, info in matches if match}
     return Part(split=split, name=packed.filename, archive=archive, photos={id: photos[id] for id in natural_order(photos)})

@@ -22,6 +22,7 @@ from comp.errors import DataError
 from comp.store import Workspace, write_table
 
 COLUMNS = ("id", "label", "width", "height", "sha256", "phash", "group", "fold", "verdict")
+SPLITS = ("train", "test")
 _SHAPES = {  # of each cell, as text
     "id": r"[^/\\\s,]+",
     "label": r"[01]?",
