@@ -52,6 +52,7 @@ class Folds:
     n: int = 5  # folds
     fit: int | None = None  # how many of them are fitted, from fold 0 on; None: all. Fewer leave photos without an out-of-fold logit
     n_photos: int | None = None  # a stratified subset of whole groups with about this many training photos; None: all
+    verdicts: str | None = None  # of data/verdicts.csv, what is applied: all, drop, flip, soft or one photo's id; None: nothing
 
     def __post_init__(self) -> None:
         _need(2 <= self.n <= 100, "folds.n", "in [2, 100]", self.n)

@@ -40,6 +40,10 @@ class Workspace:
         return self.data / "features"
 
     @property
+    def verdicts(self) -> Path:
+        return self.data / "verdicts.csv"
+
+    @property
     def runs(self) -> Path:
         return self.root / "runs"
 

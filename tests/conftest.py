@@ -1,9 +1,15 @@
 """What several tests share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+from comp.competition import COMPETITION
+from comp.data.stage import prepare
+from comp.progress import Reporter
+from comp.store import Workspace
 
 torch.set_num_threads(1)  # tests are small: more threads only wait for each other
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -21,6 +27,23 @@ def real_archive() -> Path:
 @pytest.fixture(scope="session")
 def real_solution(real_archive: Path) -> Path:
     return real_archive.with_name("solution.csv")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace after `make data`, of 80 drawn training photos and 20 test photos. Not to be written to: take `drawn_copy`."""
+    from comp.rehearsal.drawing import write_edition
+
+    archive, _ = write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)
+    workspace = Workspace(tmp_path_factory.mktemp("drawn"))
+    prepare(workspace, COMPETITION, archive, False, None, Reporter())
+    return workspace
+
+
+@pytest.fixture
+def drawn_copy(drawn: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(drawn.root, tmp_path / "drawn")
+    return Workspace(tmp_path / "drawn")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,9 @@ MAX_WORKERS = 12  # processes that feed a GPU
 class _Augmented(Dataset[Batch]):
     """The training photos of one fold; an index is (epoch, place)."""
 
-    def __init__(self, canvases: Canvases, rows: Sequence[int], labels: Sequence[int], training: FineTune, size_px: int, seed: int) -> None:
+    def __init__(
+        self, canvases: Canvases, rows: Sequence[int], labels: Sequence[float], training: FineTune, size_px: int, seed: int
+    ) -> None:
         self._canvases, self._rows, self._labels, self._seed = canvases, list(rows), list(labels), seed
         self._augment = make_augmentation(training, size_px)
 
@@ -51,7 +53,7 @@ class _Shuffled:
 
 
 def training_batches(
-    canvases: Canvases, rows: Sequence[int], labels: Sequence[int], training: FineTune, size_px: int, device: Device, seed: int
+    canvases: Canvases, rows: Sequence[int], labels: Sequence[float], training: FineTune, size_px: int, device: Device, seed: int
 ) -> DataLoader[Batch]:
     """All batches of all epochs of one fold, in order. On a GPU, processes prepare them ahead; on a CPU the cores are the model's."""
     n_workers = min(MAX_WORKERS, n_cores() - 1) if device.where.type != "cpu" else 0

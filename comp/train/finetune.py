@@ -1,7 +1,7 @@
 """One fold of fine-tuning: from a network with a head to the weights that are kept."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -58,24 +58,13 @@ def fine_tune(
     TrainingError if the loss is not finite or explodes.
     Batch norms keep their statistics, so that a small batch does not disturb them; their weight and bias are trained.
     """
-    network.to(device.where).to(memory_format=torch.channels_last)
-    set_training(network)
-    step_of = torch.compile(_loss) if training.compile else _loss
-    optimiser = _optimiser(network, training, device)
-    scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
+    take_step = make_step(network, training, shown, device)
     kept = _Averaged(network, training)
     history: list[Point] = []
     since = torch.zeros((), device=device.where)
     for step, (squares, labels) in enumerate(batches):
         lr = learning_rate(step, n_steps, training)
-        for group in optimiser.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        since += _backward(step_of, network, squares, labels, training, shown, device, scaler)
-        scaler.unscale_(optimiser)
-        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], training.clip_norm, foreach=True)
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
+        since += take_step(squares, labels, lr)
         kept.update(step)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
             n_since = step + 1 - (history[-1].step if history else 0)
@@ -86,6 +75,31 @@ def fine_tune(
     kept.store()
     network.eval()
     return history
+
+
+def make_step(network: nn.Module, training: FineTune, shown: Input, device: Device) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """A function of uint8 squares [b, s, s, 3], labels [b] and the head's learning rate that takes one step of AdamW.
+
+    It gives the batch's mean loss before the step, on the device, and does not wait for it.
+    """
+    network.to(device.where).to(memory_format=torch.channels_last)
+    set_training(network)
+    loss_of = torch.compile(_loss) if training.compile else _loss
+    optimiser = _optimiser(network, training, device)
+    scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
+
+    def take_step(squares: Tensor, labels: Tensor, lr: float) -> Tensor:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        loss = _backward(loss_of, network, squares, labels, training, shown, device, scaler)
+        scaler.unscale_(optimiser)
+        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], training.clip_norm, foreach=True)
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad(set_to_none=True)
+        return loss
+
+    return take_step
 
 
 def set_training(network: nn.Module) -> None:
@@ -102,7 +116,7 @@ def _loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _backward(
-    step_of: Any, network: nn.Module, squares: Tensor, labels: Tensor, training: FineTune, shown: Input, device: Device, scaler: Any
+    loss_of: Any, network: nn.Module, squares: Tensor, labels: Tensor, training: FineTune, shown: Input, device: Device, scaler: Any
 ) -> Tensor:
     """The mean loss of the batch, its gradients added up over micro-batches; nothing waits for the device."""
     size = training.micro_batch or len(labels)
@@ -112,7 +126,7 @@ def _backward(
         part = squares[start : start + size].to(device.where, non_blocking=True)
         target = smoothed(labels[start : start + size].to(device.where, non_blocking=True), training.label_smoothing)
         with autocast:
-            loss = step_of(network, normalise(part.permute(0, 3, 1, 2), shown, torch.float32), target)
+            loss = loss_of(network, normalise(part.permute(0, 3, 1, 2), shown, torch.float32), target)
         share = loss * (len(part) / len(labels))
         scaler.scale(share).backward()
         total += share.detach()

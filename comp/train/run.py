@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from comp.errors import DataError, StaleError
 from comp.recipe import Recipe, described
 from comp.store import Workspace, file_sha256, fingerprint, read_json, write_json, write_table
+from comp.train.verdicts import chosen_verdicts
 
 FORMAT = 1  # of the files of a run; one more when what they mean changes
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
@@ -25,7 +26,7 @@ class Run:
 
     workspace: Workspace
     recipe: Recipe
-    data_key: str  # changes with the training manifest
+    data_key: str  # changes with the training manifest, and with the verdicts that the recipe asks for
 
     @property
     def fingerprint(self) -> str:
@@ -71,7 +72,10 @@ def open_run(workspace: Workspace, recipe: Recipe) -> Run:
     manifest = workspace.manifest("train")
     if not manifest.exists():
         raise DataError(f"no {manifest}: run `make data` first")
-    return Run(workspace=workspace, recipe=recipe, data_key=file_sha256(manifest)[:10])
+    key = file_sha256(manifest)[:10]
+    if recipe.folds.verdicts is not None:
+        key = fingerprint(key, chosen_verdicts(workspace.verdicts, recipe.folds.verdicts))
+    return Run(workspace=workspace, recipe=recipe, data_key=key)
 
 
 def trained_run(workspace: Workspace, recipe: Recipe) -> Run:

@@ -31,6 +31,11 @@ def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
     return photos.astype({"fold": "int64", "label": "int64"})
 
 
+def learners(photos: pd.DataFrame, fold: int) -> "pd.Series[bool]":
+    """Which of `photos` (fold, target) train for `fold`: those of the other folds that no verdict drops."""
+    return (photos["fold"] != fold) & photos["target"].notna()
+
+
 def _subset(photos: pd.DataFrame, n_photos: int, seed: int) -> pd.DataFrame:
     """About `n_photos` rows, whole groups, the classes and folds in their shares; which ones depends on the groups and the seed alone."""
     share = n_photos / len(photos)

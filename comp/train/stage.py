@@ -14,6 +14,8 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from comp.data.manifest import read_manifest
 from comp.errors import StaleError
@@ -25,13 +27,13 @@ from comp.seeds import derive_seed
 from comp.store import Workspace, write_table
 from comp.train import run as runs
 from comp.train.backbone import build, freeze, input_of
-from comp.train.batches import training_batches
+from comp.train.batches import Batch, training_batches
 from comp.train.device import Device
 from comp.train.features import Embedder, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
 from comp.train.head import LinearHead, fit_head
 from comp.train.run import Run, collect_oof, open_run
-from comp.train.selection import select
+from comp.train.selection import learners, select
 from comp.train.workbench import Workbench, head_of, load_head, load_network, open_workbench, save_head, save_network
 
 
@@ -70,33 +72,38 @@ def _train_heads(bench: Workbench, network: torch.nn.Module, training: Head) -> 
         if not bench.run.checkpoint(fold).exists():
             if features is None:
                 features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
-            save_head(bench.run.checkpoint(fold), _solved_head(bench, features, fold, training))
+            save_head(bench.run.checkpoint(fold), solved_head(features, bench.photos, fold, training, bench.recipe.seed))
         _score(bench, fold, embedder, load_head(bench.run.checkpoint(fold)))
 
 
-def _solved_head(bench: Workbench, features: np.ndarray, fold: int, training: Head) -> LinearHead:
-    learns = (bench.photos["fold"] != fold).to_numpy()
-    labels = torch.from_numpy(bench.photos["label"].to_numpy()[learns])
+def solved_head(features: NDArray[np.float32], photos: pd.DataFrame, fold: int, training: Head, seed: int) -> LinearHead:
+    """The head for `fold`, from `features [n, d]` of the `photos` (target, group, fold) of the other folds."""
+    learns = learners(photos, fold).to_numpy()
     return fit_head(
         torch.from_numpy(features[learns]),
-        labels,
-        [int(group) for group in bench.photos["group"][learns]],
+        torch.from_numpy(photos["target"].to_numpy()[learns]),
+        [int(group) for group in photos["group"][learns]],
         penalties=training.penalties,
         n_inner=training.n_inner,
-        seed=derive_seed(bench.recipe.seed, "inner folds", fold),
+        seed=derive_seed(seed, "inner folds", fold),
     )
 
 
+def out_of_fold(features: NDArray[np.float32], photos: pd.DataFrame, training: Head, seed: int) -> NDArray[np.float64]:
+    """Logits [n] of `photos`, each from the solved head of its fold; the same `features [n, d]` are learnt from and scored."""
+    logits = np.empty(len(photos))
+    for fold in sorted(set(photos["fold"])):
+        held = (photos["fold"] == fold).to_numpy()
+        logits[held] = solved_head(features, photos, fold, training, seed).logits(torch.from_numpy(features[held])).numpy()
+    return logits
+
+
 def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTune) -> None:
-    features = None
     missing = [fold for fold in bench.run.folds if not bench.run.checkpoint(fold).exists()]
-    if training.head_start and missing:
-        embedder, why = bench.embedder(network)
-        bench.reporter.say(f"head start in {why}")
-        features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
+    features = head_start(bench, network) if training.head_start and missing else None
     for fold in bench.run.folds:
         if fold in missing:
-            head = _solved_head(bench, features, fold, Head()) if features is not None else None
+            head = solved_head(features, bench.photos, fold, Head(), bench.recipe.seed) if features is not None else None
             _fit_fold(bench, fold, training, head)
         if not bench.run.scores(fold).exists():
             fitted = load_network(bench.run.checkpoint(fold), bench.recipe, bench.device)
@@ -104,7 +111,15 @@ def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTu
             _score(bench, fold, bench.embedder(fitted)[0], head)
 
 
-def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:
+def head_start(bench: Workbench, network: torch.nn.Module) -> NDArray[np.float32]:
+    """Features [n, d] of the photos, from which the heads are solved that fine-tuning begins with. `network` is used up."""
+    embedder, why = bench.embedder(network)
+    bench.reporter.say(f"head start in {why}")
+    return bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
+
+
+def begin_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> tuple[torch.nn.Module, DataLoader[Batch]]:
+    """The network as fine-tuning of `fold` begins it, and all its batches."""
     network = bench.network()
     if head is not None:
         classifier = network.get_classifier()  # type: ignore[operator]  # timm's, which has no types
@@ -112,16 +127,20 @@ def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead 
             classifier.weight.copy_(head.weight[None])
             classifier.bias.copy_(head.bias[None])
     trained, total = freeze(network, training.trains)
-    learns = bench.photos[bench.photos["fold"] != fold]
+    learns = bench.photos[learners(bench.photos, fold)]
     rows = [int(row) for row in bench.pixels.rows(list(learns["id"]))]
     seed = derive_seed(bench.recipe.seed, "fine-tune", fold)
-    batches = training_batches(bench.pixels, rows, list(learns["label"]), training, bench.size_px, bench.device, seed)
     bench.reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {len(rows):,} photos")
-    n_steps = len(batches)
-    label = f"fold {fold}"
+    return network, training_batches(bench.pixels, rows, list(learns["target"]), training, bench.size_px, bench.device, seed)
+
+
+def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:
+    network, batches = begin_fold(bench, fold, training, head)
+    n_steps, n_photos = len(batches), int(learners(bench.photos, fold).sum())
+    seed = derive_seed(bench.recipe.seed, "fine-tune", fold)
     with torch.random.fork_rng(devices=[bench.device.where] if bench.device.is_cuda else []):
         torch.manual_seed(derive_seed(seed, "dropout"))  # of dropout and stochastic depth; not of what a GPU adds in no fixed order
-        with bench.reporter.track(label, n_steps * min(training.batch_size, len(rows)), "photos") as advance:
+        with bench.reporter.track(f"fold {fold}", n_steps * min(training.batch_size, n_photos), "photos") as advance:
             history = fine_tune(network, batches, n_steps, training, bench.shown, bench.device, advance)
     _keep_history(bench.run, fold, history)
     save_network(bench.run.checkpoint(fold), network)

@@ -24,6 +24,7 @@ from comp.train.features import Embedder, features_of, make_embedder
 from comp.train.head import LinearHead
 from comp.train.run import Run
 from comp.train.selection import select
+from comp.train.verdicts import chosen_verdicts, refuse_unknown, summed_up, targets
 from comp.train.views import View, cut, views_of
 
 N_EXAMPLES = 32  # photos on which the precision of inference is tried
@@ -51,7 +52,7 @@ class Workbench:
     device: Device
     shown: Input
     size_px: int
-    photos: pd.DataFrame  # that train: id, label, group, fold
+    photos: pd.DataFrame  # id, label, group, fold, and what is learnt: target, see comp/train/verdicts.py
     test_ids: list[str]  # that can be decoded
     pixels: Pixels
     reporter: Reporter
@@ -101,24 +102,37 @@ class Workbench:
         return total / len(views)
 
 
-def open_workbench(run: Run, device: Device, reporter: Reporter) -> Workbench:
-    """Read the manifests, and decode what is not decoded yet."""
+def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: bool = True) -> Workbench:
+    """Read the manifests, and decode what is not decoded yet; `with_test` asks for the test photos too."""
     recipe = run.recipe
     shown = input_of(recipe.model)
     train, test = (read_manifest(run.workspace.manifest(split)) for split in ("train", "test"))
     photos = select(train, recipe.folds, recipe.seed)
+    photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
     seen = train[train["id"].isin(photos["id"])]
-    pixels = open_pixels(run.workspace, [seen, test], geometry_of(recipe, shown), reporter)
+    pixels = open_pixels(run.workspace, [seen, test] if with_test else [seen], geometry_of(recipe, shown), reporter)
     return Workbench(
         run=run,
         device=device,
         shown=shown,
         size_px=recipe.pixels.size_px or shown.size_px,
         photos=photos,
-        test_ids=list(usable(test)["id"]),
+        test_ids=list(usable(test)["id"]) if with_test else [],
         pixels=pixels,
         reporter=reporter,
     )
+
+
+def _targets(run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Reporter) -> NDArray[np.float64]:
+    wanted = run.recipe.folds.verdicts
+    verdicts = chosen_verdicts(run.workspace.verdicts, wanted) if wanted is not None else {}
+    refuse_unknown(verdicts, ids)
+    here = {id: verdict for id, verdict in verdicts.items() if id in set(photos["id"])}
+    if wanted is not None:
+        reporter.say(
+            f"verdicts applied to {len(here)} of {len(photos):,} training photos: {summed_up(here) or 'none of them is in this run'}"
+        )
+    return targets(photos, here)
 
 
 def save_head(path: Path, head: LinearHead) -> None:
