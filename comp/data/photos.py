@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode  # importing it also registers torch.ops.image
 
 from comp.data.geometry import Geometry, Interpolation
 from comp.data.header import Header, read_header
@@ -93,7 +93,9 @@ def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
 
 
 def _libjpeg(data: bytes) -> Canvas:
-    planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    # The operation behind torchvision.io.decode_jpeg, which since 0.29 warns at each call that TorchCodec will take its place one day. The lock
+    # pins both; when the day comes, this is the line to change, and DECODER with it.
+    planes = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False)
     pixels: Canvas = planes.permute(1, 2, 0).numpy()
     return pixels
 
