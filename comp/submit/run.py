@@ -50,28 +50,27 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
-def _remedy(folder: Path, name: str) -> str:
-    stage = "train" if name in ("run.json", "oof.csv") else "predict"
-    return f"run `make {stage} RECIPE={folder.name.rpartition('-')[0]}`"
+def _remedy(name: str) -> str:
+    return f"run `make {'train' if name in ('run.json', 'oof.csv') else 'predict'}` with the same RECIPE and SET"
 
 
 def _json(folder: Path, name: str) -> Mapping[str, Any]:
     path = folder / name
     if not path.exists():
-        raise SubmissionError(f"the run {folder.name} has no {name}: {_remedy(folder, name)} first")
+        raise SubmissionError(f"the run {folder.name} has no {name}: {_remedy(name)} first")
     try:
         value = read_json(path)
     except ValueError as error:
-        raise SubmissionError(f"{folder.name}/{name} is not JSON ({error}): delete it and {_remedy(folder, name)}") from None
+        raise SubmissionError(f"{folder.name}/{name} is not JSON ({error}): delete it and {_remedy(name)}") from None
     if not isinstance(value, dict):
-        raise SubmissionError(f"{folder.name}/{name} holds no object: delete it and {_remedy(folder, name)}")
+        raise SubmissionError(f"{folder.name}/{name} holds no object: delete it and {_remedy(name)}")
     return value
 
 
 def _number(values: Mapping[str, Any], name: str, folder: Path) -> float:
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise SubmissionError(f"{folder.name}/calibration.json has no number {name}: {_remedy(folder, 'calibration.json')} again")
+        raise SubmissionError(f"{folder.name}/calibration.json has no number {name}: {_remedy('calibration.json')} again")
     return float(value)
 
 
@@ -79,13 +78,13 @@ def _table(folder: Path, name: str, numeric: tuple[str, ...]) -> pd.DataFrame:
     """`id` as text and the `numeric` columns as float64, bit for bit; a cell that is not a number is NaN, for the checks to count."""
     path = folder / name
     if not path.exists():
-        raise SubmissionError(f"the run {folder.name} has no {name}: {_remedy(folder, name)} first")
+        raise SubmissionError(f"the run {folder.name} has no {name}: {_remedy(name)} first")
     try:
         cells = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         table = cells[["id", *numeric]].copy()
     except (ValueError, KeyError) as error:  # pandas' parser errors and broken encodings are ValueErrors
         cause = " ".join(str(error).split())
-        raise SubmissionError(f"{folder.name}/{name} is not the table it should be ({cause}): {_remedy(folder, name)} again") from None
+        raise SubmissionError(f"{folder.name}/{name} is not the table it should be ({cause}): {_remedy(name)} again") from None
     for column in numeric:
         table[column] = [_float(cell) for cell in table[column]]
     return table
