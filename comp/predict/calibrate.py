@@ -28,7 +28,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     def rising(temperature: float) -> bool:
         """Whether the loss grows with 1/T here, that is, whether the best T is larger."""
-        return bool(np.dot(margins, sigmoid(-margins / temperature)) < 0)
+        return bool((margins * sigmoid(-margins / temperature)).sum() < 0)  # not a dot product: BLAS threads take 100 times as long
 
     if not rising(MIN_TEMPERATURE):
         return MIN_TEMPERATURE
