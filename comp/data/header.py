@@ -21,6 +21,7 @@ class Header:
     height: int = 0
     orientation: int = 1  # EXIF, 1 to 8
     jpeg: bool = True
+    progressive: bool = False  # a JPEG whose scans each refine the whole picture
 
 
 def read_header(data: bytes) -> Header:
@@ -43,7 +44,7 @@ def _jpeg_header(data: bytes) -> Header:
         elif marker in (0xD9, 0xDA):
             return Header(verdict="undecodable")
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return _frame_header(data[at + 4 : at + 10], orientation)
+            return replace(_frame_header(data[at + 4 : at + 10], orientation), progressive=marker in (0xC2, 0xC6, 0xCA, 0xCE))
         else:
             end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
             if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":

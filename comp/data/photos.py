@@ -84,26 +84,35 @@ def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
         pixels = _libjpeg(data)
     except RuntimeError as error:
         return ("truncated", None) if "truncated" in str(error) else _decode_slow(data, replace(header, verdict="converted"))
-    # Past a cut libjpeg fills up with grey, without an error if the cut was closed with an end marker. Few whole photos end so.
-    height, width = pixels.shape[:2]
-    last_block = pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]
-    if (last_block == 128).all() and _is_cut(data, pixels, _libjpeg):
+    if (header.progressive or _ends_grey(pixels)) and _is_cut(data, pixels, _libjpeg):
         return "truncated", None
     return header.verdict, _upright(pixels, header.orientation)
 
 
 def _libjpeg(data: bytes) -> Canvas:
-    # The operation behind torchvision.io.decode_jpeg, which since 0.29 warns at each call that TorchCodec will take its place one day. The lock
-    # pins both; when the day comes, this is the line to change, and DECODER with it.
+    # The operation behind torchvision.io.decode_jpeg, which since 0.29 warns at each call that TorchCodec will take its place one day.
+    # requirements.txt pins both; when the day comes, this is the line to change, and DECODER with it.
     planes = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False)
     pixels: Canvas = planes.permute(1, 2, 0).numpy()
     return pixels
 
 
+def _ends_grey(pixels: Canvas) -> bool:
+    """Whether the last row of the last block has the luma 128, with which libjpeg fills up past a cut that was closed with an end marker.
+
+    Its colour may be that of the block above. Few whole photos end so, and `_is_cut` clears them.
+    """
+    last = pixels[-1, (pixels.shape[1] - 1) // 8 * 8 :].astype(np.int64)
+    return bool((abs(last @ (299, 587, 114) - 128_000) <= 1500).all())
+
+
 def _is_cut(data: bytes, pixels: Canvas, decoder: Callable[[bytes], Canvas]) -> bool:
     """Whether bytes put before the end marker change the picture: they do only if the decoder was still waiting for some."""
     end = data.rfind(b"\xff\xd9")
-    filler = bytes(1 + (index * 151) % 253 for index in range(2048))  # no 0xff: no marker
+    while data[end - 1] == 0xFF:  # or the filler would begin with a marker
+        end -= 1
+    noise = bytes(1 + (index * 151) % 253 for index in range(2048))  # no 0xff: no marker
+    filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
     try:
         return not np.array_equal(decoder(data[:end] + filler + data[end:]), pixels)
     except ERRORS:

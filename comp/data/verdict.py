@@ -11,7 +11,8 @@ Usable, and what is done to them:
 Unusable; nothing is made of them, least of all a half-grey or black canvas:
 
     empty        no bytes
-    truncated    cut short, also where somebody closed the cut with an end-of-image marker
+    truncated    cut short, also where somebody closed the cut with an end-of-image marker (found unless only the last block of 16 x 16
+                 pixels or less is hurt, or a progressive JPEG was cut exactly between two scans)
     huge         more pixels by its header than anyone needs; refused before one is decoded
     undecodable  anything else
 """
