@@ -23,10 +23,12 @@ train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds
 	$(RUN) train $(WITH) $(ON)
 predict: .venv/done ## predict the test photos, calibrate, clip
 	$(RUN) predict $(WITH) $(ON)
-submit: .venv/done ## check, upload, wait for the score, note it in the ledger
-	$(RUN) submit $(WITH)
+submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
+	$(RUN) submit $(WITH) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
 	$(RUN) scores
+scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
+	$(RUN) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(N_PHOTOS),--n-photos $(N_PHOTOS))
 recipes: .venv/done ## list the recipes
 	@$(RUN) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
@@ -45,4 +47,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict submit scores recipes rehearsal smoke test check lock clean
+.PHONY: help data train predict submit scores scout recipes rehearsal smoke test check lock clean

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from comp.errors import SubmissionError
-from comp.submit.ledger import COLUMNS, LedgerRow, code_commit, read_ledger, write_row
+from comp.store import code_commit
+from comp.submit.ledger import COLUMNS, LedgerRow, read_ledger, write_row
 
 ROW = LedgerRow(
     when="2026-11-21T20:28:37Z",

@@ -40,8 +40,9 @@ def rehearse(
         raise UserError("a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them")
     workspace = Workspace(root / ".rehearsal" / (_name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
-        reporter.say(f"drawing {N_TRAIN + N_TEST:,} pictures of cats and dogs")
-        archive, solution = write_edition(workspace.root / "edition", seed=SEED, n_train=N_TRAIN, n_test=N_TEST, competition=competition)
+        archive, solution = write_edition(
+            workspace.root / "edition", seed=SEED, n_train=N_TRAIN, n_test=N_TEST, competition=competition, reporter=reporter
+        )
     journal = workspace.root / "server" / "submissions.jsonl"
     with RehearsalServer(archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))

@@ -4,7 +4,6 @@ import csv
 import fcntl
 import io
 import math
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -158,17 +157,3 @@ def _renewed(header: Sequence[str], line: bytes, row: LedgerRow) -> bytes:
     before, after = _texts(old) if old else {}, _texts(row)
     changed = {column: text for column, text in after.items() if text != before.get(column)}
     return _line([changed.get(column, cell) for column, cell in zip(header, cells, strict=False)] + cells[len(header) :])
-
-
-def code_commit(folder: Path) -> str:
-    """The git commit of the code in `folder`, "-dirty" if a file there differs from it, "none" outside a repository or without git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=60)
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if git("status", "--porcelain", "--", ".") else commit
-    except (OSError, subprocess.SubprocessError):
-        return "none"

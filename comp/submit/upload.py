@@ -9,8 +9,8 @@ from pathlib import Path
 from comp.errors import SubmissionError
 from comp.kaggle import Kaggle, Submission
 from comp.progress import Reporter
-from comp.store import Workspace, file_sha256
-from comp.submit.ledger import LedgerRow, code_commit, read_ledger, write_row
+from comp.store import Workspace, code_commit, file_sha256
+from comp.submit.ledger import LedgerRow, read_ledger, write_row
 from comp.submit.run import FinishedRun
 
 CODE = Path(__file__).resolve().parents[1]

@@ -1,6 +1,5 @@
 """A run on disk: what it is made from, which folds are done, what they said."""
 
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from comp.errors import DataError, StaleError
 from comp.recipe import Recipe, described
-from comp.store import Workspace, file_sha256, fingerprint, read_json, write_json, write_table
+from comp.store import Workspace, code_commit, file_sha256, fingerprint, read_json, write_json, write_table
 from comp.train.verdicts import chosen_verdicts
 
 FORMAT = 1  # of the files of a run; one more when what they mean changes
@@ -108,7 +107,7 @@ def start(run: Run, weights_key: str, device_name: str) -> None:
             "recipe": described(run.recipe),
             "device": device_name,
             "versions": {name: version(name) for name in LIBRARIES},
-            "commit": commit_of(Path(__file__).parent),
+            "commit": code_commit(Path(__file__).parents[1]),
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
@@ -153,12 +152,3 @@ def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
 def read_scores(path: Path) -> pd.DataFrame:
     """A table of id (text) and numbers, as this project writes them."""
     return pd.read_csv(path, dtype={"id": str})
-
-
-def commit_of(folder: Path) -> str:
-    """The git commit of the code, `-dirty` if it is changed; "none" outside a repository or without git."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "none"
