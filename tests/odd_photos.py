@@ -61,12 +61,22 @@ def sample_csv(ids: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in ["id,label", *(f"{id},0.5" for id in ids)]).encode()
 
 
-def packed(train: Mapping[str, bytes], test: Mapping[str, bytes], method: int = zipfile.ZIP_STORED, **others: bytes) -> dict[str, bytes]:
-    """The members of Kaggle's archive for photos by id; `others` take the place of train, test or sample."""
+def packed(
+    train: Mapping[str, bytes],
+    test: Mapping[str, bytes],
+    method: int = zipfile.ZIP_STORED,
+    inner_train: bytes | None = None,
+    sample: bytes | None = None,
+) -> dict[str, bytes]:
+    """The members of Kaggle's archive for photos by id; train.zip and the sample submission may be given instead."""
+    honest = {
+        split: zipped({f"{split}/{id}.jpg": data for id, data in photos.items()}, method)
+        for split, photos in (("train", train), ("test", test))
+    }
     return {
-        COMPETITION.archives[0]: others.get("train", zipped({f"train/{id}.jpg": data for id, data in train.items()}, method)),
-        COMPETITION.archives[1]: others.get("test", zipped({f"test/{id}.jpg": data for id, data in test.items()}, method)),
-        COMPETITION.sample: others.get("sample", sample_csv(list(test))),
+        COMPETITION.archives[0]: honest["train"] if inner_train is None else inner_train,
+        COMPETITION.archives[1]: honest["test"],
+        COMPETITION.sample: sample_csv(list(test)) if sample is None else sample,
     }
 
 

@@ -47,6 +47,10 @@ def opened(file: Path | IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
     """The archive, called `name` in errors."""
     with _trusting_nothing(name):
         archive = zipfile.ZipFile(file)
+        if min((info.header_offset for info in archive.infolist()), default=0):
+            # Of an archive that lost its end zipfile finds the directory of a stored archive within it, and is content.
+            archive.close()
+            raise zipfile.BadZipFile("it does not begin with its first member")
     with archive:
         yield archive
 

@@ -1,0 +1,102 @@
+"""Folds: groups stay whole, classes and sizes are even, and nothing depends on the order of the rows."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from comp.data.folds import assign_folds
+from comp.errors import DataError
+
+
+def photos(n: int) -> tuple[list[str], list[int]]:
+    return [f"{'dog' if index % 2 else 'cat'}.{index // 2}" for index in range(n)], [index % 2 for index in range(n)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 1), min_size=2, max_size=60),
+    groups=st.lists(st.integers(0, 40), min_size=60, max_size=60),
+    n_folds=st.integers(2, 5),
+    seed=st.integers(0, 9),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
+    labels: list[int], groups: list[int], n_folds: int, seed: int, order: random.Random
+) -> None:
+    n = len(labels)
+    ids = [f"p.{index}" for index in range(n)]
+    try:
+        folds = assign_folds(ids, labels, groups[:n], n_folds=n_folds, seed=seed)
+    except DataError:
+        assume(False)
+    assert set(folds) == set(range(n_folds))
+    for group in set(groups[:n]):
+        assert len({fold for fold, number in zip(folds, groups[:n], strict=True) if number == group}) == 1
+    shuffled = list(range(n))
+    order.shuffle(shuffled)
+    again = assign_folds(
+        [ids[row] for row in shuffled],
+        [labels[row] for row in shuffled],
+        [1000 - groups[row] for row in shuffled],
+        n_folds=n_folds,
+        seed=seed,
+    )
+    assert again.tolist() == folds[shuffled].tolist()
+    for fold in range(n_folds):
+        assert len({label for label, each in zip(labels, folds, strict=True) if each == fold}) == 2
+
+
+@given(n_cats=st.integers(5, 80), n_dogs=st.integers(5, 80), n_folds=st.integers(2, 5), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_single_photos_are_dealt_as_evenly_as_can_be(n_cats: int, n_dogs: int, n_folds: int, seed: int) -> None:
+    labels = np.array([0] * n_cats + [1] * n_dogs)
+    ids = [f"cat.{index}" for index in range(n_cats)] + [f"dog.{index}" for index in range(n_dogs)]
+    folds = assign_folds(ids, labels, np.arange(len(ids)), n_folds=n_folds, seed=seed)
+    for counts in (np.bincount(folds), np.bincount(folds[labels == 0]), np.bincount(folds[labels == 1])):
+        assert np.ptp(counts) <= 1
+
+
+def test_large_groups_are_evened_out_by_single_photos() -> None:
+    ids, labels = photos(400)
+    groups = [0 if index < 40 else 1 if index < 60 else index for index in range(400)]
+    folds = assign_folds(ids, labels, groups, n_folds=5, seed=1)
+    assert np.bincount(folds).tolist() == [80] * 5
+    assert np.bincount(folds, weights=labels).tolist() == [40] * 5
+
+
+def test_folds_are_the_same_everywhere_and_for_ever() -> None:
+    """A golden value: whoever changes it makes all runs so far incomparable, and must change the salt."""
+    ids, labels = photos(12)
+    assert assign_folds(ids, labels, range(12), n_folds=3, seed=0).tolist() == [0, 2, 2, 1, 1, 0, 0, 1, 2, 0, 1, 2]
+
+
+def test_another_seed_deals_other_folds() -> None:
+    ids, labels = photos(100)
+    one, other = (assign_folds(ids, labels, range(100), n_folds=5, seed=seed) for seed in (0, 1))
+    assert 0.1 < (one == other).mean() < 0.35
+
+
+def test_neighbouring_ids_are_not_neighbours_in_folds() -> None:
+    ids, labels = photos(2000)
+    folds = assign_folds(ids, labels, range(2000), n_folds=5, seed=0)
+    assert abs((folds[2:] == folds[:-2]).mean() - 0.2) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "n_folds"),
+    [
+        ([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5], 4),
+        ([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 3, 3], 2),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 2),
+        ([0, 1, 0, 1], [0, 1, 2, 3], 1),
+        ([0, 1, 0, 1], [0, 1, 2, 3], 0),
+        ([], [], 5),
+    ],
+)
+def test_too_few_photos_or_groups_are_told_in_one_line(labels: list[int], groups: list[int], n_folds: int) -> None:
+    with pytest.raises(DataError, match=f"{len(labels)} photos .* {n_folds} folds") as caught:
+        assign_folds([str(index) for index in range(len(labels))], labels, groups, n_folds=n_folds, seed=0)
+    assert "\n" not in str(caught.value)
