@@ -28,7 +28,8 @@ submit: .venv/done ## check, upload, wait for the score, note it in the ledger (
 scores: .venv/done ## pick up scores that were pending
 	$(RUN) scores
 scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
-	$(RUN) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(N_PHOTOS),--n-photos $(N_PHOTOS))
+	$(RUN) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
+	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
 recipes: .venv/done ## list the recipes
 	@$(RUN) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...

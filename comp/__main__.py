@@ -46,8 +46,14 @@ def _parser() -> argparse.ArgumentParser:
             default = ON_CPU if name == "rehearsal" else DEFAULT
             stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
-        if name in ("train", "predict", "rehearsal"):
+        if name in ("train", "predict", "rehearsal", "scout"):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+        if name == "scout":
+            stage.add_argument(
+                "--backbones", nargs="+", metavar="NAME[=WEIGHTS]", help="of timm (default: those whose weights are packaged)"
+            )
+            stage.add_argument("--budget", default="10m", help="of time: 90s, 10m, 1.5h (default: 10m)")
+            stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="for all, such as folds.n_photos=5000")
         if name == "submit":
             stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
         if name == "rehearsal":
@@ -123,6 +129,16 @@ def _rehearsal(options: argparse.Namespace, reporter: Reporter) -> None:
     rehearse(options.home.resolve(), COMPETITION, recipe, device, options.archive, options.solution, reporter)
 
 
+def _scout(options: argparse.Namespace, reporter: Reporter) -> None:
+    device = _device(options)
+    from comp.train.backbone import PACKAGED
+    from comp.train.budget import seconds
+    from comp.train.scout import scout
+
+    backbones, budget_s = options.backbones or list(PACKAGED), seconds(options.budget)
+    scout(_workspace(options), backbones, device, reporter, budget_s=budget_s, settings=options.set)
+
+
 def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
     rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
     for name, claim in rows:
@@ -136,6 +152,7 @@ _STAGES = {
     "submit": (_submit, "check, upload and score the submission; a row in the ledger"),
     "scores": (_scores, "pick up the scores that were pending"),
     "rehearsal": (_rehearsal, "all four stages against a stand-in for Kaggle on this machine"),
+    "scout": (_scout, "try backbones by their frozen features; tell which to fine-tune"),
     "recipes": (_recipes, "list the recipes and what each claims"),
 }
 

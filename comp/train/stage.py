@@ -89,12 +89,14 @@ def solved_head(features: NDArray[np.float32], photos: pd.DataFrame, fold: int, 
     )
 
 
-def out_of_fold(features: NDArray[np.float32], photos: pd.DataFrame, training: Head, seed: int) -> NDArray[np.float64]:
+def out_of_fold(features: NDArray[np.float32], photos: pd.DataFrame, training: Head, seed: int, reporter: Reporter) -> NDArray[np.float64]:
     """Logits [n] of `photos`, each from the solved head of its fold; the same `features [n, d]` are learnt from and scored."""
-    logits = np.empty(len(photos))
-    for fold in sorted(set(photos["fold"])):
-        held = (photos["fold"] == fold).to_numpy()
-        logits[held] = solved_head(features, photos, fold, training, seed).logits(torch.from_numpy(features[held])).numpy()
+    logits, folds = np.empty(len(photos)), sorted(set(photos["fold"]))
+    with reporter.track(f"heads on {features.shape[1]:,} features", len(folds), "folds") as advance:
+        for fold in folds:
+            held = (photos["fold"] == fold).to_numpy()
+            logits[held] = solved_head(features, photos, fold, training, seed).logits(torch.from_numpy(features[held])).numpy()
+            advance()
     return logits
 
 
