@@ -18,7 +18,7 @@ from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters, load_pretrained
-from timm.optim import param_groups_layer_decay
+from timm.optim import auto_group_layers, param_groups_layer_decay
 from torch import Tensor, nn
 
 from comp.errors import RecipeError, WeightsError
@@ -45,7 +45,9 @@ def build(model: Model, *, size_px: int | None = None) -> nn.Module:
 
     WeightsError if there are none to be had, RecipeError if timm knows no such backbone.
     """
-    network = _created(model, size_px)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same random weights every time: a run must go on with the network it began with
+        network = _created(model, size_px)
     if model.weights != "random":
         _load(network, model)
     nn.init.zeros_(network.get_classifier().weight)
@@ -167,21 +169,11 @@ def embed(network: Any, images: Tensor) -> Tensor:
     return features
 
 
-def freeze(network: Any, trains: str) -> tuple[int, int]:
-    """Let gradients reach only what `trains` names: all, head, or last:N of timm's blocks with the head; (trained, all) parameters.
-
-    RecipeError if there are not N blocks below the head.
-    """
-    head = f"{network.pretrained_cfg['classifier']}."
-    depth = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
-    below = sorted({block for name, block in depth.items() if not name.startswith(head)})
-    n_last = {"all": len(below), "head": 0}.get(trains) if ":" not in trains else int(trains.partition(":")[2])
-    if n_last is None or n_last > len(below):
-        raise RecipeError(f"training.trains={trains}: {network.pretrained_cfg['architecture']} has {len(below)} blocks below its head")
-    trained = set(below[len(below) - n_last :])
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(head) or depth[name] in trained)
-    return sum(p.numel() for p in network.parameters() if p.requires_grad), sum(p.numel() for p in network.parameters())
+def depths(network: Any) -> dict[str, int]:
+    """How deep timm counts each parameter of `network`, by name: 0 in the stem, most in the head."""
+    if not hasattr(network, "group_matcher"):
+        return dict(auto_group_layers(network))
+    return dict(group_parameters(network, network.group_matcher(coarse=False), reverse=True))
 
 
 def parameter_groups(network: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
