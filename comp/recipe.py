@@ -89,7 +89,7 @@ class Head:
 class FineTune:
     """The whole network, or its last part, trained by AdamW from the solved head on."""
 
-    trains: str = "all"  # all | head | last:N (the last N of timm's blocks, and the head)
+    trains: str = "all"  # all | head | last:N (the last N of timm's blocks) | from:NAME (timm's module and what comes after), with the head
     epochs: int = 3
     batch_size: int = 64  # photos a step, over all micro-batches
     micro_batch: int | None = None  # photos in memory at once; None: the whole batch
@@ -124,9 +124,13 @@ class FineTune:
         _need(0 < self.crop_area <= 1, "training.crop_area", "in (0, 1]", self.crop_area)
         _need(self.crop_aspect >= 1, "training.crop_aspect", "at least 1", self.crop_aspect)
         _need(0 <= self.colour <= 1, "training.colour", "in [0, 1]", self.colour)
-        parts = self.trains.split(":")
-        known = self.trains in ("all", "head") or (len(parts) == 2 and parts[0] == "last" and parts[1].isdigit() and int(parts[1]) > 0)
-        _need(known, "training.trains", "all, head or last:N", self.trains)
+        _need_policy("training.trains", self.trains)
+
+
+def _need_policy(knob: str, trains: str) -> None:
+    kind, _, what = trains.partition(":")
+    known = trains in ("all", "head") or (kind == "last" and what.isdigit() and int(what) > 0) or (kind == "from" and what != "")
+    _need(known, knob, "all, head, last:N or from:NAME", trains)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 
 from comp.errors import RecipeError, WeightsError
 from comp.recipe import Model
-from comp.train.backbone import PACKAGED, build, embed, freeze, input_of, parameter_groups
+from comp.train.backbone import PACKAGED, build, embed, input_of, parameter_groups
 from comp.train.folding import fold_batch_norm
 
 RANDOM = "random"
@@ -91,19 +91,6 @@ def test_what_a_backbone_sees_comes_from_its_own_config() -> None:
     assert input_of(Model(backbone="tf_efficientnet_lite2")).size_px == 260
     assert input_of(Model(backbone="legacy_xception")).crop_pct == 0.8975
     assert input_of(Model(backbone="vgg16")).interpolation == "bilinear"
-
-
-@pytest.mark.parametrize("backbone", VARIED)
-def test_freezing_names_the_parameters_that_train_and_no_others(backbone: str) -> None:
-    network = build(Model(backbone=backbone, weights=RANDOM))
-    n_all = sum(parameter.numel() for parameter in network.parameters())
-    assert freeze(network, "all") == (n_all, n_all)
-    n_head, _ = freeze(network, "head")
-    assert n_head == sum(parameter.numel() for parameter in network.get_classifier().parameters())
-    counts = [freeze(network, f"last:{n}")[0] for n in (1, 2, 3)]
-    assert n_head < counts[0] < counts[1] < counts[2] < n_all
-    with pytest.raises(RecipeError, match="blocks below its head"):
-        freeze(network, "last:999")
 
 
 @pytest.mark.parametrize("backbone", VARIED)

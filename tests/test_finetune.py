@@ -12,10 +12,11 @@ from torch import nn
 
 from comp.errors import TrainingError
 from comp.recipe import FineTune, Model
-from comp.train.backbone import build, freeze, input_of
+from comp.train.backbone import build, input_of
 from comp.train.batches import Batch, training_batches
 from comp.train.device import Device, find_device
 from comp.train.finetune import ema_decay, fine_tune, learning_rate, smoothed
+from comp.train.freezing import freeze
 
 MODEL = Model(backbone="mobilenetv3_small_050", weights="random")
 TRAINING = FineTune(epochs=2, batch_size=4, ema=0.0, peak_lr=1e-3)

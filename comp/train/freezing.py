@@ -1,0 +1,49 @@
+"""What of a network trains: a policy that is understood for any timm backbone."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from comp.errors import RecipeError
+from comp.train.backbone import depths, timm_name
+
+
+def freeze(network: Any, trains: str) -> tuple[int, int]:
+    """Let gradients reach only what `trains` names; (trained, all) parameters.
+
+    all: everything. head: the head. last:N: timm's last N blocks, and the head. from:NAME: the module that timm calls NAME, what the network
+    holds after it, and the head. What is held after is also run after in 94 of the 98 families that timm 1.0.31 can run on a meta device;
+    coat, efficientvim, hrnet and twins hold their parts by kind. RecipeError if there is no such block or module.
+    """
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    head = {name for name in sizes if name.startswith(f"{network.pretrained_cfg['classifier']}.")}
+    trained = head | _below_head(network, trains, head)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return sum(sizes[name] for name in trained), sum(sizes.values())
+
+
+def _below_head(network: Any, trains: str, head: set[str]) -> set[str]:
+    kind, _, what = trains.partition(":")
+    names = [name for name, _ in network.named_parameters()]
+    if kind == "from":
+        modules = [name for name, _ in network.named_modules()]
+        first = _index(network, [timm_name(name) for name in modules], what)
+        return {name for name in names if name.rpartition(".")[0] in modules[first:]}
+    if kind == "last":
+        depth = depths(network)
+        blocks = sorted({block for name, block in depth.items() if name not in head})
+        if int(what) > len(blocks):
+            raise RecipeError(f"training.trains={trains}: {_called(network)} has {len(blocks)} blocks below its head")
+        return {name for name, block in depth.items() if block in blocks[-int(what) :]}
+    return set(names) if kind == "all" else set()
+
+
+def _index(network: Any, modules: list[str], wanted: str) -> int:
+    if wanted in modules[1:]:
+        return modules.index(wanted)
+    near = get_close_matches(wanted, modules[1:], n=5, cutoff=0.4) or [name for name in modules[1:] if "." not in name]
+    raise RecipeError(f"{_called(network)} has no module {wanted!r}; near it are {', '.join(near[:5])}")
+
+
+def _called(network: Any) -> str:
+    return str(network.pretrained_cfg["architecture"])
