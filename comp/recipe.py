@@ -13,6 +13,7 @@ from comp.store import fingerprint, plain
 
 Fit = Literal["squash", "shorter"]
 ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
+Schedule = Literal["cosine", "one-cycle", "step", "exponential", "constant"]
 
 
 def _need(holds: bool, knob: str, must: str, value: object) -> None:
@@ -87,18 +88,24 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTune:
-    """The whole network, or its last part, trained by AdamW from the solved head on."""
+    """The whole network, or its last part, trained by gradients."""
 
     trains: str = "all"  # all | head | last:N (the last N of timm's blocks) | from:NAME (timm's module and what comes after), with the head
     epochs: int = 3
     batch_size: int = 64  # photos a step, over all micro-batches
     micro_batch: int | None = None  # photos in memory at once; None: the whole batch
+    optimiser: str = "adamw"  # sgd | rmsprop | adam | adamw, torch's; or any other that timm.optim.list_optimizers() knows
+    momentum: float = 0.9  # of sgd, rmsprop and those of timm's that have one
+    nesterov: bool = False  # look ahead by the momentum; sgd's alone
     peak_lr: float = 1e-4  # of the head; the block at depth d from the end gets layer_decay ** d of it
     layer_decay: float = 0.75  # learning-rate factor from one block to the one before it
-    weight_decay: float = 0.05  # AdamW's; never on norms, biases and other one-dimensional parameters
-    warmup: float = 0.1  # fraction of all steps, rising linearly from 0
-    final_lr: float = 0.01  # fraction of the peak that the cosine ends at
-    clip_norm: float = 1.0  # largest norm of all gradients together
+    weight_decay: float = 0.05  # the optimiser's; never on norms, biases and other one-dimensional parameters
+    warmup: float = 0.1  # fraction of all steps that the learning rate rises in: along a line from 0, in one-cycle along a cosine
+    schedule: Schedule = "cosine"  # of the learning rate after the warm-up
+    final_lr: float = 0.01  # fraction of the peak that cosine and one-cycle end at, and that step and exponential do not fall below
+    decay: float = 0.1  # factor of the learning rate: of step every `step_epochs`, of exponential over the whole schedule
+    step_epochs: int = 7  # epochs between two steps of the schedule step
+    clip_norm: float | None = 1.0  # largest norm of all gradients together; None: no bound
     ema: float = 0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
     label_smoothing: float = 0.0  # share of the label given to the other class
     head_start: bool = True  # begin from the solved logistic head, so that no epoch is spent on finding it
@@ -113,12 +120,17 @@ class FineTune:
         _need(self.batch_size >= 2, "training.batch_size", "at least 2", self.batch_size)
         whole = self.micro_batch is None or (self.micro_batch >= 1 and self.batch_size % self.micro_batch == 0)
         _need(whole, "training.micro_batch", f"a divisor of batch_size {self.batch_size}", self.micro_batch)
+        _need(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
+        looks_ahead = not self.nesterov or (self.optimiser == "sgd" and self.momentum > 0)
+        _need(looks_ahead, "training.nesterov", f"false with {self.optimiser} of momentum {self.momentum}", self.nesterov)
         _need(self.peak_lr > 0, "training.peak_lr", "positive", self.peak_lr)
         _need(0 < self.layer_decay <= 1, "training.layer_decay", "in (0, 1]", self.layer_decay)
         _need(self.weight_decay >= 0, "training.weight_decay", "0 or more", self.weight_decay)
         _need(0 <= self.warmup < 1, "training.warmup", "in [0, 1)", self.warmup)
         _need(0 <= self.final_lr <= 1, "training.final_lr", "in [0, 1]", self.final_lr)
-        _need(self.clip_norm > 0, "training.clip_norm", "positive", self.clip_norm)
+        _need(0 < self.decay <= 1, "training.decay", "in (0, 1]", self.decay)
+        _need(self.step_epochs >= 1, "training.step_epochs", "at least 1", self.step_epochs)
+        _need(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", "positive or none", self.clip_norm)
         _need(0 <= self.ema < 1, "training.ema", "in [0, 1)", self.ema)
         _need(0 <= self.label_smoothing < 0.5, "training.label_smoothing", "in [0, 0.5)", self.label_smoothing)
         _need(0 < self.crop_area <= 1, "training.crop_area", "in (0, 1]", self.crop_area)

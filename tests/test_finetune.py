@@ -1,7 +1,5 @@
 """Fine-tuning: the schedule, what a step changes, and what stops it."""
 
-import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,7 +13,7 @@ from comp.recipe import FineTune, Model
 from comp.train.backbone import build, input_of
 from comp.train.batches import Batch, training_batches
 from comp.train.device import Device, find_device
-from comp.train.finetune import ema_decay, fine_tune, learning_rate, smoothed
+from comp.train.finetune import ema_decay, fine_tune, smoothed
 from comp.train.freezing import freeze
 
 MODEL = Model(backbone="mobilenetv3_small_050", weights="random")
@@ -50,16 +48,6 @@ def network_of(trains: str = "all") -> nn.Module:
 
 def run(network: nn.Module, training: FineTune, data: Iterator[Batch], n_steps: int) -> list[float]:
     return [point.loss for point in fine_tune(network, data, n_steps, training, input_of(MODEL), CPU, lambda n=1, note="": None)]
-
-
-def test_the_learning_rate_rises_in_a_line_then_falls_as_a_cosine() -> None:
-    training = FineTune(peak_lr=1.0, warmup=0.1, final_lr=0.01)
-    rates = [learning_rate(step, 100, training) for step in range(100)]
-    assert np.allclose(np.diff(rates[:10]), 1 / 11)
-    assert max(rates) == rates[10] == 1.0
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-    assert rates[55] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * 0.5)) / 2)
-    assert 0.01 < rates[-1] < 0.012
 
 
 def test_the_average_forgets_its_start_in_short_runs_and_is_slow_in_long_ones() -> None:

@@ -7,6 +7,7 @@ import pickle
 import socket
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters, load_pretrained
-from timm.optim import auto_group_layers, param_groups_layer_decay
+from timm.optim import auto_group_layers, create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
 
 from comp.errors import RecipeError, WeightsError
@@ -183,10 +184,20 @@ def depths(network: Any) -> dict[str, int]:
 
 
 def parameter_groups(network: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: `lr_scale` falls by `layer_decay` a block from the head down; no decay on norms, biases and other vectors."""
+    """An optimiser's groups: `lr_scale` falls by `layer_decay` a block from the head down; no decay on norms, biases and other vectors."""
     return list(
         param_groups_layer_decay(network, weight_decay=weight_decay, layer_decay=layer_decay, no_weight_decay_list=_no_decay(network))
     )
+
+
+def timm_optimiser(name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float) -> torch.optim.Optimizer:
+    """The optimiser that timm calls `name`; RecipeError with near names if it has none."""
+    names = list_optimizers()
+    if name not in names:
+        near = get_close_matches(name, names, n=5, cutoff=0.4)
+        raise RecipeError(f"neither torch nor timm has an optimiser {name!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+    optimiser: torch.optim.Optimizer = create_optimizer_v2(groups, name, lr=lr, momentum=momentum)
+    return optimiser
 
 
 def _no_decay(network: Any) -> set[str]:

@@ -13,9 +13,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from comp.errors import TrainingError
 from comp.progress import Advance
 from comp.recipe import FineTune
-from comp.train.backbone import Input, parameter_groups
+from comp.train.backbone import Input
 from comp.train.batches import Batch
 from comp.train.device import Device
+from comp.train.optimisers import make_optimiser
+from comp.train.schedules import learning_rate
 from comp.train.views import normalise
 
 LOOK_EVERY = 10  # steps between two looks at the loss; each waits for the device
@@ -29,15 +31,6 @@ class Point:
     step: int
     loss: float
     lr: float
-
-
-def learning_rate(step: int, n_steps: int, training: FineTune) -> float:
-    """The head's learning rate in step 0 .. n_steps - 1: a linear rise over the warm-up, then a cosine to final_lr of the peak."""
-    n_warm = training.warmup * n_steps
-    if step < n_warm:
-        return training.peak_lr * (step + 1) / (n_warm + 1)
-    done = (step - n_warm) / max(n_steps - n_warm, 1)
-    return training.peak_lr * (training.final_lr + (1 - training.final_lr) * (1 + math.cos(math.pi * done)) / 2)
 
 
 def ema_decay(step: int, training: FineTune) -> float:
@@ -78,14 +71,14 @@ def fine_tune(
 
 
 def make_step(network: nn.Module, training: FineTune, shown: Input, device: Device) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """A function of uint8 squares [b, s, s, 3], labels [b] and the head's learning rate that takes one step of AdamW.
+    """A function of uint8 squares [b, s, s, 3], labels [b] and the head's learning rate that takes one step of the optimiser.
 
     It gives the batch's mean loss before the step, on the device, and does not wait for it.
     """
     network.to(device.where).to(memory_format=torch.channels_last)
     set_training(network)
     loss_of = torch.compile(_loss) if training.compile else _loss
-    optimiser = _optimiser(network, training, device)
+    optimiser = make_optimiser(network, training)
     scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
 
     def take_step(squares: Tensor, labels: Tensor, lr: float) -> Tensor:
@@ -93,7 +86,9 @@ def make_step(network: nn.Module, training: FineTune, shown: Input, device: Devi
             group["lr"] = lr * group["lr_scale"]
         loss = _backward(loss_of, network, squares, labels, training, shown, device, scaler)
         scaler.unscale_(optimiser)
-        torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], training.clip_norm, foreach=True)
+        if training.clip_norm is not None:
+            trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, training.clip_norm, foreach=True)
         scaler.step(optimiser)
         scaler.update()
         optimiser.zero_grad(set_to_none=True)
@@ -133,14 +128,10 @@ def _backward(
     return total
 
 
-def _optimiser(network: nn.Module, training: FineTune, device: Device) -> torch.optim.Optimizer:
-    groups = parameter_groups(network, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
-    return torch.optim.AdamW(groups, lr=training.peak_lr, fused=device.where.type in ("cuda", "cpu"))
-
-
 def _refuse_divergence(history: list[Point], training: FineTune) -> None:
     last = history[-1]
-    remedy = f"set training.peak_lr below {training.peak_lr:g} or training.clip_norm below {training.clip_norm:g}"
+    bound = "" if training.clip_norm is None else f" below {training.clip_norm:g}"
+    remedy = f"set training.peak_lr below {training.peak_lr:g} or training.clip_norm{bound}"
     if not math.isfinite(last.loss):
         raise TrainingError(f"the loss is {last.loss} after {last.step} steps; {remedy}")
     if last.loss > EXPLODED:

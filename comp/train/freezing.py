@@ -10,9 +10,9 @@ from comp.train.backbone import depths, timm_name
 def freeze(network: Any, trains: str) -> tuple[int, int]:
     """Let gradients reach only what `trains` names; (trained, all) parameters.
 
-    all: everything. head: the head. last:N: timm's last N blocks, and the head. from:NAME: the module that timm calls NAME, what the network
-    holds after it, and the head. What is held after is also run after in 94 of the 98 families that timm 1.0.31 can run on a meta device;
-    coat, efficientvim, hrnet and twins hold their parts by kind. RecipeError if there is no such block or module.
+    all: everything. head: the head. last:N: timm's last N blocks, and the head. from:NAME: the module that timm calls NAME, what the
+    network holds after it, and the head. What is held after is also run after in 94 of the 98 families that timm 1.0.31 can run on a meta
+    device; coat, efficientvim, hrnet and twins hold their parts by kind. RecipeError if there is no such block or module.
     """
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     head = {name for name in sizes if name.startswith(f"{network.pretrained_cfg['classifier']}.")}

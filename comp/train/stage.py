@@ -33,6 +33,7 @@ from comp.train.features import Embedder, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
 from comp.train.freezing import freeze
 from comp.train.head import LinearHead, fit_head
+from comp.train.optimisers import refuse_unknown
 from comp.train.run import Run, collect_oof, open_run
 from comp.train.selection import learners, select
 from comp.train.workbench import Workbench, head_of, load_head, load_network, open_workbench, save_head, save_network
@@ -45,8 +46,10 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
         reporter.say(f"{run.name}: all {len(run.folds)} folds are fitted; nothing to do")
         show(run, reporter)
         return run
-    if isinstance(recipe.training, FineTune) and device.where.type == "cpu":
-        _warn_of_cpu(run, recipe.training, reporter)
+    if isinstance(recipe.training, FineTune):
+        refuse_unknown(recipe.training)
+        if device.where.type == "cpu":
+            _warn_of_cpu(run, recipe.training, reporter)
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     bench = open_workbench(run, device, reporter)
     bench.views()  # refuses views that the canvas has no room for, before any work
