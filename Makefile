@@ -30,6 +30,8 @@ scores: .venv/done ## pick up scores that were pending
 scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
 	$(RUN) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
+lr: .venv/done ## find a learning rate: make lr RECIPE=lite0_finetune
+	$(RUN) lr $(WITH) $(ON)
 recipes: .venv/done ## list the recipes
 	@$(RUN) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
@@ -48,4 +50,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict submit scores scout recipes rehearsal smoke test check lock clean
+.PHONY: help data train predict submit scores scout lr recipes rehearsal smoke test check lock clean

@@ -42,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         stage = stages.add_parser(name, help=text, description=text)
         stage.set_defaults(call=call)
         stage.add_argument("--home", type=Path, default=Path(), help="folder of data/, runs/ and submissions/ (default: here)")
-        if name in ("data", "train", "predict", "submit", "rehearsal"):
+        if name in ("data", "train", "predict", "submit", "rehearsal", "lr"):
             default = ON_CPU if name == "rehearsal" else DEFAULT
             stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
-        if name in ("train", "predict", "rehearsal", "scout"):
+        if name in ("train", "predict", "rehearsal", "scout", "lr"):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
         if name == "scout":
             stage.add_argument(
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
             )
             stage.add_argument("--budget", default="10m", help="of time: 90s, 10m, 1.5h (default: 10m)")
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="for all, such as folds.n_photos=5000")
+        if name == "lr":
+            stage.add_argument("--steps", type=int, default=100, help="of the test (default: 100)")
         if name == "submit":
             stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
         if name == "rehearsal":
@@ -139,6 +141,13 @@ def _scout(options: argparse.Namespace, reporter: Reporter) -> None:
     scout(_workspace(options), backbones, device, reporter, budget_s=budget_s, settings=options.set)
 
 
+def _lr(options: argparse.Namespace, reporter: Reporter) -> None:
+    recipe, device = _recipe(options), _device(options)
+    from comp.train.lr_finder import find_lr
+
+    find_lr(_workspace(options), recipe, device, reporter, n_steps=options.steps)
+
+
 def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
     rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
     for name, claim in rows:
@@ -153,6 +162,7 @@ _STAGES = {
     "scores": (_scores, "pick up the scores that were pending"),
     "rehearsal": (_rehearsal, "all four stages against a stand-in for Kaggle on this machine"),
     "scout": (_scout, "try backbones by their frozen features; tell which to fine-tune"),
+    "lr": (_lr, "find a learning rate for the recipe's fine-tune"),
     "recipes": (_recipes, "list the recipes and what each claims"),
 }
 
