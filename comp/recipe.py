@@ -11,7 +11,8 @@ from typing import Any, Literal
 from comp.errors import RecipeError
 from comp.store import fingerprint, plain
 
-Fit = Literal["squash", "shorter"]
+Fit = Literal["squash", "shorter", "letterbox"]
+Crop = Literal["random-resized-crop", "pad-and-crop", "center-crop"]
 ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
 Schedule = Literal["cosine", "one-cycle", "step", "exponential", "constant"]
 
@@ -37,7 +38,9 @@ class Model:
 class Pixels:
     """The canvas that each photo becomes once, and the square of it that the network sees."""
 
-    fit: Fit = "squash"  # squash: the whole photo into a square; shorter: the shorter side to the canvas, the rest kept for crops
+    # squash: the whole photo into a square, whatever its shape; letterbox: the same in its own shape, between bars; shorter: the shorter
+    # side to the canvas, the rest kept for crops, of which prediction takes the centre
+    fit: Fit = "squash"
     size_px: int | None = None  # side of what the network sees; None: the backbone's own
     canvas: float | None = None  # canvas side / size_px, at least 1; None: 1 / the backbone's own crop_pct
 
@@ -109,8 +112,12 @@ class FineTune:
     ema: float = 0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
     label_smoothing: float = 0.0  # share of the label given to the other class
     head_start: bool = True  # begin from the solved logistic head, so that no epoch is spent on finding it
-    crop_area: float = 0.6  # smallest share of the canvas that a random crop covers; 1: none
-    crop_aspect: float = 1.33  # largest ratio of a random crop's sides
+    # The square of the canvas that training sees. random-resized-crop: of random size, shape and place, resized; pad-and-crop: of the
+    # input's size, from a random place after black bars were added; center-crop: what prediction sees too
+    crop: Crop = "random-resized-crop"
+    crop_area: float = 0.6  # smallest share of the canvas that a random-resized-crop covers
+    crop_aspect: float = 1.33  # largest ratio of its sides
+    crop_pad_px: int = 4  # added on each side by pad-and-crop
     flip: bool = True  # mirror half of the photos
     colour: float = 0.2  # strength of brightness, contrast and saturation changes; 0: none
     compile: bool = False  # torch.compile the step; pays back only in long runs
@@ -135,6 +142,7 @@ class FineTune:
         _need(0 <= self.label_smoothing < 0.5, "training.label_smoothing", "in [0, 0.5)", self.label_smoothing)
         _need(0 < self.crop_area <= 1, "training.crop_area", "in (0, 1]", self.crop_area)
         _need(self.crop_aspect >= 1, "training.crop_aspect", "at least 1", self.crop_aspect)
+        _need(0 <= self.crop_pad_px <= 1024, "training.crop_pad_px", "in [0, 1024]", self.crop_pad_px)
         _need(0 <= self.colour <= 1, "training.colour", "in [0, 1]", self.colour)
         _need_policy("training.trains", self.trains)
 

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 from comp.errors import RecipeError
 
-Fit = Literal["squash", "shorter"]
+Fit = Literal["squash", "shorter", "letterbox"]
 Interpolation = Literal["bicubic", "bilinear"]
 MAX_SIZE_PX = 4096  # a canvas of 50 MB; beyond it a number is a slip of the pen
+PAD = (124, 116, 104)  # ImageNet's mean colour, about 0 once normalised: what fills a letterbox
 MAX_ASPECT = 4  # of a canvas that keeps its shape; the most extreme of 2,002 real photos has 2.8
 
 
@@ -17,6 +18,7 @@ class Geometry:
 
     "squash" makes size x size out of the whole photo, whatever its shape. "shorter" keeps the shape: the shorter side becomes `size_px`,
     the longer one follows, up to MAX_ASPECT times that; the rest is cut off evenly at both ends, so a strip of 1 x 10,000 px does no harm.
+    "letterbox" keeps both the shape and the whole photo: the longer side becomes `size_px`, and PAD fills the square evenly at both ends.
     """
 
     fit: Fit = "squash"
@@ -33,7 +35,7 @@ class Geometry:
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """Height and width, in that order, of the canvas of an upright photo of `width` x `height` pixels."""
-        if self.fit == "squash":
+        if self.fit != "shorter":
             return self.size_px, self.size_px
         shorter, longer = min(width, height), max(width, height)
         long_px = min(MAX_ASPECT * self.size_px, max(self.size_px, round(self.size_px * longer / shorter)))
@@ -41,10 +43,19 @@ class Geometry:
 
     def crop(self, width: int, height: int) -> tuple[int, int, int, int]:
         """The part of the photo that fills the canvas: top, left, height, width. All of it but for extreme shapes."""
-        if self.fit == "squash" or max(width, height) <= MAX_ASPECT * min(width, height):
+        if self.fit != "shorter" or max(width, height) <= MAX_ASPECT * min(width, height):
             return 0, 0, height, width
         keep = MAX_ASPECT * min(width, height)
         return (0, (width - keep) // 2, height, keep) if width > height else ((height - keep) // 2, 0, keep, width)
+
+    def place(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Where on its canvas the photo comes to lie: top, left, height, width. Everywhere but in a letterbox."""
+        high, wide = self.canvas(width, height)
+        if self.fit != "letterbox":
+            return 0, 0, high, wide
+        longer = max(width, height)
+        inner_high, inner_wide = (max(1, round(self.size_px * side / longer)) for side in (height, width))
+        return (high - inner_high) // 2, (wide - inner_wide) // 2, inner_high, inner_wide
 
     @property
     def name(self) -> str:

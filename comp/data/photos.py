@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.io import ImageReadMode  # importing it also registers torch.ops.image
 
-from comp.data.geometry import Geometry, Interpolation
+from comp.data.geometry import PAD, Geometry, Interpolation
 from comp.data.header import Header, read_header
 from comp.data.pillow import ERRORS, pillow_pixels
 from comp.data.verdict import USABLE, Verdict
@@ -46,9 +46,15 @@ def decode(data: bytes) -> Photo:
 
 
 def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
-    """`pixels [h, w, 3]` cropped and resized as `geometry` says."""
+    """`pixels [h, w, 3]` cropped, resized and padded as `geometry` says."""
     top, left, height, width = geometry.crop(pixels.shape[1], pixels.shape[0])
-    return _resize(pixels[top : top + height, left : left + width], geometry.canvas(width, height), geometry.interpolation)
+    y, x, inner_height, inner_width = geometry.place(width, height)
+    photo = _resize(pixels[top : top + height, left : left + width], (inner_height, inner_width), geometry.interpolation)
+    if photo.shape[:2] == geometry.canvas(width, height):
+        return photo
+    canvas = np.full((*geometry.canvas(width, height), 3), PAD, np.uint8)
+    canvas[y : y + inner_height, x : x + inner_width] = photo
+    return canvas
 
 
 def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:

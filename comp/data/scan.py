@@ -84,7 +84,7 @@ def _read(workspace: Workspace, where: Where) -> bytes:
 
 def _store(workspace: Workspace, photos: Sequence[Where], geometry: Geometry, reporter: Reporter) -> Store:
     """The store that `open_pixels` will look for, chosen by the sizes that the headers tell."""
-    if geometry.fit == "squash":
+    if geometry.fit != "shorter":
         sizes = [(1, 1)] * len(photos)  # they all take the same
     else:
         headers = (read_header(_read(workspace, where)) for where in photos)

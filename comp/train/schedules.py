@@ -29,8 +29,8 @@ def _left(done: float, epoch: int, training: FineTune) -> float:
         case "cosine" | "one-cycle":
             return training.final_lr + (1 - training.final_lr) * (1 + math.cos(math.pi * done)) / 2
         case "step":
-            return max(training.final_lr, training.decay ** (epoch // training.step_epochs))
+            return max(training.final_lr, math.pow(training.decay, epoch // training.step_epochs))
         case "exponential":
-            return max(training.final_lr, training.decay**done)
+            return max(training.final_lr, math.pow(training.decay, done))
         case "constant":
             return 1.0

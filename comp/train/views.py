@@ -55,10 +55,11 @@ def views_of(name: ViewsName, *, has_room: bool) -> tuple[View, ...]:
 
 def cut(canvases: Canvases, rows: Sequence[int], view: View, size_px: int) -> NDArray[np.uint8]:
     """`view` of each photo, unmirrored, [n, s, s, 3]; s is `size_px`, or the canvas's shorter side where the view is the whole of it."""
-    return np.stack([_square(canvases.canvas(row), view, size_px) for row in rows])
+    return np.stack([cut_square(canvases.canvas(row), view, size_px) for row in rows])
 
 
-def _square(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[np.uint8]:
+def cut_square(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[np.uint8]:
+    """`view` of one canvas [h, w, 3], unmirrored."""
     height, width = canvas.shape[:2]
     side = min(height, width) if view.whole else size_px
     top, left = round(view.y * (height - side)), round(view.x * (width - side))
