@@ -113,6 +113,14 @@ def test_a_photo_cut_anywhere_is_unusable_even_if_the_cut_was_closed(kind: str, 
         assert np.array_equal(photo.pixels[:, :-17], pixels_by_torch(whole)[:, :-17])
 
 
+def test_a_photo_cut_before_a_restart_marker_is_unusable() -> None:
+    whole = JPEGS["restarts"]
+    markers = [at for at in range(len(whole) - 200) if whole[at] == 0xFF and 0xD0 <= whole[at + 1] <= 0xD7]
+    assert len(markers) > 10
+    for at in markers:
+        assert decode(whole[:at] + b"\xff\xd9").verdict == "truncated"
+
+
 def pixels_by_torch(data: bytes) -> np.ndarray:
     pixels = decode(data).pixels
     assert pixels is not None
@@ -263,7 +271,7 @@ def test_many_threads_give_what_one_gives_in_the_same_order_and_few_are_ahead() 
             taken += 1
             yield data
 
-    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     results = in_order(decode, items(), n_threads=3)
     first = next(results)
     assert taken <= 3 * AHEAD * BATCH
@@ -271,7 +279,8 @@ def test_many_threads_give_what_one_gives_in_the_same_order_and_few_are_ahead() 
         alone = decode(data)
         assert photo.verdict == alone.verdict
         assert np.array_equal(photo.pixels, alone.pixels) if alone.pixels is not None else photo.pixels is None
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 def test_an_error_in_a_thread_reaches_whoever_asked() -> None:
