@@ -66,6 +66,15 @@ class Kaggle:
         """The user name that goes with the credentials, once Kaggle has accepted them."""
         return str(self._patiently("whoami"))
 
+    def check_rules(self) -> None:
+        """RulesError, with the link, unless they are accepted. Listings work without: so a download is begun, and left at its head."""
+        self._patiently("version")
+
+    def clock_skew_s(self) -> float | None:
+        """By how many seconds the other side's clock is ahead of ours, by its latest answer; None if there was none, or it did not tell."""
+        skew_s: float | None = self._ask("skew")
+        return skew_s
+
     def files(self) -> list[RemoteFile]:
         found: list[RemoteFile] = []
         token = ""
@@ -81,6 +90,11 @@ class Kaggle:
         """The competition's archive, complete and with sound CRCs; downloads what is missing of it, or nothing if it is here already."""
         archive = Archive(folder / f"{self._competition.slug}.zip")
         return fetch(archive, self._ask, self._reporter, self._patience)
+
+    def archive_bytes(self) -> int | None:
+        """The archive's length on the server, if it tells. A cheap way to learn whether a download would be allowed: RulesError if not."""
+        length = self._patiently("version")["length"]
+        return None if length is None else int(length)
 
     def limits(self) -> Limits:
         answer = self._patiently("limits")
@@ -166,7 +180,7 @@ class Kaggle:
     def _listed(self) -> Iterator[Submission]:
         """Submissions page by page. The client's own wrapper drops the token of the next page, and so all but the first 20."""
         seen: set[int] = set()
-        token = ""
+        token, by_token = "", False
         for page in range(1, N_PAGES):
             answer = self._patiently("submissions", page=page, page_token=token)
             rows = [submission(row) for row in answer.get("submissions") or []]
@@ -174,8 +188,9 @@ class Kaggle:
             yield from new
             seen |= {row.ref for row in new}
             token = str(answer.get("nextPageToken") or "")
-            if not new or (not token and len(rows) < SMALLEST_PAGE):
+            if not new or not (token or (not by_token and len(rows) >= SMALLEST_PAGE)):
                 return
+            by_token = bool(token)
 
     def _appears(self, ref: int, message: str, before: set[int]) -> int:
         """The reference of the submission just made, once it is listed; 0 if it is not for too long."""

@@ -28,16 +28,8 @@ from comp.progress import Advance, Reporter
 
 N_DOWNLOADS = 2  # before an archive that arrives complete but corrupt is believed to be so on the server
 MB = 1_000_000
-UNSOUND = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-)  # what zipfile raises for damage
+# What zipfile raises for damage.
+UNSOUND = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, OverflowError)
 Ask = Callable[..., Any]  # one call to the client: ask(call, on_event=, fd=, **arguments); raises AgainError or another UserError
 
 
@@ -70,9 +62,7 @@ class Archive:
     def remember(self, version: dict[str, Any], file: Path) -> None:
         """Notes of which version on the server `file` is a copy."""
         scratch = self.note.with_suffix(".new")
-        scratch.write_text(
-            json.dumps({"validator": version["validator"], "length": version["length"], "here": _here(file)}), encoding="utf-8"
-        )
+        scratch.write_text(json.dumps(version | {"here": _here(file)}), encoding="utf-8")
         scratch.replace(self.note)
 
 
@@ -127,13 +117,14 @@ def zip_problem(path: Path) -> str:
 
 
 def _is_current(archive: Archive, ask: Ask, reporter: Reporter, patience: Patience) -> bool:
-    """Whether the file here is still what the server has; says which."""
+    """Whether the file here is still what the server has; says which. Where a validator is missing, the length tells."""
     there = patiently(lambda: ask("version"), patience, reporter.warn)
     here, size = archive.known(), archive.path.stat().st_size
-    if here is not None and here["validator"] == there["validator"] and there["length"] in (None, here["length"]):
-        reporter.say(f"{archive.path.name} is here ({size / MB:,.1f} MB) and is what the server has")
-        return True
-    if here is None and there["length"] == size and not zip_problem(archive.path):
+    if here is not None and here["validator"] and there["validator"]:
+        if here["validator"] == there["validator"] and there["length"] in (None, size):
+            reporter.say(f"{archive.path.name} is here ({size / MB:,.1f} MB) and is what the server has")
+            return True
+    elif there["length"] == size and not zip_problem(archive.path):
         archive.remember(there, archive.path)
         reporter.say(f"{archive.path.name} is here, of the server's length ({size / MB:,.1f} MB) and intact")
         return True
@@ -147,7 +138,7 @@ def _complete(archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience:
 
     def one_try() -> dict[str, Any]:
         with _Bar(archive.path.name, reporter) as bar:
-            version: dict[str, Any] = ask("archive", on_event=bar.on_event, fd=fd, note=str(archive.part_note))
+            version: dict[str, Any] = ask("archive", on_event=bar.on_event, fd=fd, note=str(archive.part_note.absolute()))
             return version
 
     def only_without_progress(_: AgainError) -> bool:
@@ -159,12 +150,8 @@ def _complete(archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience:
         except GaveUpError as error:
             have = os.fstat(fd).st_size
             if have <= longest:
-                kept = (
-                    f"the {have / MB:,.1f} MB that have arrived are kept, and the next run goes on from there"
-                    if have
-                    else "nothing has arrived"
-                )
-                raise UnavailableError(f"{error}; {kept}") from None
+                kept = f"{have / MB:,.1f} MB have arrived and are kept, and the next run goes on from there"
+                raise UnavailableError(f"{error}; {kept if have else 'nothing has arrived'}") from None
             longest = have
             reporter.warn(f"{error.last} after {have / MB:,.1f} MB; going on from there")
             time.sleep(patience.wait_first_s)

@@ -13,7 +13,7 @@ import requests
 
 from comp.kaggle.download import Part, StoppedError, Version, receive, refuse_pages, wanted
 from comp.kaggle.failures import FailedError, Failure
-from comp.kaggle.wire import refusal
+from comp.kaggle.wire import ahead_s, refusal
 
 SERVICE = "competitions.CompetitionApiService"
 PAGE_SIZE = 100  # asked for; whatever comes, pages are followed
@@ -39,6 +39,7 @@ class Client:
         self._tell = tell
         self._api: Any = None
         self._get_headers: dict[str, str] = {}
+        self._skew_s: float | None = None
         self._bound_every_request((connect_s, read_s))
 
     def endpoint(self) -> str:
@@ -54,6 +55,10 @@ class Client:
                 if refusal(error.response).status not in (403, 404):
                     raise
         return str(values.get("username") or "")
+
+    def skew(self) -> float | None:
+        """By how many seconds the clock at the other end is ahead of ours, by its latest answer."""
+        return self._skew_s
 
     def files(self, page_token: str) -> dict[str, Any]:
         return self._ask("ListDataFiles", "ApiListDataFilesRequest", page_token=page_token, page_size=PAGE_SIZE)
@@ -175,6 +180,8 @@ class Client:
                 options["timeout"] = timeout_s
             if request.method == "GET":
                 request.headers.update(self._get_headers)
-            return send(session, request, **options)
+            response = send(session, request, **options)
+            self._skew_s = ahead_s(response.headers.get("Date", ""))
+            return response
 
         requests.Session.send = bounded  # type: ignore[assignment, method-assign]

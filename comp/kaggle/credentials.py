@@ -68,14 +68,21 @@ def find(env: Mapping[str, str]) -> Credentials | None:
 
 def secrets(env: Mapping[str, str]) -> frozenset[str]:
     """Every string that must not appear in a message, a log or a file, whether it is in use or not."""
-    found = [*_tokens(env), *(_pair(env) or ())[1:], *_oauth_secrets(env)]
-    words = {item.secret for item in found} | {env[name] for name in ("KAGGLE_KEY", "KAGGLE_TOKEN") if name in env}
-    if (pair := _pair(env)) is not None:
-        words.add(base64.b64encode(f"{pair[0].secret}:{pair[1].secret}".encode()).decode())
+    pair = _pair(env)
+    words = {found.secret for found in (*_tokens(env), *(pair or ())[1:], *_oauth_secrets(env))}
+    words |= {env[name] for name in ("KAGGLE_KEY", "KAGGLE_TOKEN") if name in env}
+    if pair is not None:
+        words.add(_basic(pair[0].secret, pair[1].secret))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        password = urlsplit(env.get(name, "")).password
-        words |= {password, unquote(password)} if password else set()
+        proxy = urlsplit(env.get(name, ""))
+        if proxy.password:
+            words |= {proxy.password, unquote(proxy.password), _basic(unquote(proxy.username or ""), unquote(proxy.password))}
     return frozenset(word for word in words if len(word) >= SHORTEST_SECRET)
+
+
+def _basic(user: str, password: str) -> str:
+    """As an Authorization header carries them."""
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def scrubbed(text: str, hidden: frozenset[str]) -> str:

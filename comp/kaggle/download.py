@@ -151,9 +151,8 @@ def _continued(headers: Any, part: Part, start: int) -> Version:
     piece = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip())
     if known is None or not start or piece is None or int(piece[1]) != start:
         part.restart(None)  # a server that cannot be trusted with ranges may still send the whole
-        raise DifferentError(
-            f"bytes from {start} were asked for, and '{headers.get('Content-Range', 'no Content-Range')}' came; starting over"
-        )
+        came = headers.get("Content-Range", "no Content-Range")
+        raise DifferentError(f"bytes from {start} were asked for, and '{came}' came; starting over")
     total = known.length if piece[3] == "*" else int(piece[3])
     validator = headers.get("ETag" if known.validator.startswith('"') else "Last-Modified", known.validator)
     if validator != known.validator or (known.length is not None and total != known.length) or _encoding(headers):

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from comp.kaggle.credentials import config_folder, scrubbed
 from comp.kaggle.failures import FailedError, Failure
@@ -30,9 +31,8 @@ def client_environment(env: Mapping[str, str]) -> dict[str, str]:
     quiet["NETRC"] = os.devnull  # an entry in ~/.netrc would be sent to the storage along with the signed link
     quiet["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), *filter(None, [env.get("PYTHONPATH")])])
     if not config_folder(env).exists():
-        quiet["KAGGLE_CONFIG_DIR"] = str(
-            HERE
-        )  # any folder without a kaggle.json: the client would create its own, and fail where it may not
+        # Any folder without a kaggle.json: the client would create its own when it is imported, and fail where it may not.
+        quiet["KAGGLE_CONFIG_DIR"] = str(HERE)
     return quiet
 
 
@@ -82,30 +82,39 @@ class _Running:
     def __init__(self, command: list[str], env: dict[str, str], silence_s: float) -> None:
         self._wire, theirs = socket.socketpair()
         self._wire.settimeout(silence_s)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (it is needed until this object goes)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed at the end of the process)
         with theirs:
             self._process = subprocess.Popen(
                 command,
                 env=env,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=self._errors,
+                stderr=errors,
                 start_new_session=True,  # Ctrl-C is ours to handle; the process notices by the end of its input that we are gone
             )
         self._buffer = b""
-        self._finalizer = weakref.finalize(self, _end, self._process, self._wire)
+        self._finalizer = weakref.finalize(self, _end, self._process, self._wire, errors)
 
     def ask(self, question: dict[str, Any], on_event: OnEvent, fd: int | None) -> dict[str, Any]:
         """The last line of the answer; those before it go to `on_event`."""
-        try:
+        with self._watched():
             socket.send_fds(self._wire, [json.dumps(question).encode() + b"\n"], [] if fd is None else [fd])
-            while not ({"result", "failure"} & (answer := json.loads(self._line())).keys()):
-                on_event(answer)
+        while True:
+            with self._watched():
+                answer: dict[str, Any] = json.loads(self._line())
+            if {"result", "failure"} & answer.keys():
+                return answer
+            on_event(answer)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Tells the end and the silence of the process, and no other error, from its answers."""
+        try:
+            yield
         except TimeoutError:
             raise _EndedError(f"has been silent for {self._wire.gettimeout():.0f} s and was ended") from None
         except ConnectionError:
             raise _EndedError(f"ended by itself (status {self._process.wait()})") from None
-        return dict(answer)
 
     def _line(self) -> bytes:
         pieces = [self._buffer]
@@ -117,16 +126,14 @@ class _Running:
         return line
 
     def end(self) -> str:
-        """What it wrote to standard error."""
-        self._finalizer()
-        if self._errors.closed:
-            return ""
-        with self._errors:
-            self._errors.seek(0)
-            return self._errors.read().decode(errors="replace")
+        """What it wrote to standard error, the first time."""
+        return self._finalizer() or ""
 
 
-def _end(process: subprocess.Popen[bytes], wire: socket.socket) -> None:
+def _end(process: subprocess.Popen[bytes], wire: socket.socket, errors: IO[bytes]) -> str:
     process.kill()  # what it has written to disk is written; nothing else of it matters
     process.wait()
     wire.close()
+    with errors:
+        errors.seek(0)
+        return errors.read().decode(errors="replace")

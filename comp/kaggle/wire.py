@@ -31,11 +31,10 @@ def failure_of(error: Exception) -> Failure:
 def refusal(response: requests.Response, storage: bool = False) -> Failure:
     """An answer that says no. The JSON body may carry the status that the head does not."""
     body = _json(response)
-    status = response.status_code if response.status_code >= 400 else int(body.get("code", 0))
     return Failure(
         kind="http",
         words=" ".join(str(body.get("message") or response.reason or "").split()),
-        status=status,
+        status=response.status_code if response.status_code >= 400 else int(body.get("code") or response.status_code),
         storage=storage or bool(response.history),
         retry_after_s=_retry_after_s(response.headers.get("Retry-After", "")),
     )
@@ -54,13 +53,18 @@ def _json(response: requests.Response) -> dict[str, Any]:
 def _retry_after_s(header: str) -> float | None:
     """Seconds, or the time from now to a date."""
     try:
-        wait_s = float(header)
+        wait_s: float | None = float(header)
     except ValueError:
-        try:
-            wait_s = parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, wait_s) if math.isfinite(wait_s) else None
+        wait_s = ahead_s(header)
+    return max(0.0, wait_s) if wait_s is not None and math.isfinite(wait_s) else None
+
+
+def ahead_s(date: str) -> float | None:
+    """How far, in seconds, a header's date is ahead of our clock; None if it is no date."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return None
 
 
 def _root(error: BaseException) -> BaseException:
