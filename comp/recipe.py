@@ -188,30 +188,36 @@ class Recipe:
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """`recipe` with each `section.knob=value` of `settings` applied. RecipeError names what is unknown or out of range."""
+    """`recipe` with each `section.knob=value` of `settings` applied, all at once. RecipeError names what is unknown or out of range."""
+    values: dict[str, str] = {}
     for setting in settings:
         path, found, text = setting.partition("=")
         if not found:
             raise RecipeError(f"a setting reads section.knob=value, got {setting!r}")
-        recipe = _replaced(recipe, path.split("."), text, path)
-    return recipe
+        values[path] = text
+    changed: Recipe = _replaced(recipe, values, "")
+    return changed
 
 
-def _replaced(owner: Any, names: list[str], text: str, path: str) -> Any:
+def _replaced(owner: Any, values: dict[str, str], above: str) -> Any:
+    """`owner` with `values`, by path below `above`; together, because knobs that bound each other would refuse them one by one."""
     hints = typing.get_type_hints(type(owner))
-    if names[0] not in hints or names[0] == "name":
-        knobs = ", ".join(name for name in hints if name != "name")
-        raise RecipeError(f"no knob {path!r}: {type(owner).__name__} has {knobs}")
-    current = getattr(owner, names[0])
-    if dataclasses.is_dataclass(current):
-        if len(names) == 1:
+    changes: dict[str, Any] = {}
+    for path, text in values.items():
+        name, _, rest = path.removeprefix(above).partition(".")
+        current = getattr(owner, name, None)
+        if name not in hints or name == "name":
+            raise RecipeError(f"no knob {path!r}: {type(owner).__name__} has {', '.join(hint for hint in hints if hint != 'name')}")
+        if dataclasses.is_dataclass(current) and not rest:
             raise RecipeError(f"{path!r} is a section: name one of its knobs, such as {path}.{dataclasses.fields(current)[0].name}")
-        value = _replaced(current, names[1:], text, path)
-    elif len(names) > 1:
-        raise RecipeError(f"{path!r} goes below the knob {names[0]!r}, which has no parts")
-    else:
-        value = _parsed(text, hints[names[0]], path)
-    return dataclasses.replace(owner, **{names[0]: value})
+        if dataclasses.is_dataclass(current):
+            section = f"{above}{name}."
+            changes[name] = _replaced(current, {path: text for path, text in values.items() if path.startswith(section)}, section)
+        elif rest:
+            raise RecipeError(f"{path!r} goes below the knob {name!r}, which has no parts")
+        else:
+            changes[name] = _parsed(text, hints[name], path)
+    return dataclasses.replace(owner, **changes)
 
 
 def _parsed(text: str, kind: Any, path: str) -> Any:

@@ -25,6 +25,18 @@ def test_a_setting_changes_its_knob_and_nothing_else() -> None:
     assert override(after, ["model.weights=none"]).model.weights is None
 
 
+def test_knobs_that_bound_each_other_can_change_together_in_any_order() -> None:
+    before = override(named("lite0_finetune"), ["training.batch_size=64", "training.micro_batch=16"])
+    for settings in (["training.batch_size=9", "training.micro_batch=3"], ["training.micro_batch=3", "training.batch_size=9"]):
+        training = override(before, settings).training
+        assert isinstance(training, FineTune)
+        assert (training.batch_size, training.micro_batch) == (9, 3)
+
+
+def test_of_two_settings_of_one_knob_the_last_holds() -> None:
+    assert override(named("lite0_head"), ["seed=1", "seed=2"]).seed == 2
+
+
 def test_a_list_of_numbers_is_a_knob_too() -> None:
     training = override(named("lite0_head"), ["training.penalties=[1e-3,0.1]"]).training
     assert isinstance(training, Head)
