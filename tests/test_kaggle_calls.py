@@ -47,14 +47,13 @@ def test_files_and_user_and_limits_are_what_the_server_tells(scene: Stand) -> No
     assert {file.name: file.total_bytes for file in scene.kaggle.files()} == expected
     assert scene.kaggle.whoami() == "rehearsal"
     assert scene.kaggle.limits() == Limits(n_today=0, n_allowed_now=100_000)
-    assert scene.kaggle.archive_bytes() == scene.archive.stat().st_size
 
 
 @pytest.mark.parametrize(
     ("fault", "calls", "error", "words"),
     [
         ("401", ("files", "limits", "submissions", "download", "leaderboard"), CredentialsError, ["401", "KAGGLE_API_TOKEN", "stale"]),
-        ("403-rules", ("download", "archive_bytes"), RulesError, ["403", COMPETITION.rules_url, "does not exist"]),
+        ("403-rules", ("download", "check_rules"), RulesError, ["403", COMPETITION.rules_url, "does not exist"]),
         ("404", ("files", "limits", "submissions", "download", "leaderboard"), NotFoundError, ["404", COMPETITION.slug]),
         ("429", ("files", "download"), UnavailableError, ["429", "4 tries"]),
         ("500", ("files", "download", "leaderboard"), UnavailableError, ["500", "4 tries"]),

@@ -91,11 +91,6 @@ class Kaggle:
         archive = Archive(folder / f"{self._competition.slug}.zip")
         return fetch(archive, self._ask, self._reporter, self._patience)
 
-    def archive_bytes(self) -> int | None:
-        """The archive's length on the server, if it tells. A cheap way to learn whether a download would be allowed: RulesError if not."""
-        length = self._patiently("version")["length"]
-        return None if length is None else int(length)
-
     def limits(self) -> Limits:
         answer = self._patiently("limits")
         return Limits(n_today=int(answer.get("numToday", 0)), n_allowed_now=int(answer.get("numAllowedNow", 0)))
