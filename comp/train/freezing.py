@@ -1,10 +1,9 @@
 """What of a network trains: a policy that is understood for any timm backbone."""
 
-from difflib import get_close_matches
 from typing import Any
 
 from comp.errors import RecipeError
-from comp.train.backbone import depths, timm_name
+from comp.train.backbone import depths, module_index
 
 
 def freeze(network: Any, trains: str) -> tuple[int, int]:
@@ -27,23 +26,13 @@ def _below_head(network: Any, trains: str, head: set[str]) -> set[str]:
     names = [name for name, _ in network.named_parameters()]
     if kind == "from":
         modules = [name for name, _ in network.named_modules()]
-        first = _index(network, [timm_name(name) for name in modules], what)
-        return {name for name in names if name.rpartition(".")[0] in modules[first:]}
+        after = modules[module_index(network, what) :]
+        return {name for name in names if name.rpartition(".")[0] in after}
     if kind == "last":
         depth = depths(network)
         blocks = sorted({block for name, block in depth.items() if name not in head})
         if int(what) > len(blocks):
-            raise RecipeError(f"training.trains={trains}: {_called(network)} has {len(blocks)} blocks below its head")
+            called = network.pretrained_cfg["architecture"]
+            raise RecipeError(f"training.trains={trains}: {called} has {len(blocks)} blocks below its head")
         return {name for name, block in depth.items() if block in blocks[-int(what) :]}
     return set(names) if kind == "all" else set()
-
-
-def _index(network: Any, modules: list[str], wanted: str) -> int:
-    if wanted in modules[1:]:
-        return modules.index(wanted)
-    near = get_close_matches(wanted, modules[1:], n=5, cutoff=0.4) or [name for name in modules[1:] if "." not in name]
-    raise RecipeError(f"{_called(network)} has no module {wanted!r}; near it are {', '.join(near[:5])}")
-
-
-def _called(network: Any) -> str:
-    return str(network.pretrained_cfg["architecture"])
