@@ -2,8 +2,9 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
-RUN := .venv/bin/python -m comp
+COMP := .venv/bin/python -m comp
 WITH := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(SET),--set $(SET))
+OF := $(if $(RUN),--run $(RUN))
 ON := $(if $(DEVICE),--device $(DEVICE))
 REAL := $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(SOLUTION),--solution $(SOLUTION))
 
@@ -18,26 +19,34 @@ help: ## this list
 	touch $@
 
 data: .venv/done ## download, check, unpack; manifest, folds, pixels
-	$(RUN) data $(WITH)
+	$(COMP) data $(WITH)
 train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10"
-	$(RUN) train $(WITH) $(ON)
+	$(COMP) train $(WITH) $(ON)
 predict: .venv/done ## predict the test photos, calibrate, clip
-	$(RUN) predict $(WITH) $(ON)
+	$(COMP) predict $(WITH) $(ON)
+calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities
+	$(COMP) calibrate $(WITH)
+blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy]
+	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET))
+ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
+	$(COMP) ablate $(RECIPE) $(AGAINST)
+forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-...
+	$(COMP) forecast $(WITH) $(OF)
 submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
-	$(RUN) submit $(WITH) $(if $(FORCE),--force)
+	$(COMP) submit $(WITH) $(OF) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
-	$(RUN) scores
+	$(COMP) scores
 scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
-	$(RUN) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
+	$(COMP) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
 lr: .venv/done ## find a learning rate: make lr RECIPE=lite0_finetune
-	$(RUN) lr $(WITH) $(ON)
+	$(COMP) lr $(WITH) $(ON)
 recipes: .venv/done ## list the recipes
-	@$(RUN) recipes
+	@$(COMP) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
-	$(RUN) rehearsal $(WITH) $(ON) $(REAL)
+	$(COMP) rehearsal $(WITH) $(ON) $(REAL)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
-	$(RUN) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 training.epochs=2 $(SET) $(ON) $(REAL)
+	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 training.epochs=2 $(SET) $(ON) $(REAL)
 test: .venv/done ## all tests that need neither network nor GPU
 	.venv/bin/python -m pytest -m "not gpu"
 check: .venv/done ## ruff and mypy --strict
@@ -50,4 +59,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict submit scores scout lr recipes rehearsal smoke test check lock clean
+.PHONY: help data train predict calibrate blend ablate forecast submit scores scout lr recipes rehearsal smoke test check lock clean

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         stage = stages.add_parser(name, help=text, description=text)
         stage.set_defaults(call=call)
         stage.add_argument("--home", type=Path, default=Path(), help="folder of data/, runs/ and submissions/ (default: here)")
-        if name in ("data", "train", "predict", "submit", "rehearsal", "lr"):
+        if name in ("data", "train", "predict", "calibrate", "forecast", "submit", "rehearsal", "lr"):
             default = ON_CPU if name == "rehearsal" else DEFAULT
             stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
@@ -56,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="for all, such as folds.n_photos=5000")
         if name == "lr":
             stage.add_argument("--steps", type=int, default=100, help="of the test (default: 100)")
+        if name in ("forecast", "submit"):
+            stage.add_argument("--run", metavar="RUN", help="a folder of runs/, such as a blend's, instead of the recipe's")
+        if name == "blend":
+            stage.add_argument("runs", nargs="+", metavar="RUN", help="a folder of runs/, or a recipe that has one run there")
+            stage.add_argument("--method", choices=("simplex", "greedy"), default="simplex", help="how to weigh (default: simplex)")
+            stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="of prediction., such as prediction.clip=0.01")
+        if name == "ablate":
+            stage.add_argument("runs", nargs=2, metavar="RUN", help="the run that is judged, and the one that it is compared with")
         if name == "submit":
             stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
         if name == "rehearsal":
@@ -77,6 +85,14 @@ def _device(options: argparse.Namespace) -> "Device":
 
     keep_big_blocks()  # before torch allocates
     return find_device(options.device)
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    from comp.predict.finished import find_run
+    from comp.train.run import trained_run
+
+    workspace = _workspace(options)
+    return find_run(workspace, options.run) if options.run else trained_run(workspace, _recipe(options)).folder
 
 
 def _kaggle(reporter: Reporter) -> "Kaggle":
@@ -106,16 +122,40 @@ def _predict(options: argparse.Namespace, reporter: Reporter) -> None:
     recipe, device = _recipe(options), _device(options)
     from comp.predict.stage import predict
 
-    predict(_workspace(options), recipe, device, reporter)
+    predict(_workspace(options), COMPETITION, recipe, device, reporter)
+
+
+def _calibrate(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.predict.bench import show_bench
+
+    show_bench(_workspace(options), COMPETITION, _recipe(options), reporter)
+
+
+def _blend(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.predict.blend import PREDICTION, blend
+
+    prediction = override(Recipe(name="blend", prediction=PREDICTION), options.set).prediction
+    blend(_workspace(options), COMPETITION, options.runs, options.method, prediction, reporter)
+
+
+def _ablate(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.predict.ablate import ablate
+
+    judged, against = options.runs
+    ablate(_workspace(options), COMPETITION, judged, against, reporter)
+
+
+def _forecast(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.predict.finished import read_run
+    from comp.submit.forecast import show_forecast
+
+    show_forecast(_workspace(options), COMPETITION, read_run(_run_folder(options)), reporter)
 
 
 def _submit(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.submit.stage import submit
-    from comp.train.run import trained_run
 
-    workspace = _workspace(options)
-    run = trained_run(workspace, _recipe(options))
-    submit(workspace, COMPETITION, _kaggle(reporter), run.folder, reporter, force=options.force)
+    submit(_workspace(options), COMPETITION, _kaggle(reporter), _run_folder(options), reporter, force=options.force)
 
 
 def _scores(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -158,6 +198,10 @@ _STAGES = {
     "data": (_data, "download, check and unpack the photos; manifest, folds and pixels"),
     "train": (_train, "fit the recipe's folds; out-of-fold log loss"),
     "predict": (_predict, "predict the test photos; calibrate and clip"),
+    "calibrate": (_calibrate, "compare every way from logits to probabilities, cross-fitted"),
+    "blend": (_blend, "weigh runs against each other; the result is a run"),
+    "ablate": (_ablate, "compare two runs photo by photo"),
+    "forecast": (_forecast, "what a run will score, and its rank, with intervals"),
     "submit": (_submit, "check, upload and score the submission; a row in the ledger"),
     "scores": (_scores, "pick up the scores that were pending"),
     "rehearsal": (_rehearsal, "all four stages against a stand-in for Kaggle on this machine"),

@@ -28,7 +28,7 @@ def best_first(scores: Sequence[float] | Sequence[str]) -> Floats:
     """`scores` in order. DataError if there are none, since nothing has a rank among them."""
     ordered = np.sort(np.asarray(scores, np.float64))
     if not ordered.size or not np.isfinite(ordered).all():
-        raise DataError(f"a board with {int(np.isfinite(ordered).sum()):,} scores of {ordered.size:,} teams ranks nobody: download it again")
+        raise DataError(f"a board with {int(np.isfinite(ordered).sum()):,} scores of {ordered.size:,} teams ranks nobody")
     return ordered
 
 

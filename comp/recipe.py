@@ -14,6 +14,7 @@ from comp.store import fingerprint, plain
 Fit = Literal["squash", "shorter", "letterbox"]
 Crop = Literal["random-resized-crop", "pad-and-crop", "center-crop"]
 ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
+Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
 Pool = Literal["mean", "flatten"]
 Schedule = Literal["cosine", "one-cycle", "step", "exponential", "constant"]
 
@@ -162,11 +163,12 @@ class Prediction:
     """How fitted folds become probabilities; nothing here needs another fit."""
 
     views: ViewsName = "flip"  # test-time augmentation: none, mirrored, four corners and centre, or two scales; all but none also mirrored
-    noise_rate: float = 0.0  # share of the board's labels that contradict any confident model
+    calibration: Method = "temperature"  # the map from logits to probabilities, fitted out of fold; `make calibrate` compares them
+    noise_rate: float | None = None  # share of the board's labels that contradict any confident model; None: the competition's
     clip: float = 0.005  # probabilities stay in [clip, 1 - clip]; .005 was best of six on this board, see README
 
     def __post_init__(self) -> None:
-        _need(0 <= self.noise_rate < 0.5, "prediction.noise_rate", "in [0, 0.5)", self.noise_rate)
+        _need(self.noise_rate is None or 0 <= self.noise_rate < 0.5, "prediction.noise_rate", "in [0, 0.5)", self.noise_rate)
         _need(0 < self.clip < 0.5, "prediction.clip", "in (0, 0.5)", self.clip)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from comp.competition import COMPETITION
 from comp.data.manifest import write_manifest
-from comp.predict.calibrate import calibrate, out_of_fold_losses
+from comp.predict.calibrate import Settings, calibrate, out_of_fold_losses
 from comp.store import Workspace, file_sha256, write_json, write_table
 
 CLIP = 0.005
@@ -43,8 +43,8 @@ def make_run(workspace: Workspace, name: str = "lite0_head", fingerprint: str = 
     rng = np.random.default_rng(seed)
     labels, folds = np.tile([0, 1], 40), np.arange(80) % 5
     logits = (2 * labels - 1) * 2.0 + rng.normal(0, 1.5, 80)
-    made = calibrate(logits, labels, noise_rate=0.004, clip=CLIP)
-    losses = out_of_fold_losses(logits, labels, folds, noise_rate=0.004, clip=CLIP)
+    settings = Settings(noise_rate=0.004, clip=CLIP)
+    made, losses = calibrate(logits, labels, settings), out_of_fold_losses(logits, labels, folds, settings)
     ids = [f"{kind}.{n}" for n in range(40) for kind in ("cat", "dog")]
     test_logits = (2 * (np.arange(40) % 2) - 1) * 4.0 + rng.normal(0, 1.5, 40)
     test = pd.DataFrame({"id": SAMPLE_IDS, "logit": test_logits, "prob": made.apply(test_logits)})
@@ -53,7 +53,7 @@ def make_run(workspace: Workspace, name: str = "lite0_head", fingerprint: str = 
     write_table(folder / "test.csv", test.sort_values("id"))
     cv = {"cv_raw": losses.raw, "cv_calibrated": losses.calibrated, "cv_clipped": losses.clipped}
     made_from = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": file_sha256(folder / "oof.csv")[:10]}
-    calibration = {"temperature": made.temperature, "noise_rate": 0.004, "clip": CLIP, "of": made_from}
+    calibration = {"noise_rate": 0.004, "clip": CLIP, "of": made_from}
     write_json(folder / "calibration.json", calibration | cv)
     return folder
 

@@ -26,6 +26,7 @@ DOORS = {
     "albumentations": "comp/train/augment.py",
     "cv2": "comp/train/augment.py",
     "rich": "comp/progress.py",
+    "scipy": "comp/predict/blend.py",
     "matplotlib": "comp/plots.py",
 }
 MODULES = sorted(COMP.rglob("*.py"))

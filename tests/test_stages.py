@@ -96,7 +96,7 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     def all_four() -> float | None:
         prepare(workspace, COMPETITION, lambda: kaggle.download(workspace.raw), kaggle.is_real, None, heard)
         run = train(workspace, HEAD, CPU, heard)
-        predict(workspace, HEAD, CPU, heard)
+        predict(workspace, COMPETITION, HEAD, CPU, heard)
         return submit(workspace, COMPETITION, kaggle, run.folder, heard).public_score
 
     score = all_four()
@@ -143,7 +143,7 @@ def test_labels_of_a_held_out_fold_do_not_change_its_own_logits(workspace: Works
 def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None:
     """The photos of test ids 1, 2 and 10 change places on disk; so must their logits, and no others."""
     run = train(workspace, HEAD, CPU, Reporter())
-    predict(workspace, HEAD, CPU, Reporter())
+    predict(workspace, COMPETITION, HEAD, CPU, Reporter())
     before = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
     assert list(before.index) == natural_order(before.index)
     table = pd.read_csv(workspace.manifest("test"), dtype=str, keep_default_na=False).set_index("id", drop=False)
@@ -157,7 +157,7 @@ def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None
     photos = {id: (workspace.photos / "test" / f"{id}.jpg").read_bytes() for id in swap}
     for new, old in swap.items():
         (workspace.photos / "test" / f"{new}.jpg").write_bytes(photos[old])
-    predict(workspace, HEAD, CPU, Reporter())
+    predict(workspace, COMPETITION, HEAD, CPU, Reporter())
     after = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
     for id in before.index:
         pd.testing.assert_series_equal(after.loc[[id]].reset_index(drop=True), before.loc[[swap.get(id, id)]].reset_index(drop=True))
@@ -166,7 +166,7 @@ def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None
 def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(workspace: Workspace) -> None:
     heard = Heard()
     train(workspace, HEAD, CPU, Reporter())
-    run = predict(workspace, HEAD, CPU, heard)
+    run = predict(workspace, COMPETITION, HEAD, CPU, heard)
     manifest = read_manifest(workspace.manifest("test"))
     (blind,) = manifest["id"][manifest["verdict"] == "truncated"]
     table = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")
@@ -206,7 +206,7 @@ def test_a_fine_tune_goes_through_train_predict_and_submit(workspace: Workspace,
     recipe = override(TUNE, ["prediction.views=multi_scale", "training.trains=last:2", "folds.n=2", "training.epochs=1"])
     heard = Heard()
     run = train(workspace, recipe, CPU, heard)
-    predict(workspace, recipe, CPU, heard)
+    predict(workspace, COMPETITION, recipe, CPU, heard)
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
     row = submit(workspace, COMPETITION, kaggle, run.folder, heard)
     assert row.public_score is not None
@@ -242,7 +242,7 @@ def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_pa
     with pytest.raises(DataError, match="run `make data` first"):
         train(Workspace(tmp_path / "empty"), HEAD, CPU, Reporter())
     with pytest.raises(StaleError, match="run `make train`"):
-        predict(workspace, HEAD, CPU, Reporter())
+        predict(workspace, COMPETITION, HEAD, CPU, Reporter())
     with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
         train(workspace, override(HEAD, ["pixels.fit=squash", "prediction.views=five_crop"]), CPU, Reporter())
     assert not workspace.runs.exists()

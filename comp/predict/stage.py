@@ -2,70 +2,53 @@
 
 1. Each fold that has no logits for the test photos is asked for them, with the recipe's views; its file is written.
 2. The folds are averaged in logit space: the geometric mean of their odds.
-3. The temperature is fitted on the out-of-fold logits; the table shows what it and the clip do there, cross-fitted.
+3. The recipe's calibration is fitted on the out-of-fold logits; the table shows what it and the clip do there, cross-fitted.
 4. test.csv has one row for each id of the test manifest; a photo that cannot be decoded gets the prior, and a warning.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from comp.competition import Competition
 from comp.data.manifest import read_manifest, usable
 from comp.errors import StaleError
-from comp.metric import prior_logit
-from comp.predict.calibrate import Calibration, calibrate, out_of_fold_losses
+from comp.predict.calibrate import Settings, settings_of
+from comp.predict.finished import finish, show
 from comp.progress import Reporter
 from comp.recipe import Head, Recipe
-from comp.store import Workspace, file_sha256, read_json, write_json, write_table
+from comp.store import Workspace, file_sha256, read_json, write_table
 from comp.train.device import Device
 from comp.train.features import Embedder
 from comp.train.run import Run, read_scores, trained_run
 from comp.train.workbench import Workbench, head_of, load_head, load_network, open_workbench
 
 
-def predict(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter) -> Run:
+def predict(workspace: Workspace, competition: Competition, recipe: Recipe, device: Device, reporter: Reporter) -> Run:
     """Write test.csv and calibration.json of the fitted run of `recipe`; the run."""
     run = trained_run(workspace, recipe)
-    key = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": file_sha256(run.oof)[:10]}
-    if _is_done(run, key):
+    settings = settings_of(recipe.prediction, competition)
+    made_from = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": file_sha256(run.oof)[:10]}
+    if _is_done(run, made_from, settings):
         reporter.say(f"{run.name}: {len(pd.read_csv(run.folder / 'test.csv')):,} photos are predicted; nothing to do")
-        _show(run, reporter)
-        return run
-    oof = read_scores(run.oof)
-    test = read_manifest(workspace.manifest("test"))
-    logits = _mean_logits(run, key["test"], list(usable(test)["id"]), device, reporter)
-    prediction = recipe.prediction
-    labels = oof["label"].to_numpy()
-    calibration = calibrate(oof["logit"], labels, noise_rate=prediction.noise_rate, clip=prediction.clip)
-    losses = out_of_fold_losses(oof["logit"], labels, oof["fold"], noise_rate=prediction.noise_rate, clip=prediction.clip)
-    table = probabilities(list(test["id"]), logits, calibration, prior_logit(labels))
-    n_blind = int(table["logit"].isna().sum())
-    if n_blind:
-        reporter.warn(f"{n_blind:,} test photos cannot be decoded, {table['id'][table['logit'].isna()].iloc[0]} first: each gets the prior")
-    write_table(run.folder / "test.csv", table)
-    figures = {f"cv_{name}": value for name, value in asdict(losses).items()}
-    write_json(run.folder / "calibration.json", asdict(calibration) | figures | {"of": key, "n_without_photo": n_blind})
-    reporter.say(f"{run.name}: {len(table):,} photos predicted by {len(run.folds)} folds")
-    _show(run, reporter)
+    else:
+        test = read_manifest(workspace.manifest("test"))
+        logits = _mean_logits(run, made_from["test"], list(usable(test)["id"]), device, reporter)
+        finish(run.folder, read_scores(run.oof), list(test["id"]), logits, settings, made_from, reporter)
+        reporter.say(f"{run.name}: {len(test):,} photos predicted by {len(run.folds)} folds")
+    show(run.folder, reporter)
     return run
 
 
-def probabilities(ids: list[str], logits: pd.Series, calibration: Calibration, prior: float) -> pd.DataFrame:
-    """id, logit, prob for all `ids`, joined by id. An id without a logit gets the prior's probability, clipped but not calibrated."""
-    table = pd.DataFrame({"id": ids, "logit": logits.reindex(ids).to_numpy(np.float64)})
-    blind = table["logit"].isna().to_numpy()
-    probs = np.empty(len(table))
-    probs[~blind] = calibration.apply(table["logit"][~blind])
-    probs[blind] = Calibration(temperature=1.0, noise_rate=0.0, clip=calibration.clip).apply([prior])[0]
-    return table.assign(prob=probs)
-
-
-def _is_done(run: Run, key: dict[str, str]) -> bool:
+def _is_done(run: Run, made_from: dict[str, str], settings: Settings) -> bool:
+    """Whether the files are there, of these photos and, where the competition's noise rate has changed since, of this one."""
     calibration = run.folder / "calibration.json"
-    return calibration.exists() and (run.folder / "test.csv").exists() and read_json(calibration)["of"] == key
+    if not (calibration.exists() and (run.folder / "test.csv").exists()):
+        return False
+    figures = read_json(calibration)
+    return (figures["of"], figures["noise_rate"]) == (made_from, settings.noise_rate)
 
 
 def _mean_logits(run: Run, test_key: str, ids: list[str], device: Device, reporter: Reporter) -> pd.Series:
@@ -99,13 +82,3 @@ def _read_fold(path: Path, ids: list[str]) -> pd.Series:
     if set(table.index) != set(ids) or not table.index.is_unique or not np.isfinite(table).all():
         raise StaleError(f"{path} does not hold one finite logit for each of {len(ids):,} test photos: delete it and predict again")
     return table.loc[ids]
-
-
-def _show(run: Run, reporter: Reporter) -> None:
-    figures = read_json(run.folder / "calibration.json")
-    rows = [
-        ("raw", figures["cv_raw"]),
-        (f"temperature {figures['temperature']:.3f}", figures["cv_calibrated"]),
-        (f"and clip {figures['clip']:g}", figures["cv_clipped"]),
-    ]
-    reporter.table("out-of-fold log loss, the last two cross-fitted", ("", "log loss"), rows)

@@ -6,9 +6,6 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-# Scores of the real board by rank: 1-5, 10, 12, 20, 26, 50, 65, 100, 131, 263, 329, the median, the third quartile, the last.
-BEST = (0.03302, 0.03305, 0.03483, 0.03507, 0.03518, 0.03807, 0.03882, 0.04183, 0.04357, 0.04842, 0.05038)
-SCORES = (*BEST, 0.05629, 0.06127, 0.08107, 0.09099, 0.12216, 0.64851, 19.46)
 CLOSED = "2017-03-02T23:44:14.0000000Z"
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from comp.board import archived_scores
 from comp.competition import COMPETITION, Competition
 from comp.errors import UserError
-from comp.rehearsal import board
 from comp.rehearsal.catalogue import FAULTS
 from comp.rehearsal.exchange import API_HOST, STORAGE_HOST, Ask, RefusedError, Reply
 from comp.rehearsal.faults import Plan, Scene
@@ -46,7 +46,7 @@ class RehearsalServer:
         faults: Sequence[str] = (),
         journal: Path | None = None,
         daily_limit: int = 5,
-        scores: Sequence[float] = board.SCORES,
+        scores: Sequence[float] | None = None,
         token: str | None = None,
         clock: Callable[[], datetime] = _now,
     ) -> None:
@@ -59,7 +59,7 @@ class RehearsalServer:
         self._plan = Plan(faults, FAULTS)
         self._daily_limit = daily_limit
         self._submissions = Submissions(journal, daily_limit, clock)
-        self._scores = scores
+        self._scores = archived_scores().tolist() if scores is None else scores
 
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-")

@@ -1,6 +1,7 @@
 """The rehearsal: the four stages, for real, against a stand-in for Kaggle on this machine, in a workspace of its own."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +39,7 @@ def rehearse(
     """
     if (archive is None) != (solution is None):
         raise UserError("a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them")
+    competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # nobody has flipped labels of drawn photos, or of yours
     workspace = Workspace(root / ".rehearsal" / (_name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
         archive, solution = write_edition(
@@ -49,7 +51,7 @@ def rehearse(
         geometry = geometry_of(recipe, input_of(recipe.model))
         prepare(workspace, competition, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
         run = train(workspace, recipe, device, reporter)
-        predict(workspace, recipe, device, reporter)
+        predict(workspace, competition, recipe, device, reporter)
         row = submit(workspace, competition, kaggle, run.folder, reporter, limit_s=WAIT_S)
     check_learning(run)
     reporter.say(f"rehearsal of {recipe.name} done; everything is under {workspace.root}")

@@ -1,10 +1,11 @@
 """The submit stage: a finished run -> a checked CSV, one upload, a score, a row in the ledger.
 
 1. The run, the sample submission and the manifests are read and checked; nothing is written if anything is off.
-2. `submissions/<run>.csv` is written, whole.
-3. A file that the ledger knows is not uploaded again, nor one that Kaggle's list knows and the ledger has lost to a crash.
-4. Otherwise Kaggle's limits are asked for, the file is uploaded, and a pending row is in the ledger at once.
-5. The score is waited for, for a bounded time, and fills the row; `scores` does that later for what is still pending.
+2. What it should score is foretold, from its out-of-fold photos and the scores that the ledger has.
+3. `submissions/<run>.csv` is written, whole.
+4. A file that the ledger knows is not uploaded again, nor one that Kaggle's list knows and the ledger has lost to a crash.
+5. Otherwise Kaggle's limits are asked for, the file is uploaded, and a pending row is in the ledger at once.
+6. The score is waited for, for a bounded time, and fills the row; `scores` does that later for what is still pending.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ import numpy as np
 from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.data.sample import read_sample
-from comp.errors import DataError, NotFoundError, StaleError, SubmissionError, UnavailableError
+from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError
 from comp.kaggle import Kaggle, Submission
+from comp.predict.finished import FinishedRun, check_current, read_run
 from comp.progress import Reporter
-from comp.store import Workspace, file_sha256
+from comp.store import Workspace
 from comp.submit.csvfile import check_submission, write_submission
+from comp.submit.forecast import show_forecast
 from comp.submit.ledger import LedgerRow, locked, read_ledger, write_row
-from comp.submit.run import FinishedRun, read_run
 from comp.submit.upload import known_rows, upload_once
 
 WAIT_S = 900.0  # for a score, unless told otherwise; Kaggle takes seconds, or minutes on a busy day
@@ -47,6 +49,10 @@ def submit(
     sample_ids = _sample_ids(workspace, competition)
     for remark in _checked(workspace, competition, finished, sample_ids):
         reporter.warn(remark)
+    try:
+        show_forecast(workspace, competition, finished, reporter)
+    except DataError as error:  # too few photos to foretell from are enough to submit
+        reporter.warn(f"no forecast: {error}")
     with locked(workspace.submissions / ".submit.lock"):  # two runs of this stage at once must not upload one file twice
         path = workspace.submissions / f"{finished.folder}.csv"
         probs = finished.predictions.set_index("id")["prob"].loc[sample_ids].to_numpy(np.float64)
@@ -86,12 +92,9 @@ def _sample_ids(workspace: Workspace, competition: Competition) -> list[str]:
 
 def _checked(workspace: Workspace, competition: Competition, finished: FinishedRun, sample_ids: Sequence[str]) -> list[str]:
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
-    made_from = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": finished.oof_sha256[:10]}
-    if finished.made_from not in (None, made_from):
-        raise StaleError(
-            f"the predictions of {finished.folder} are not of the photos and folds that are here now: run `make predict` again"
-        )
-    return check_submission(finished.predictions, sample_ids, competition, clip=finished.clip, oof=finished.oof, train=train, test=test)
+    check_current(workspace, finished)
+    clip = finished.settings.clip
+    return check_submission(finished.predictions, sample_ids, competition, clip=clip, oof=finished.oof, train=train, test=test)
 
 
 def _awaited(workspace: Workspace, kaggle: Kaggle, row: LedgerRow, reporter: Reporter, limit_s: float) -> LedgerRow:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from comp.errors import SubmissionError
 from comp.kaggle import Kaggle, Submission
+from comp.predict.finished import FinishedRun
 from comp.progress import Reporter
 from comp.store import Workspace, code_commit, file_sha256
 from comp.submit.ledger import LedgerRow, read_ledger, write_row
-from comp.submit.run import FinishedRun
 
 CODE = Path(__file__).resolve().parents[1]
 LISTED_S = 60.0  # from the begin of an upload that was cut off until it is in Kaggle's list, or never will be

@@ -1,6 +1,6 @@
 """A run on disk: what it is made from, which folds are done, what they said."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -127,12 +127,14 @@ def adopt(run: Run) -> list[int]:
     return taken
 
 
-def write_scores(run: Run, fold: int, ids: Sequence[str], logits: NDArray[np.float64]) -> None:
-    write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": logits}))
+def write_scores(run: Run, fold: int, ids: Sequence[str], by_view: Mapping[str, NDArray[np.float64]]) -> None:
+    """The mean over views as `logit`; with several, each in a column of its own beside it."""
+    views = by_view if len(by_view) > 1 else {}
+    write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": np.mean(list(by_view.values()), axis=0), **views}))
 
 
 def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
-    """oof.csv: id, label, fold, logit of every photo of the fitted folds, in the order of `photos`; written, and returned.
+    """oof.csv: id, label, fold, logit and its views of every photo of the fitted folds, in the order of `photos`; written, and returned.
 
     StaleError if a fold lacks a photo, or has one twice: then its file is not of this run.
     """

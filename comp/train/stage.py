@@ -162,13 +162,13 @@ def _score(bench: Workbench, fold: int, embedder: Embedder, head: LinearHead) ->
     if bench.run.scores(fold).exists():
         return
     ids = list(bench.photos["id"][bench.photos["fold"] == fold])
-    logits = bench.logits(embedder, head, ids)
-    if not np.isfinite(logits).all():
-        n_bad = int((~np.isfinite(logits)).sum())
+    by_view = bench.view_logits(embedder, head, ids)
+    n_bad = int((~np.isfinite(sum(by_view.values()))).sum())
+    if n_bad:
         raise StaleError(
             f"{n_bad} of {len(ids)} out-of-fold logits of fold {fold} are not finite: delete {bench.run.checkpoint(fold)} and train again"
         )
-    runs.write_scores(bench.run, fold, ids, logits)
+    runs.write_scores(bench.run, fold, ids, by_view)
 
 
 def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:

@@ -86,20 +86,27 @@ class Workbench:
         return total / np.float32(len(views))
 
     def logits(self, embedder: Embedder, head: LinearHead, ids: Sequence[str]) -> NDArray[np.float64]:
-        """Logits [n] of `ids`, the mean over the recipe's views. Features of a frozen backbone are kept, those of a tuned one are not."""
+        """Logits [n] of `ids`, the mean over the recipe's views."""
+        by_view = np.stack(list(self.view_logits(embedder, head, ids).values()))
+        return np.asarray(by_view.mean(0), np.float64)
+
+    def view_logits(self, embedder: Embedder, head: LinearHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Logits [n] of `ids` under each of the recipe's views. Features of a frozen backbone are kept, those of a tuned one are not."""
         views = self.views()
         if isinstance(self.recipe.training, Head):
-            return head.logits(torch.from_numpy(self.mean_features(embedder, ids, views))).numpy()
+            folder = self.run.workspace.features
+            parts = {view.name: features_of(folder, embedder, self.pixels, ids, view, self.reporter)[0] for view in views}
+            return {name: head.logits(torch.from_numpy(part)).numpy() for name, part in parts.items()}
         rows = [int(row) for row in self.pixels.rows(ids)]
-        total = np.zeros(len(rows))
+        by_view = {}
         with self.reporter.track("predicting", len(rows) * len(views), "views") as advance:
             for view in views:
-                parts = []
+                batches = []
                 for batch in embedder.features(self.pixels, rows, view):
-                    parts.append(head.logits(batch))
+                    batches.append(head.logits(batch))
                     advance(len(batch))
-                total += torch.cat(parts).numpy()
-        return total / len(views)
+                by_view[view.name] = torch.cat(batches).numpy()
+        return by_view
 
 
 def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: bool = True) -> Workbench:
