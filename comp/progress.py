@@ -25,7 +25,7 @@ class Reporter:
 
     def __init__(self) -> None:
         self._out = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._err = Console(file=sys.stderr, highlight=False)
+        self._err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         self._out.print(escape(line))

@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_the_fold_with_the_remedy() -> None:
         for squares, labels in batches(TRAINING):
             yield squares, labels * float("nan")
 
-    with pytest.raises(TrainingError, match=r"the loss is nan after 8 steps; set training\.peak_lr below 0\.001"):
+    with pytest.raises(TrainingError, match=r"the loss is nan after 1 steps; set training\.peak_lr below 0\.001"):
         run(network_of(), TRAINING, poisoned(), 8)
 
 

@@ -20,7 +20,7 @@ from comp.train.optimisers import make_optimiser
 from comp.train.schedules import learning_rate
 from comp.train.views import normalise
 
-LOOK_EVERY = 10  # steps between two looks at the loss; each waits for the device
+LOOK_EVERY = 10  # steps between two looks at the loss, fewer in runs under 100 steps; each waits for the device
 EXPLODED = 10.0  # a mean log loss over LOOK_EVERY steps above this is a run gone wrong: saying 0.5 always costs 0.69
 
 
@@ -55,11 +55,12 @@ def fine_tune(
     kept = _Averaged(network, training)
     history: list[Point] = []
     since = torch.zeros((), device=device.where)
+    look_every = max(1, min(LOOK_EVERY, n_steps // 10))
     for step, (squares, labels) in enumerate(batches):
         lr = learning_rate(step, n_steps, training)
         since += take_step(squares, labels, lr)
         kept.update(step)
-        if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
+        if (step + 1) % look_every == 0 or step + 1 == n_steps:
             n_since = step + 1 - (history[-1].step if history else 0)
             history.append(Point(step + 1, float(since) / n_since, lr))
             since.zero_()
