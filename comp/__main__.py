@@ -132,9 +132,9 @@ def _calibrate(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _blend(options: argparse.Namespace, reporter: Reporter) -> None:
-    from comp.predict.blend import PREDICTION, blend
+    from comp.predict.blend import blend
 
-    prediction = override(Recipe(name="blend", prediction=PREDICTION), options.set).prediction
+    prediction = override(Recipe(name="blend"), options.set).prediction
     blend(_workspace(options), COMPETITION, options.runs, options.method, prediction, reporter)
 
 

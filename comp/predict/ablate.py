@@ -3,6 +3,7 @@
 import numpy as np
 
 from comp.competition import Competition
+from comp.errors import RecipeError
 from comp.metric import Gain, gain, per_photo_logit_loss, per_photo_loss
 from comp.predict.calibrate import board_losses
 from comp.predict.finished import find_run, groups_of, read_run, side_by_side
@@ -13,6 +14,8 @@ from comp.store import Workspace
 def ablate(workspace: Workspace, competition: Competition, name: str, against: str, reporter: Reporter) -> Gain:
     """What the run called `name` gains over the run `against` on the board that is expected; shown with its parts."""
     runs = [read_run(find_run(workspace, each)) for each in (name, against)]
+    if runs[0].folder == runs[1].folder:
+        raise RecipeError(f"{name} and {against} are the same run: name another RECIPE or AGAINST")
     photos, logits = side_by_side({run.folder: run.oof for run in runs})
     labels, groups = photos["label"].to_numpy(np.float64), groups_of(workspace, photos)
     probs = [run.out_of_fold_probs().loc[photos["id"]].to_numpy(np.float64) for run in runs]
