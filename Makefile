@@ -41,6 +41,10 @@ scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=we
 	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
 lr: .venv/done ## find a learning rate: make lr RECIPE=lite0_finetune
 	$(COMP) lr $(WITH) $(ON)
+audit: .venv/done ## labels that are in doubt: make audit [RUNS="a b"]; runs/audit.csv, runs/audit.html
+	$(COMP) audit $(RUNS) $(ON)
+judge: .venv/done ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
+	$(COMP) judge $(or $(VERDICTS),all) $(WITH) $(ON)
 recipes: .venv/done ## list the recipes
 	@$(COMP) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
@@ -59,4 +63,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict calibrate blend ablate forecast submit scores scout lr recipes rehearsal smoke test check lock clean
+.PHONY: help data train predict calibrate blend ablate forecast submit scores scout lr audit judge recipes rehearsal smoke test check lock clean

@@ -42,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         stage = stages.add_parser(name, help=text, description=text)
         stage.set_defaults(call=call)
         stage.add_argument("--home", type=Path, default=Path(), help="folder of data/, runs/ and submissions/ (default: here)")
-        if name in ("data", "train", "predict", "calibrate", "forecast", "submit", "rehearsal", "lr"):
+        if name in ("data", "train", "predict", "calibrate", "forecast", "submit", "rehearsal", "lr", "judge"):
             default = ON_CPU if name == "rehearsal" else DEFAULT
             stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
-        if name in ("train", "predict", "rehearsal", "scout", "lr"):
+        if name in ("train", "predict", "rehearsal", "scout", "lr", "audit", "judge"):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
         if name == "scout":
             stage.add_argument(
@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
             )
             stage.add_argument("--budget", default="10m", help="of time: 90s, 10m, 1.5h (default: 10m)")
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="for all, such as folds.n_photos=5000")
+        if name == "audit":
+            stage.add_argument("runs", nargs="*", metavar="RUN", help="a folder of runs/, or a recipe that has one run there (default: all)")
+        if name == "judge":
+            stage.add_argument("verdicts", help="all, drop, flip, soft or the id of one photo in data/verdicts.csv")
         if name == "lr":
             stage.add_argument("--steps", type=int, default=100, help="of the test (default: 100)")
         if name in ("forecast", "submit"):
@@ -188,6 +192,20 @@ def _lr(options: argparse.Namespace, reporter: Reporter) -> None:
     find_lr(_workspace(options), recipe, device, reporter, n_steps=options.steps)
 
 
+def _audit(options: argparse.Namespace, reporter: Reporter) -> None:
+    device = _device(options)
+    from comp.predict.audit import audit
+
+    audit(_workspace(options), options.runs, device, reporter)
+
+
+def _judge(options: argparse.Namespace, reporter: Reporter) -> None:
+    recipe, device = _recipe(options), _device(options)
+    from comp.predict.audit import judge
+
+    judge(_workspace(options), recipe, options.verdicts, device, reporter)
+
+
 def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
     rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
     for name, claim in rows:
@@ -207,6 +225,8 @@ _STAGES = {
     "rehearsal": (_rehearsal, "all four stages against a stand-in for Kaggle on this machine"),
     "scout": (_scout, "try backbones by their frozen features; tell which to fine-tune"),
     "lr": (_lr, "find a learning rate for the recipe's fine-tune"),
+    "audit": (_audit, "what runs, near-duplicates and published lists say against labels"),
+    "judge": (_judge, "train a recipe with and without verdicts on labels; compare"),
     "recipes": (_recipes, "list the recipes and what each claims"),
 }
 

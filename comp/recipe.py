@@ -260,3 +260,13 @@ def _shown(kind: Any) -> str:
 def described(recipe: Recipe) -> dict[str, Any]:
     """`recipe` in terms of JSON, as run.json keeps it."""
     return typing.cast(dict[str, Any], plain(recipe))
+def restored(value: Any) -> Any:
+    """What `described` made `value` of. RecipeError where it was made by other code, whose knobs were not these."""
+    if isinstance(value, list):
+        return tuple(map(restored, value))
+    if not isinstance(value, dict):
+        return value
+    kind, knobs = globals().get(str(value.get("type"))), {name: restored(item) for name, item in value.items() if name != "type"}
+    if not dataclasses.is_dataclass(kind) or not set(knobs) <= {knob.name for knob in dataclasses.fields(kind)}:
+        raise RecipeError(f"a run was made with knobs of {value.get('type')} that are no more: train it again")
+    return kind(**knobs)  # type: ignore[operator]  # a class

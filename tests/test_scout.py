@@ -121,9 +121,9 @@ def test_the_advice_tells_a_difference_from_noise() -> None:
     worse = Tried(name="worse", losses=shared + rng.normal(0.02, 0.03, 2000), photo_s=0.01)
     both = Tried(name="slow + near", losses=shared * 0.8, photo_s=0.12, n_together=2)
     lines = advice([worse, near, both, best], np.arange(2000))
-    assert lines[0].startswith("side by side, slow + near beats every single backbone: -0.0")
+    assert lines[0].startswith("side by side, slow + near beats every single backbone: a gain of +0.0")
     assert lines[-1].startswith("fine-tune slow: log loss 0.03")
-    assert "or near, 5.0 times as fast and not measurably worse" in lines[-1]
+    assert "or near, 5.0 times as fast and not measurably worse: " in lines[-1]
     weak = Tried(name="slow + near", losses=shared + rng.normal(0, 0.03, 2000) - 1e-6, photo_s=0.12, n_together=2)
     assert "does not measurably beat slow alone" in advice([best, weak], np.arange(2000))[0]
 

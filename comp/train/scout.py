@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
-from comp.metric import bootstrap_interval, per_photo_logit_loss
+from comp.metric import bootstrap_interval, gain, per_photo_logit_loss
 from comp.progress import Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Recipe, override
 from comp.store import Workspace, write_table
@@ -152,13 +152,13 @@ def _write(workspace: Workspace, tried: Sequence[Tried], photos: pd.DataFrame) -
 
 def _show(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
     rows = []
-    for row in table.to_dict("records"):
-        figures = (f"{row['log_loss']:.5f}", f"{row['low']:.4f} to {row['high']:.4f}", f"{row['photos_per_s']:,.1f}")
-        size = f"{row['n_parameters'] / 1e6:.1f}"
-        rows.append((row["backbone"], *((row["note"], "", "", "", "") if row["note"] else (*figures, size, "*" * row["front"]))))
-    reporter.table(
-        f"{title}; * nothing else is better and as fast", ("backbone", "log loss", "95 %", "photos/s", "M parameters", "front"), rows
-    )
+    for row in table[table["note"] == ""].to_dict("records"):
+        name = row["backbone"] + " *" * row["front"]
+        figures = (f"{row['low']:.4f} to {row['high']:.4f}", f"{row['photos_per_s']:,.1f}", f"{row['n_parameters'] / 1e6:.1f}")
+        rows.append((name, row["log_loss"], *figures))
+    reporter.table(f"{title}; * nothing else is better and as fast", ("", "log loss", "95 %", "photos/s", "M weights"), rows)
+    for row in table[table["note"] != ""].to_dict("records"):
+        reporter.warn(f"{row['backbone']} is not scored: {row['note']}")
 
 
 def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
@@ -166,18 +166,14 @@ def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
     scored = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
     singles, together = [one for one in scored if one.n_together == 1], [one for one in scored if one.n_together > 1]
     best, lines = singles[0], []
-
-    def against_best(one: Tried) -> tuple[float, float, str]:
-        low, high = bootstrap_interval(one.losses - best.losses, groups, seed=0)
-        return low, high, f"{one.loss - best.loss:+.4f}, 95 % {low:+.4f} to {high:+.4f}"
-
     if together:
-        _, high, shown = against_best(together[0])
-        verdict = "beats every single backbone" if high < 0 else f"does not measurably beat {best.name} alone"
-        lines.append(f"side by side, {together[0].name} {verdict}: {shown}")
-    rivals = [one for one in singles[1:] if one.photo_s < best.photo_s and against_best(one)[0] <= 0]
-    line = f"fine-tune {best.name}: log loss {best.loss:.4f}"
+        found = gain(best.losses, together[0].losses, groups)
+        verdict = "beats every single backbone" if found.low > 0 else f"does not measurably beat {best.name} alone"
+        lines.append(f"side by side, {together[0].name} {verdict}: a gain of {found}")
+    line = f"fine-tune {best.name}: log loss {best.loss:.5f}"
+    rivals = [one for one in singles[1:] if one.photo_s < best.photo_s and gain(one.losses, best.losses, groups).low <= 0]
     if rivals:
         fast = min(rivals, key=lambda one: one.photo_s)
-        line += f"; or {fast.name}, {best.photo_s / fast.photo_s:.1f} times as fast and not measurably worse ({against_best(fast)[2]})"
+        lost = gain(fast.losses, best.losses, groups)
+        line += f"; or {fast.name}, {best.photo_s / fast.photo_s:.1f} times as fast and not measurably worse: {lost}"
     return [*lines, line]
