@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--budget", default="10m", help="of time: 90s, 10m, 1.5h (default: 10m)")
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="for all, such as folds.n_photos=5000")
         if name == "audit":
-            stage.add_argument("runs", nargs="*", metavar="RUN", help="a folder of runs/, or a recipe that has one run there (default: all)")
+            stage.add_argument(
+                "runs", nargs="*", metavar="RUN", help="a folder of runs/, or a recipe that has one run there (default: all)"
+            )
         if name == "judge":
             stage.add_argument("verdicts", help="all, drop, flip, soft or the id of one photo in data/verdicts.csv")
         if name == "lr":

@@ -260,6 +260,8 @@ def _shown(kind: Any) -> str:
 def described(recipe: Recipe) -> dict[str, Any]:
     """`recipe` in terms of JSON, as run.json keeps it."""
     return typing.cast(dict[str, Any], plain(recipe))
+
+
 def restored(value: Any) -> Any:
     """What `described` made `value` of. RecipeError where it was made by other code, whose knobs were not these."""
     if isinstance(value, list):
