@@ -9,7 +9,7 @@ ON := $(if $(DEVICE),--device $(DEVICE))
 REAL := $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(SOLUTION),--solution $(SOLUTION))
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 .venv/done: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -36,6 +36,10 @@ submit: .venv/done ## check, upload, wait for the score, note it in the ledger (
 	$(COMP) submit $(WITH) $(OF) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
 	$(COMP) scores
+leaderboard: .venv/done ## own best, rank and neighbours, now and on the archived board (REFRESH=1: download it anew)
+	$(COMP) leaderboard $(if $(REFRESH),--refresh)
+doctor: .venv/done ## what a run needs, line by line: fine, or what to do
+	@$(COMP) doctor
 scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
 	$(COMP) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
@@ -63,4 +67,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict calibrate blend ablate forecast submit scores scout lr audit judge recipes rehearsal smoke test check lock clean
+.PHONY: help data train predict calibrate blend ablate forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal smoke test check lock clean

@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("runs", nargs=2, metavar="RUN", help="the run that is judged, and the one that it is compared with")
         if name == "submit":
             stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
+        if name == "leaderboard":
+            stage.add_argument("--refresh", action="store_true", help="download the board even if the one here is less than an hour old")
         if name == "rehearsal":
             stage.add_argument("--archive", type=Path, help="a zip like Kaggle's, instead of drawn pictures")
             stage.add_argument("--solution", type=Path, help="its labels: a CSV of id,label with 0 or 1")
@@ -170,6 +172,19 @@ def _scores(options: argparse.Namespace, reporter: Reporter) -> None:
     scores(_workspace(options), COMPETITION, _kaggle(reporter), reporter)
 
 
+def _leaderboard(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.submit.leaderboard import leaderboard
+
+    leaderboard(_workspace(options), COMPETITION, _kaggle(reporter), reporter, refresh=options.refresh)
+
+
+def _doctor(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.doctor.stage import PATIENCE, Quiet, examine
+    from comp.kaggle import Kaggle
+
+    examine(_workspace(options), COMPETITION, Kaggle(COMPETITION, Quiet(), patience=PATIENCE), reporter)
+
+
 def _rehearsal(options: argparse.Namespace, reporter: Reporter) -> None:
     recipe, device = _recipe(options), _device(options)
     from comp.rehearsal.stage import rehearse
@@ -224,6 +239,8 @@ _STAGES = {
     "forecast": (_forecast, "what a run will score, and its rank, with intervals"),
     "submit": (_submit, "check, upload and score the submission; a row in the ledger"),
     "scores": (_scores, "pick up the scores that were pending"),
+    "leaderboard": (_leaderboard, "own best, rank and neighbours, now and on the archived board"),
+    "doctor": (_doctor, "what a run needs, line by line: fine, or what to do"),
     "rehearsal": (_rehearsal, "all four stages against a stand-in for Kaggle on this machine"),
     "scout": (_scout, "try backbones by their frozen features; tell which to fine-tune"),
     "lr": (_lr, "find a learning rate for the recipe's fine-tune"),

@@ -14,6 +14,7 @@ FLOW = [
     "train",
     "predict",
     "submit",
+    "doctor",
     "rehearsal",
 ]  # each may import from itself, from those before it, and from the top level
 DOORS = {

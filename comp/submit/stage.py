@@ -78,7 +78,9 @@ def scores(workspace: Workspace, competition: Competition, kaggle: Kaggle, repor
             reporter.warn(_refusal(row, answer))
         if answer.status != "pending":
             settled.append(_recorded(workspace, row, answer))
-    reporter.say(f"{len(waiting):,} submissions waited for a score, {len(settled):,} have one or an error now")
+    n, n_left = len(waiting), len(waiting) - len(settled)
+    later = f"; {n_left:,} {'is' if n_left == 1 else 'are'} left for the next `make scores`" if n_left else ""
+    reporter.say(f"{n:,} submission{'' if n == 1 else 's'} waited for a score, {len(settled):,} have one or an error now{later}")
     _show_ledger(competition, read_ledger(workspace.ledger).rows, reporter)
     return settled
 

@@ -1,0 +1,1 @@
+"""What a run needs: each line fine, or what to do."""
