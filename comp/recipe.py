@@ -16,6 +16,9 @@ Crop = Literal["random-resized-crop", "pad-and-crop", "center-crop"]
 ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
 Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
 Pool = Literal["mean", "flatten"]
+Normalise = Literal["backbone", "constants", "measured"]
+Kernel = Literal["linear", "rbf"]
+Activation = Literal["relu", "gelu", "silu", "tanh"]
 Schedule = Literal["cosine", "one-cycle", "step", "exponential", "constant"]
 
 
@@ -30,7 +33,7 @@ class Model:
 
     backbone: str = "convnext_tiny"  # any name that timm.list_models() knows, with or without a tag
     weights: str | None = None  # a .safetensors or .pth file; None: a package that carries them, else timm's hub; "random": none
-    layer: str | None = None  # the head sits on what the module of this name gives out, and the backbone ends there; None: on its own pooling
+    layer: str | None = None  # timm's name of the layer under the head, where the backbone then ends; None: all of it, in its own pooling
     pool: Pool = "mean"  # of a layer's output, over places or tokens; flatten: every number of it, for which size_px must stay
     drop_path: float = 0.0  # largest rate of stochastic depth, rising linearly with depth
 
@@ -48,8 +51,13 @@ class Pixels:
     fit: Fit = "squash"
     size_px: int | None = None  # side of what the network sees; None: the backbone's own
     canvas: float | None = None  # canvas side / size_px, at least 1; None: 1 / the backbone's own crop_pct
+    normalise: Normalise = "backbone"  # by the backbone's own mean and std, by those below, or by those of the fold's own training photos
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of red, green, blue in [0, 1], where normalise=constants
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        _need(len(self.mean) == 3, "pixels.mean", "three numbers", self.mean)
+        _need(len(self.std) == 3 and min(self.std) > 0, "pixels.std", "three positive numbers", self.std)
         _need(self.size_px is None or 16 <= self.size_px <= 2048, "pixels.size_px", "in [16, 2048]", self.size_px)
         _need(self.canvas is None or 1 <= self.canvas <= 2, "pixels.canvas", "in [1, 2]", self.canvas)
 
@@ -95,9 +103,55 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Svm:
+    """A frozen backbone, its features cached, and a support vector machine in each fold whose decisions are calibrated.
+
+    Platt's sigmoid is fitted to its decisions in inner folds of the fold's own training photos, which never split a group.
+    """
+
+    kernel: Kernel = "rbf"
+    cost: float = 1.0  # C: of a photo on the wrong side of its margin
+    n_inner: int = 4  # inner folds
+    views: ViewsName = "none"  # whose features are averaged for the fit
+
+    def __post_init__(self) -> None:
+        _need(self.cost > 0, "training.cost", "positive", self.cost)
+        _need(2 <= self.n_inner <= 20, "training.n_inner", "in [2, 20]", self.n_inner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShape:
+    """The layers of a head that is trained by gradients: hidden ones, if any, and a linear one to the logit."""
+
+    widths: tuple[int, ...] = ()  # of the hidden layers
+    activation: Activation = "relu"  # after each of them
+    dropout: float = 0.0  # rate, after each of them; where there are none, on the features
+
+    def __post_init__(self) -> None:
+        _need(all(width >= 1 for width in self.widths), "training.head.widths", "whole numbers from 1", self.widths)
+        _need(0 <= self.dropout < 1, "training.head.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What a fine-tune does before its main part, on a schedule of its own; all that is not named here is the same in both."""
+
+    trains: str = "head"
+    epochs: int = 0  # 0: there is no such phase
+    peak_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _need_policy("training.first.trains", self.trains)
+        _need(self.epochs >= 0, "training.first.epochs", "0 or more", self.epochs)
+        _need(self.peak_lr > 0, "training.first.peak_lr", "positive", self.peak_lr)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FineTune:
     """The whole network, or its last part, trained by gradients."""
 
+    head: HeadShape = field(default_factory=HeadShape)
+    first: Phase = field(default_factory=Phase)
     trains: str = "all"  # all | head | last:N (the last N of timm's blocks) | from:NAME (timm's module and what comes after), with the head
     epochs: int = 3
     batch_size: int = 64  # photos a step, over all micro-batches
@@ -116,7 +170,7 @@ class FineTune:
     clip_norm: float | None = 1.0  # largest norm of all gradients together; None: no bound
     ema: float = 0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
     label_smoothing: float = 0.0  # share of the label given to the other class
-    head_start: bool = True  # begin from the solved logistic head, so that no epoch is spent on finding it
+    head_start: bool = True  # begin from the solved logistic head, so that no epoch is spent on finding it; a linear head's alone
     # The square of the canvas that training sees. random-resized-crop: of random size, shape and place, resized; pad-and-crop: of the
     # input's size, from a random place after black bars were added; center-crop: what prediction sees too
     crop: Crop = "random-resized-crop"
@@ -150,6 +204,20 @@ class FineTune:
         _need(0 <= self.crop_pad_px <= 1024, "training.crop_pad_px", "in [0, 1024]", self.crop_pad_px)
         _need(0 <= self.colour <= 1, "training.colour", "in [0, 1]", self.colour)
         _need_policy("training.trains", self.trains)
+        _need(not (self.head_start and self.head.widths), "training.head_start", "false with hidden layers in the head", self.head_start)
+
+    def phases(self) -> tuple["FineTune", ...]:
+        """The fine-tunes that follow one another, each with an optimiser and a schedule of its own."""
+        main, first = dataclasses.replace(self, first=Phase()), self.first
+        if not first.epochs:
+            return (main,)
+        return dataclasses.replace(main, trains=first.trains, epochs=first.epochs, peak_lr=first.peak_lr), main
+
+    @property
+    def on_features(self) -> bool:
+        """Whether the head alone trains and sees each photo the same way in every epoch: then the features are computed once."""
+        same = self.crop == "center-crop" and not self.flip and not self.colour
+        return same and all(phase.trains == "head" for phase in self.phases())
 
 
 def _need_policy(knob: str, trains: str) -> None:
@@ -181,8 +249,18 @@ class Recipe:
     model: Model = field(default_factory=Model)
     pixels: Pixels = field(default_factory=Pixels)
     folds: Folds = field(default_factory=Folds)
-    training: Head | FineTune = field(default_factory=FineTune)
+    training: Head | Svm | FineTune = field(default_factory=FineTune)
     prediction: Prediction = field(default_factory=Prediction)
+
+    def __post_init__(self) -> None:
+        by_fold = isinstance(self.training, FineTune) and not self.on_features and not self.training.head_start
+        measured = self.pixels.normalise == "measured"  # each fold has colours of its own, and features that are shared have not
+        _need(by_fold or not measured, "pixels.normalise", "backbone or constants where features are computed for all folds", "measured")
+
+    @property
+    def on_features(self) -> bool:
+        """Whether only heads are fitted, to features that are computed once for all folds."""
+        return not isinstance(self.training, FineTune) or self.training.on_features
 
     def fit_key(self) -> str:
         """Told apart: what changes the fitted folds. Two recipes with one key share their checkpoints."""

@@ -18,12 +18,12 @@ from comp.errors import StaleError
 from comp.predict.calibrate import Settings, settings_of
 from comp.predict.finished import finish, show
 from comp.progress import Reporter
-from comp.recipe import Head, Recipe
+from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, read_json, write_table
 from comp.train.device import Device
 from comp.train.features import Embedder
 from comp.train.run import Run, read_scores, trained_run
-from comp.train.workbench import Workbench, head_of, load_head, load_network, open_workbench
+from comp.train.workbench import Workbench, open_workbench
 
 
 def predict(workspace: Workspace, competition: Competition, recipe: Recipe, device: Device, reporter: Reporter) -> Run:
@@ -56,7 +56,7 @@ def _mean_logits(run: Run, test_key: str, ids: list[str], device: Device, report
     paths = {fold: run.folder / f"fold-{fold}-test-{test_key}.csv" for fold in run.folds}
     if not all(path.exists() for path in paths.values()):
         bench = open_workbench(run, device, reporter)
-        frozen = bench.embedder(bench.network())[0] if isinstance(run.recipe.training, Head) else None
+        frozen = bench.embedder(bench.network())[0] if run.recipe.on_features else None
         for fold, path in paths.items():
             if not path.exists():
                 _predict_fold(bench, frozen, fold, path)
@@ -66,14 +66,7 @@ def _mean_logits(run: Run, test_key: str, ids: list[str], device: Device, report
 
 
 def _predict_fold(bench: Workbench, frozen: Embedder | None, fold: int, path: Path) -> None:
-    checkpoint = bench.run.checkpoint(fold)
-    if frozen is not None:
-        embedder, head = frozen, load_head(checkpoint)
-    else:
-        network = load_network(checkpoint, bench.recipe, bench.device)
-        head = head_of(network)
-        embedder, _ = bench.embedder(network)
-    logits = bench.logits(embedder, head, bench.test_ids)
+    logits = bench.logits(*bench.fitted(fold, frozen), bench.test_ids)
     write_table(path, pd.DataFrame({"id": bench.test_ids, "logit": logits}))
 
 

@@ -38,8 +38,8 @@ class Input:
     """What a backbone was trained to see, from its own timm config."""
 
     size_px: int
-    mean: tuple[float, float, float]  # of channels in [0, 1]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of red, green, blue in [0, 1]
+    std: tuple[float, ...]
     interpolation: str  # of the resize: bicubic, bilinear
     crop_pct: float  # side of the centre crop / side of the resized photo
 

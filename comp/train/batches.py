@@ -1,10 +1,11 @@
-"""Batches for fine-tuning: augmented uint8 squares and labels, in an order that a seed decides."""
+"""Batches for training: augmented uint8 squares or features, and labels, in an order that a seed decides."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,7 +15,7 @@ from comp.train.augment import make_augmentation
 from comp.train.device import Device, n_cores
 from comp.train.views import Canvases
 
-Batch = tuple[Tensor, Tensor]  # uint8 [b, s, s, 3] and labels float32 [b]
+Batch = tuple[Tensor, Tensor]  # uint8 [b, s, s, 3], or features float32 [b, d]; and labels float32 [b]
 MAX_WORKERS = 12  # processes that feed a GPU
 
 
@@ -34,6 +35,17 @@ class _Augmented(Dataset[Batch]):
         ]
         labels = torch.tensor([self._labels[place] for _, place in indices], dtype=torch.float32)
         return torch.from_numpy(np.stack(squares)), labels
+
+
+class _Held(Dataset[Batch]):
+    """Features of the training photos of one fold; an index is (epoch, place)."""
+
+    def __init__(self, features: NDArray[np.float32], labels: Sequence[float]) -> None:
+        self._features, self._labels = features, torch.tensor(labels, dtype=torch.float32)
+
+    def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
+        places = [place for _, place in indices]
+        return torch.from_numpy(self._features[places]), self._labels[places]
 
 
 class _Shuffled:
@@ -65,6 +77,11 @@ def training_batches(
         pin_memory=device.is_cuda,
         prefetch_factor=4 if n_workers else None,
     )
+
+
+def feature_batches(features: NDArray[np.float32], labels: Sequence[float], training: FineTune, seed: int) -> DataLoader[Batch]:
+    """The same of `features [n, d]`, which are the same in every epoch."""
+    return DataLoader(_Held(features, labels), batch_sampler=_Shuffled(len(labels), training, seed), collate_fn=_as_is)
 
 
 def _as_is(batch: Any) -> Any:  # __getitems__ has made the batch already

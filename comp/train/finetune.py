@@ -44,11 +44,11 @@ def smoothed(labels: Tensor, smoothing: float) -> Tensor:
 
 
 def fine_tune(
-    network: nn.Module, batches: Iterable[Batch], n_steps: int, training: FineTune, shown: Input, device: Device, advance: Advance
+    network: nn.Module, batches: Iterable[Batch], n_steps: int, training: FineTune, shown: Input | None, device: Device, advance: Advance
 ) -> list[Point]:
     """Train `network` in place and leave it in evaluation mode with the averaged weights; a look at the loss now and then.
 
-    TrainingError if the loss is not finite or explodes.
+    TrainingError if the loss is not finite or explodes. `shown` is how squares are normalised; None: the batches hold features.
     Batch norms keep their statistics, so that a small batch does not disturb them; their weight and bias are trained.
     """
     take_step = make_step(network, training, shown, device)
@@ -71,8 +71,8 @@ def fine_tune(
     return history
 
 
-def make_step(network: nn.Module, training: FineTune, shown: Input, device: Device) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """A function of uint8 squares [b, s, s, 3], labels [b] and the head's learning rate that takes one step of the optimiser.
+def make_step(network: nn.Module, training: FineTune, shown: Input | None, device: Device) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """A function of uint8 squares [b, s, s, 3] or features [b, d], labels [b] and the head's learning rate that takes one step.
 
     It gives the batch's mean loss before the step, on the device, and does not wait for it.
     """
@@ -112,7 +112,7 @@ def _loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _backward(
-    loss_of: Any, network: nn.Module, squares: Tensor, labels: Tensor, training: FineTune, shown: Input, device: Device, scaler: Any
+    loss_of: Any, network: nn.Module, squares: Tensor, labels: Tensor, training: FineTune, shown: Input | None, device: Device, scaler: Any
 ) -> Tensor:
     """The mean loss of the batch, its gradients added up over micro-batches; nothing waits for the device."""
     size = training.micro_batch or len(labels)
@@ -122,7 +122,8 @@ def _backward(
         part = squares[start : start + size].to(device.where, non_blocking=True)
         target = smoothed(labels[start : start + size].to(device.where, non_blocking=True), training.label_smoothing)
         with autocast:
-            loss = loss_of(network, normalise(part.permute(0, 3, 1, 2), shown, torch.float32), target)
+            given = part if shown is None else normalise(part.permute(0, 3, 1, 2), shown, torch.float32)
+            loss = loss_of(network, given, target)
         share = loss * (len(part) / len(labels))
         scaler.scale(share).backward()
         total += share.detach()

@@ -95,7 +95,7 @@ def range_test(take_step: Callable[[Tensor, Tensor, float], Tensor], batches: It
 def find_lr(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter, *, n_steps: int = N_STEPS) -> RangeTest:
     """The range test of fold 0 of `recipe`, shown and drawn; RecipeError if it takes no steps."""
     training = recipe.training
-    if isinstance(training, Head):
+    if not isinstance(training, FineTune):
         raise RecipeError(f"{recipe.name} solves its head, without steps: it has no learning rate to find; name a recipe that fine-tunes")
     if n_steps < 3 * N_NOISY:
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")

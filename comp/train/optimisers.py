@@ -12,10 +12,14 @@ from comp.train.backbone import parameter_groups, timm_optimiser
 def make_optimiser(network: nn.Module, training: FineTune) -> torch.optim.Optimizer:
     """The optimiser that `training` names, of the parameters of `network` that train.
 
-    Each group carries `lr_scale`, its share of the head's learning rate. RecipeError if neither torch nor timm has the optimiser.
+    Each group carries `lr_scale`, its share of the head's learning rate: of a head alone, all of it. RecipeError if neither torch nor timm
+    has the optimiser.
     """
-    groups = parameter_groups(network, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
-    return _named(training, groups)
+    if hasattr(network, "pretrained_cfg"):
+        return _named(training, parameter_groups(network, weight_decay=training.weight_decay, layer_decay=training.layer_decay))
+    matrices, vectors = ([p for p in network.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    decayed = {"params": matrices, "weight_decay": training.weight_decay, "lr_scale": 1.0}
+    return _named(training, [decayed, {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}])
 
 
 def refuse_unknown(training: FineTune) -> None:

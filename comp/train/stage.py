@@ -10,6 +10,9 @@ Killed at any point, the next call goes on at the first step that has not left i
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,22 +24,24 @@ from comp.data.manifest import read_manifest
 from comp.errors import StaleError
 from comp.metric import bootstrap_interval, per_photo_logit_loss
 from comp.progress import Reporter
-from comp.recipe import FineTune, Head, Model, Recipe
+from comp.recipe import FineTune, Head, Recipe, Svm
 from comp.recipes import ON_CPU
 from comp.seeds import derive_seed
 from comp.store import Workspace, write_table
 from comp.train import run as runs
-from comp.train.backbone import build, input_of
-from comp.train.batches import Batch, training_batches
+from comp.train.backbone import Input, build, input_of
+from comp.train.batches import Batch, feature_batches, training_batches
+from comp.train.classical import fit_svm
 from comp.train.device import Device
 from comp.train.features import Embedder, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
 from comp.train.freezing import freeze
 from comp.train.head import LinearHead, fit_head
+from comp.train.heads import FeatureHead, finished, make_layers, start_from
 from comp.train.optimisers import refuse_unknown
 from comp.train.run import Run, collect_oof, open_run
 from comp.train.selection import learners, select
-from comp.train.workbench import Workbench, head_of, load_head, load_network, open_workbench, save_head, save_network
+from comp.train.workbench import Workbench, open_workbench, save_head, save_network
 
 
 def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter) -> Run:
@@ -48,7 +53,7 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
         return run
     if isinstance(recipe.training, FineTune):
         refuse_unknown(recipe.training)
-        if device.where.type == "cpu":
+        if device.where.type == "cpu" and not recipe.on_features:
             _warn_of_cpu(run, recipe.training, reporter)
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     bench = open_workbench(run, device, reporter)
@@ -58,26 +63,47 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
     if taken:
         reporter.say(f"{run.name}: {len(taken)} folds taken over from a run with the same fit")
     start = time.perf_counter()
-    if isinstance(recipe.training, Head):
-        _train_heads(bench, network, recipe.training)
-    else:
+    if isinstance(recipe.training, FineTune) and not recipe.on_features:
         _train_networks(bench, network, recipe.training)
+    else:
+        _train_heads(bench, network)
     collect_oof(run, bench.photos)
     reporter.say(f"{run.name}: {len(run.folds)} folds in {time.perf_counter() - start:.1f} s on {device.name}")
     show(run, reporter)
     return run
 
 
-def _train_heads(bench: Workbench, network: torch.nn.Module, training: Head) -> None:
+def _train_heads(bench: Workbench, network: torch.nn.Module) -> None:
     embedder, why = bench.embedder(network)
     bench.reporter.say(f"inference in {why}")
     features = None
     for fold in bench.run.folds:
         if not bench.run.checkpoint(fold).exists():
             if features is None:
-                features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
-            save_head(bench.run.checkpoint(fold), solved_head(features, bench.photos, fold, training, bench.recipe.seed))
-        _score(bench, fold, embedder, load_head(bench.run.checkpoint(fold)))
+                training = bench.recipe.training
+                views = bench.views("none" if isinstance(training, FineTune) else training.views)
+                features = bench.mean_features(embedder, list(bench.photos["id"]), views)
+            save_head(bench.run.checkpoint(fold), _fitted_head(bench, features, fold))
+        _score(bench, fold, embedder)
+
+
+def _fitted_head(bench: Workbench, features: NDArray[np.float32], fold: int) -> FeatureHead:
+    """The head for `fold`, solved, an SVM or trained by gradients, as the recipe says."""
+    training, seed = bench.recipe.training, bench.recipe.seed
+    if isinstance(training, Head):
+        return solved_head(features, bench.photos, fold, training, seed)
+    learns = learners(bench.photos, fold).to_numpy()
+    given, targets = features[learns], bench.photos["target"].to_numpy()[learns]
+    if isinstance(training, Svm):
+        groups = [int(group) for group in bench.photos["group"][learns]]
+        return fit_svm(given, targets, groups, training, seed=derive_seed(seed, "inner folds", fold))
+    layers = make_layers(features.shape[1], training.head, derive_seed(seed, "head", fold)).to(bench.device.where)
+    if training.head_start:
+        start_from(layers, solved_head(features, bench.photos, fold, Head(), seed))
+    n_trained = sum(parameter.numel() for parameter in layers.parameters())
+    bench.reporter.say(f"fold {fold}: {n_trained:,} parameters of the head train on features of {len(given):,} photos")
+    _train_phases(bench, fold, layers, training, None, lambda phase, seed: feature_batches(given, list(targets), phase, seed))
+    return finished(layers)
 
 
 def solved_head(features: NDArray[np.float32], photos: pd.DataFrame, fold: int, training: Head, seed: int) -> LinearHead:
@@ -111,10 +137,7 @@ def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTu
         if fold in missing:
             head = solved_head(features, bench.photos, fold, Head(), bench.recipe.seed) if features is not None else None
             _fit_fold(bench, fold, training, head)
-        if not bench.run.scores(fold).exists():
-            fitted = load_network(bench.run.checkpoint(fold), bench.recipe, bench.device)
-            head = head_of(fitted)
-            _score(bench, fold, bench.embedder(fitted)[0], head)
+        _score(bench, fold, None)
 
 
 def head_start(bench: Workbench, network: torch.nn.Module) -> NDArray[np.float32]:
@@ -125,31 +148,55 @@ def head_start(bench: Workbench, network: torch.nn.Module) -> NDArray[np.float32
 
 
 def begin_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> tuple[torch.nn.Module, DataLoader[Batch]]:
-    """The network as fine-tuning of `fold` begins it, and all its batches."""
-    network = bench.network()
+    """The network as fine-tuning of `fold` begins it, frozen as `training` says, and all its batches."""
+    network = _begun(bench, fold, head)
+    return network, _begin_phase(bench, fold, network, training, derive_seed(bench.recipe.seed, "fine-tune", fold, 0))
+
+
+def _begun(bench: Workbench, fold: int, head: LinearHead | None) -> torch.nn.Module:
+    network = bench.network(derive_seed(bench.recipe.seed, "head", fold))
     if head is not None:
-        classifier = network.get_classifier()  # type: ignore[operator]  # timm's, which has no types
-        with torch.no_grad():
-            classifier.weight.copy_(head.weight[None])
-            classifier.bias.copy_(head.bias[None])
-    trained, total = freeze(network, training.trains)
+        start_from(network.get_classifier(), head)  # type: ignore[operator]  # timm's, which has no types
+    return network
+
+
+def _begin_phase(bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, seed: int) -> DataLoader[Batch]:
+    """Freeze what `phase` freezes, say so, and give its batches."""
+    trained, total = freeze(network, phase.trains)
     learns = bench.photos[learners(bench.photos, fold)]
     rows = [int(row) for row in bench.pixels.rows(list(learns["id"]))]
-    seed = derive_seed(bench.recipe.seed, "fine-tune", fold)
     bench.reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {len(rows):,} photos")
-    return network, training_batches(bench.pixels, rows, list(learns["target"]), training, bench.size_px, bench.device, seed)
+    return training_batches(bench.pixels, rows, list(learns["target"]), phase, bench.size_px, bench.device, seed)
 
 
 def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:
-    network, batches = begin_fold(bench, fold, training, head)
-    n_steps, n_photos = len(batches), int(learners(bench.photos, fold).sum())
-    seed = derive_seed(bench.recipe.seed, "fine-tune", fold)
-    with torch.random.fork_rng(devices=[bench.device.where] if bench.device.is_cuda else []):
-        torch.manual_seed(derive_seed(seed, "dropout"))  # of dropout and stochastic depth; not of what a GPU adds in no fixed order
-        with bench.reporter.track(f"fold {fold}", n_steps * min(training.batch_size, n_photos), "photos") as advance:
-            history = fine_tune(network, batches, n_steps, training, bench.shown, bench.device, advance)
-    _keep_history(bench.run, fold, history)
+    network = _begun(bench, fold, head)
+    batches_of = partial(_begin_phase, bench, fold, network)
+    _train_phases(bench, fold, network, training, bench.shown_for(fold), batches_of)
     save_network(bench.run.checkpoint(fold), network)
+
+
+def _train_phases(
+    bench: Workbench,
+    fold: int,
+    network: torch.nn.Module,
+    training: FineTune,
+    shown: Input | None,
+    batches_of: Callable[[FineTune, int], DataLoader[Batch]],
+) -> None:
+    """Train `network`, which may be a head alone, through the phases of `training`, one after the other; keep the history."""
+    history: list[Point] = []
+    with torch.random.fork_rng(devices=[bench.device.where] if bench.device.is_cuda else []):
+        for number, phase in enumerate(training.phases()):
+            seed = derive_seed(bench.recipe.seed, "fine-tune", fold, number)
+            batches = batches_of(phase, seed)
+            torch.manual_seed(derive_seed(seed, "dropout"))  # of dropout and stochastic depth; not of what a GPU adds in no fixed order
+            n_steps, n_photos = len(batches), min(phase.batch_size, int(learners(bench.photos, fold).sum()))
+            with bench.reporter.track(f"fold {fold}", n_steps * n_photos, "photos") as advance:
+                points = fine_tune(network, batches, n_steps, phase, shown, bench.device, advance)
+            before = history[-1].step if history else 0
+            history += [replace(point, step=before + point.step) for point in points]
+    _keep_history(bench.run, fold, history)
     bench.reporter.say(f"fold {fold}: training loss {history[0].loss:.4f} at first, {history[-1].loss:.4f} at the end")
 
 
@@ -158,9 +205,10 @@ def _keep_history(run: Run, fold: int, history: list[Point]) -> None:
     write_table(run.folder / f"fold-{fold}-history.csv", table)
 
 
-def _score(bench: Workbench, fold: int, embedder: Embedder, head: LinearHead) -> None:
+def _score(bench: Workbench, fold: int, frozen: Embedder | None) -> None:
     if bench.run.scores(fold).exists():
         return
+    embedder, head = bench.fitted(fold, frozen)
     ids = list(bench.photos["id"][bench.photos["fold"] == fold])
     by_view = bench.view_logits(embedder, head, ids)
     n_bad = int((~np.isfinite(sum(by_view.values()))).sum())
@@ -175,8 +223,8 @@ def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:
     """Say what a fine-tune will take on a CPU before it starts."""
     recipe = run.recipe
     photos = select(read_manifest(run.workspace.manifest("train")), recipe.folds, recipe.seed)
-    n_seen = sum(int((photos["fold"] != fold).sum()) for fold in run.folds) * training.epochs
-    seconds = n_seen * _seconds_a_photo(recipe, training)
+    n_learnt = sum(int((photos["fold"] != fold).sum()) for fold in run.folds)
+    seconds = sum(n_learnt * phase.epochs * _seconds_a_photo(recipe, phase) for phase in training.phases())
     took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
     reporter.warn(f"no GPU: {recipe.name} will train for about {took} on this CPU; RECIPE={ON_CPU} is made for CPUs")
 
@@ -184,9 +232,7 @@ def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:
 def _seconds_a_photo(recipe: Recipe, training: FineTune) -> float:
     """Seconds of one training step a photo, measured on random weights."""
     size_px = recipe.pixels.size_px or input_of(recipe.model).size_px
-    network = build(
-        Model(backbone=recipe.model.backbone, weights="random", drop_path=recipe.model.drop_path), size_px=recipe.pixels.size_px
-    )
+    network = build(replace(recipe.model, weights="random"), size_px=recipe.pixels.size_px)
     freeze(network, training.trains)
     set_training(network.to(memory_format=torch.channels_last))
     images = torch.zeros(4, 3, size_px, size_px).to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """What fitting and predicting work with: the run, the device, the pixels, the backbone made ready, the fitted folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,15 @@ from comp.data.manifest import read_manifest, usable
 from comp.data.pixels import Pixels, open_pixels
 from comp.errors import StaleError
 from comp.progress import Reporter
-from comp.recipe import Head, Recipe
+from comp.recipe import FineTune, HeadShape, Model, Recipe
 from comp.store import whole
 from comp.train.backbone import Input, build, input_of
+from comp.train.colours import measured
 from comp.train.device import Device
 from comp.train.features import Embedder, features_of, make_embedder
-from comp.train.head import LinearHead
+from comp.train.heads import FeatureHead, finished, head_from, set_head, tensors_of
 from comp.train.run import Run
-from comp.train.selection import select
+from comp.train.selection import learners, select
 from comp.train.verdicts import chosen_verdicts, refuse_unknown, summed_up, targets
 from comp.train.views import View, cut, views_of
 
@@ -38,6 +39,14 @@ def geometry_of(recipe: Recipe, shown: Input) -> Geometry:
         size_px=round(size_px * _canvas_ratio(recipe, shown)),
         interpolation="bilinear" if shown.interpolation == "bilinear" else "bicubic",
     )
+
+
+def input_for(recipe: Recipe) -> Input:
+    """What the network of `recipe` is shown: what its backbone was, but for colours that the recipe normalises by constants."""
+    shown, pixels = input_of(recipe.model), recipe.pixels
+    if pixels.normalise != "constants":
+        return shown
+    return replace(shown, mean=pixels.mean, std=pixels.std)
 
 
 def _canvas_ratio(recipe: Recipe, shown: Input) -> float:
@@ -66,37 +75,54 @@ class Workbench:
         has_room = self.recipe.pixels.fit == "shorter" or _canvas_ratio(self.recipe, self.shown) > 1
         return views_of(name or self.recipe.prediction.views, has_room=has_room)  # type: ignore[arg-type]  # a ViewsName by the recipe's own check
 
-    def network(self) -> nn.Module:
-        """The backbone with its weights and a head that says 0.5."""
-        return build(self.recipe.model, size_px=self.recipe.pixels.size_px)
+    def network(self, seed: int = 0) -> nn.Module:
+        """The backbone with its weights and the recipe's head, which says 0.5; `seed` is of hidden layers that the head may have."""
+        return _network(self.recipe, self.recipe.model, seed)
 
-    def embedder(self, network: nn.Module) -> tuple[Embedder, str]:
+    def shown_for(self, fold: int) -> Input:
+        """What the network of `fold` is shown: with the colours of its own training photos where the recipe measures them."""
+        if self.recipe.pixels.normalise != "measured":
+            return self.shown
+        learns = self.photos["id"][learners(self.photos, fold)]
+        mean, std = measured(self.pixels, [int(row) for row in self.pixels.rows(list(learns))])
+        return replace(self.shown, mean=mean, std=std)
+
+    def embedder(self, network: nn.Module, shown: Input | None = None) -> tuple[Embedder, str]:
         """`network`, which is used up, made ready for inference, and a line about its precision."""
         n_examples = min(N_EXAMPLES, len(self.pixels))
         example = torch.from_numpy(cut(self.pixels, range(n_examples), View(name="centre"), self.size_px))
-        return make_embedder(network, self.shown, self.size_px, self.device, example)
+        return make_embedder(network, shown or self.shown, self.size_px, self.device, example)
+
+    def fitted(self, fold: int, frozen: Embedder | None) -> tuple[Embedder, FeatureHead]:
+        """What scores photos for the fitted `fold`: the backbone that all folds share, if there is one, or the fold's own; and a head."""
+        checkpoint = self.run.checkpoint(fold)
+        if frozen is not None:
+            return frozen, load_head(checkpoint, _shape(self.recipe))
+        network = load_network(checkpoint, self.recipe, self.device)
+        head = finished(network.get_classifier())  # type: ignore[operator]  # timm's, which has no types
+        return self.embedder(network, self.shown_for(fold))[0], head
+
+    def features(self, embedder: Embedder, ids: Sequence[str], view: View) -> NDArray[np.float32]:
+        """Features [n, d] of one view, kept on disk."""
+        return features_of(self.run.workspace.features, embedder, self.pixels, ids, view, self.reporter)[0]
 
     def mean_features(self, embedder: Embedder, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
-        """Features [n, d] averaged over `views`, kept on disk; for a linear head that is the mean of the logits."""
-        folder = self.run.workspace.features
-        total = np.zeros((0, 0), np.float32)
-        for view in views:
-            part, _ = features_of(folder, embedder, self.pixels, ids, view, self.reporter)
-            total = part if total.size == 0 else total + part
+        """Features [n, d] averaged over `views`."""
+        total = self.features(embedder, ids, views[0])
+        for view in views[1:]:
+            total += self.features(embedder, ids, view)
         return total / np.float32(len(views))
 
-    def logits(self, embedder: Embedder, head: LinearHead, ids: Sequence[str]) -> NDArray[np.float64]:
+    def logits(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> NDArray[np.float64]:
         """Logits [n] of `ids`, the mean over the recipe's views."""
         by_view = np.stack(list(self.view_logits(embedder, head, ids).values()))
         return np.asarray(by_view.mean(0), np.float64)
 
-    def view_logits(self, embedder: Embedder, head: LinearHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    def view_logits(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Logits [n] of `ids` under each of the recipe's views. Features of a frozen backbone are kept, those of a tuned one are not."""
         views = self.views()
-        if isinstance(self.recipe.training, Head):
-            folder = self.run.workspace.features
-            parts = {view.name: features_of(folder, embedder, self.pixels, ids, view, self.reporter)[0] for view in views}
-            return {name: head.logits(torch.from_numpy(part)).numpy() for name, part in parts.items()}
+        if self.recipe.on_features:
+            return {view.name: head.logits(torch.from_numpy(self.features(embedder, ids, view))).numpy() for view in views}
         rows = [int(row) for row in self.pixels.rows(ids)]
         by_view = {}
         with self.reporter.track("predicting", len(rows) * len(views), "views") as advance:
@@ -112,7 +138,7 @@ class Workbench:
 def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: bool = True) -> Workbench:
     """Read the manifests, and decode what is not decoded yet; `with_test` asks for the test photos too."""
     recipe = run.recipe
-    shown = input_of(recipe.model)
+    shown = input_for(recipe)
     train, test = (read_manifest(run.workspace.manifest(split)) for split in ("train", "test"))
     photos = select(train, recipe.folds, recipe.seed)
     photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
@@ -142,24 +168,32 @@ def _targets(run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Re
     return targets(photos, here)
 
 
-def save_head(path: Path, head: LinearHead) -> None:
-    penalty = torch.tensor(head.penalty, dtype=torch.float64)
-    _save(path, {"weight": head.weight.cpu(), "bias": head.bias.cpu(), "penalty": penalty})
+def _network(recipe: Recipe, model: Model, seed: int) -> nn.Module:
+    network, shape = build(model, size_px=recipe.pixels.size_px), _shape(recipe)
+    if shape != HeadShape():
+        set_head(network, shape, seed)
+    return network
 
 
-def load_head(path: Path) -> LinearHead:
-    state = _load(path)
-    return LinearHead(weight=state["weight"], bias=state["bias"], penalty=float(state["penalty"]))
+def _shape(recipe: Recipe) -> HeadShape:
+    return recipe.training.head if isinstance(recipe.training, FineTune) else HeadShape()
+
+
+def save_head(path: Path, head: FeatureHead) -> None:
+    _save(path, tensors_of(head))
+
+
+def load_head(path: Path, shape: HeadShape) -> FeatureHead:
+    return head_from(_load(path), shape)
 
 
 def save_network(path: Path, network: nn.Module) -> None:
-    _save(path, {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+    _save(path, dict(network.state_dict()))
 
 
 def load_network(path: Path, recipe: Recipe, device: Device) -> nn.Module:
     """The network that a fold was fitted to."""
-    model = type(recipe.model)(backbone=recipe.model.backbone, weights="random", drop_path=recipe.model.drop_path)
-    network = build(model, size_px=recipe.pixels.size_px)
+    network = _network(recipe, replace(recipe.model, weights="random"), seed=0)
     try:
         network.load_state_dict(_load(path))
     except RuntimeError as error:
@@ -169,15 +203,9 @@ def load_network(path: Path, recipe: Recipe, device: Device) -> nn.Module:
     return network.to(device.where)
 
 
-def head_of(network: nn.Module) -> LinearHead:
-    """The head of a fine-tuned network, to be used on its pooled features."""
-    classifier = network.get_classifier()  # type: ignore[operator]  # timm's, which has no types
-    return LinearHead(weight=classifier.weight.detach().double().cpu()[0], bias=classifier.bias.detach().double().cpu()[0], penalty=0.0)
-
-
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with whole(path) as scratch:
-        safetensors.torch.save_file(tensors, scratch)
+        safetensors.torch.save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, scratch)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
