@@ -228,7 +228,7 @@ def test_a_canvas_is_what_torchvision_makes_of_the_photo() -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_canvas_has_the_size_that_its_geometry_announces(width: int, height: int, size_px: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
-    for geometry in (Geometry(size_px=size_px), Geometry(fit="shorter", size_px=size_px)):
+    for geometry in (Geometry(size_px=size_px), Geometry(fit="letterbox", size_px=size_px), Geometry(fit="shorter", size_px=size_px)):
         canvas = to_canvas(pixels, geometry)
         assert canvas.shape == (*geometry.canvas(width, height), 3)
     assert min(canvas.shape[:2]) == size_px

@@ -208,6 +208,25 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_pixels(workspa
     assert data_path(workspace).stat().st_size == 10 * RAW_BYTES
 
 
+def test_what_a_killed_run_left_behind_the_last_chunk_is_cut_off(tmp_path: Path) -> None:
+    with pack.Writer(tmp_path) as writer:
+        writer.add("a", "cat.0", np.full(9, 1, np.uint8), 1, 3)
+    with (tmp_path / "pixels.bin").open("ab") as file:
+        file.write(bytes(1000))
+    with pack.Writer(tmp_path) as writer:
+        writer.add("b", "cat.1", np.full(3, 2, np.uint8), 1, 1)
+    assert (tmp_path / "pixels.bin").read_bytes() == bytes([1] * 9 + [2] * 3)
+    assert pack.read_index(tmp_path)["offset"].tolist() == [0, 9]
+
+
+def test_a_key_is_written_once(tmp_path: Path) -> None:
+    with pack.Writer(tmp_path) as writer:
+        for id in ("cat.0", "cat.1"):
+            writer.add("a", id, np.full(9, 1, np.uint8), 1, 3)
+    assert pack.read_index(tmp_path)["id"].tolist() == ["cat.0"]
+    assert (tmp_path / "pixels.bin").stat().st_size == 9
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_what_was_decoded_before_an_error_is_kept(workspace: Workspace) -> None:
     photos = some(10)

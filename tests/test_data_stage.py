@@ -100,10 +100,13 @@ def test_the_pixels_are_there_after_the_one_pass(workspace: Workspace, archive: 
 def test_the_store_of_another_shape_is_the_one_that_later_stages_open(
     workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorter = Geometry(fit="shorter", size_px=24)
-    prepare(workspace, COMPETITION, archive, False, shorter, Heard())
     monkeypatch.setattr("comp.data.pixels.decode", None)
-    open_pixels(workspace, list(both(workspace)), shorter, Heard())
+    shorter = Geometry(fit="shorter", size_px=24)
+    for max_bytes in (10**9, 75_000):  # raw; and less than 80,640 raw bytes, but more than squashed photos would take
+        workspace.manifest("train").unlink(missing_ok=True)
+        prepare(workspace, COMPETITION, archive, False, shorter, Heard(), max_bytes)
+        open_pixels(workspace, list(both(workspace)), shorter, Heard(), max_bytes)
+    assert {path.name.split("-")[3] for path in workspace.pixels.iterdir()} == {"raw", "jpeg"}
 
 
 def test_the_summary_says_what_deserves_a_look(workspace: Workspace, archive: Path) -> None:
@@ -190,6 +193,18 @@ def test_a_bad_archive_leaves_what_was_made_from_a_good_one(workspace: Workspace
     with pytest.raises(ArchiveError):
         prepare(workspace, COMPETITION, bad, False, None, Heard())
     assert {name: data for name, data in artefacts(workspace).items() if name.startswith("data/")} == before
+
+
+def test_what_was_made_from_the_first_archive_is_not_taken_for_the_second_ones(
+    workspace: Workspace, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(workspace, COMPETITION, archive, False, None, Heard())
+    monkeypatch.setattr(stage, "scan", None)
+    with pytest.raises(TypeError):
+        prepare(workspace, COMPETITION, write_archive(tmp_path / "other.zip", packed(*some_photos(6, 4))), False, None, Heard())
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match="does not exist"):
+            read_manifest(workspace.manifest(split))
 
 
 STEPS = ["unpack", "scan", "near_pairs", "assign_folds", "write_text", "write_manifest", "write_json", "report"]

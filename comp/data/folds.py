@@ -25,19 +25,30 @@ class _Group:
 
 
 def assign_folds(
-    ids: Sequence[str], labels: Sequence[int] | NDArray[np.int64], groups: Sequence[int] | NDArray[np.int64], *, n_folds: int, seed: int
+    ids: Sequence[str],
+    labels: Sequence[int] | NDArray[np.int64],
+    groups: Sequence[int] | NDArray[np.int64],
+    *,
+    n_folds: int,
+    seed: int,
+    shares: Sequence[float] | None = None,
 ) -> NDArray[np.int64]:
     """The fold, 0 to `n_folds` - 1, of each photo, by what it is called and not by where it stands.
 
     The largest groups are dealt first, those of equal size in an order shuffled by a hash of `seed` and of their first id; each goes to the
     fold that has the fewest photos of its labels, of these to the smallest. Whoever comes last, the single photos, evens out the rest.
+    With `shares`, relative sizes of the folds, fewest and smallest mean for its share.
     """
+    size = shares or [1.0] * n_folds
     members = _members(ids, labels, groups, seed)
     held = [[0, 0] for _ in range(n_folds)]
     folds = np.empty(len(ids), np.int64)
     for group in sorted(members, key=lambda group: group.order) if n_folds > 1 else ():
         zeros, ones = group.counts
-        fold = min(range(n_folds), key=lambda fold: (zeros * held[fold][0] + ones * held[fold][1], sum(held[fold]), fold))
+        fold = min(
+            range(n_folds),
+            key=lambda fold: ((zeros * held[fold][0] + ones * held[fold][1]) / size[fold], sum(held[fold]) / size[fold], fold),
+        )
         held[fold][0] += zeros
         held[fold][1] += ones
         folds[group.rows] = fold

@@ -36,7 +36,9 @@ class Seen:
     packed: tuple[NDArray[np.uint8], int, int] | None  # bytes, height and width for the store, if that wants them
 
 
-def scan(workspace: Workspace, photos: Sequence[Where], geometry: Geometry | None, reporter: Reporter) -> tuple[pd.DataFrame, Thumbnails]:
+def scan(
+    workspace: Workspace, photos: Sequence[Where], geometry: Geometry | None, reporter: Reporter, max_bytes: int = MAX_BYTES
+) -> tuple[pd.DataFrame, Thumbnails]:
     """A row for each of `photos` with split, id, width, height, sha256 and verdict; and the thumbnails of the usable ones, in this order.
 
     Where a `geometry` is given, the pixels of the usable photos are in its store afterwards.
@@ -46,7 +48,7 @@ def scan(workspace: Workspace, photos: Sequence[Where], geometry: Geometry | Non
     with ExitStack() as stack:
         store, writer = None, None
         if geometry:
-            store = _store(workspace, photos, geometry, reporter)
+            store = _store(workspace, photos, geometry, reporter, max_bytes)
             writer = stack.enter_context(writing(workspace, store, reporter))
         advance = stack.enter_context(reporter.track("decoding", len(photos), "photos"))
         looks = in_order(lambda where: _look(workspace, where, store, writer), photos)
@@ -82,14 +84,14 @@ def _read(workspace: Workspace, where: Where) -> bytes:
         raise DataError(f"photo {where[1]}.jpg is missing in {folder}: delete this folder and run `make data`") from error
 
 
-def _store(workspace: Workspace, photos: Sequence[Where], geometry: Geometry, reporter: Reporter) -> Store:
+def _store(workspace: Workspace, photos: Sequence[Where], geometry: Geometry, reporter: Reporter, max_bytes: int) -> Store:
     """The store that `open_pixels` will look for, chosen by the sizes that the headers tell."""
     if geometry.fit != "shorter":
         sizes = [(1, 1)] * len(photos)  # they all take the same
     else:
         headers = (read_header(_read(workspace, where)) for where in photos)
         sizes = [(header.width, header.height) for header in headers if header.verdict in USABLE]
-    store = choose_store(geometry, sizes, MAX_BYTES)
+    store = choose_store(geometry, sizes, max_bytes)
     n_stored = int(read_index(store.folder(workspace))["length"].sum())
     workspace.pixels.mkdir(parents=True, exist_ok=True)
     announce(workspace, store, len(sizes), max(0, store.disk_bytes(raw_bytes(geometry, sizes)) - n_stored), reporter)

@@ -26,6 +26,7 @@ from comp.data.photos import DECODER
 from comp.data.pixels import open_pixels
 from comp.data.sample import write_sample
 from comp.data.scan import scan
+from comp.data.stores import MAX_BYTES
 from comp.data.summary import report
 from comp.data.verdict import USABLE
 from comp.errors import ArchiveError, DataError
@@ -42,23 +43,31 @@ def prepare(
     is_real: bool,
     geometry: Geometry | None,
     reporter: Reporter,
+    max_bytes: int = MAX_BYTES,
 ) -> None:
     """Leaves `data/photos`, `data/train.csv`, `data/test.csv`, the sample submission and, where a `geometry` is given, its pixels.
 
     `archive` is the archive, or fetches it, and is called only if there is something to do. `is_real` asks for the full edition's numbers.
+    `max_bytes` bounds the pixels.
     """
     with locked(workspace.data / ".lock", reporter):
         if _is_done(workspace, competition, archive):
             reporter.say(f"{workspace.data} is complete: nothing to do")
             _mention_edits(workspace, reporter)
         else:
-            _prepare(workspace, competition, archive() if callable(archive) else archive, is_real, geometry, reporter)
+            _prepare(workspace, competition, archive() if callable(archive) else archive, is_real, geometry, reporter, max_bytes)
     if geometry:
-        open_pixels(workspace, [read_manifest(workspace.manifest(split)) for split in SPLITS], geometry, reporter)
+        open_pixels(workspace, [read_manifest(workspace.manifest(split)) for split in SPLITS], geometry, reporter, max_bytes)
 
 
 def _prepare(
-    workspace: Workspace, competition: Competition, path: Path, is_real: bool, geometry: Geometry | None, reporter: Reporter
+    workspace: Workspace,
+    competition: Competition,
+    path: Path,
+    is_real: bool,
+    geometry: Geometry | None,
+    reporter: Reporter,
+    max_bytes: int,
 ) -> None:
     started = time.monotonic()
     if not path.is_file():
@@ -71,7 +80,7 @@ def _prepare(
         unpack(parts, sha256, workspace.photos, reporter)
         photos = [(part.split, id) for part in parts for id in part.photos]
     unpacked = time.monotonic()
-    table, thumbnails = scan(workspace, photos, geometry, reporter)
+    table, thumbnails = scan(workspace, photos, geometry, reporter, max_bytes)
     scanned = time.monotonic()
     manifests = _manifests(table, thumbnails, competition)
     write_text(workspace.data / competition.sample, write_sample(sample, competition))
