@@ -68,12 +68,16 @@ class Folds:
 
     n: int = 5  # folds
     fit: int | None = None  # how many of them are fitted, from fold 0 on; None: all. Fewer leave photos without an out-of-fold logit
+    split: tuple[float, ...] | None = None  # instead of folds: shares for validation and for test, both held out by one fit on the rest
     n_photos: int | None = None  # a stratified subset of whole groups with about this many training photos; None: all
     verdicts: str | None = None  # of data/verdicts.csv, what is applied: all, drop, flip, soft or one photo's id; None: nothing
 
     def __post_init__(self) -> None:
         _need(2 <= self.n <= 100, "folds.n", "in [2, 100]", self.n)
         _need(self.fit is None or 1 <= self.fit <= self.n, "folds.fit", f"in [1, {self.n}]", self.fit)
+        both = self.split is None or (len(self.split) == 2 and min(self.split) > 0 and sum(self.split) < 1)
+        _need(both, "folds.split", "two positive shares that leave photos to train on, such as [0.1,0.1]", self.split)
+        _need(self.split is None or self.fit is None, "folds.fit", "none where folds.split holds photos out", self.fit)
         _need(self.n_photos is None or self.n_photos >= 2 * self.n, "folds.n_photos", "at least two a fold", self.n_photos)
 
 

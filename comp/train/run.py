@@ -47,8 +47,9 @@ class Run:
 
     @property
     def folds(self) -> range:
-        """The folds that the recipe fits."""
-        return range(self.recipe.folds.fit or self.recipe.folds.n)
+        """The folds that the recipe fits; of a split the one that holds out both of its parts."""
+        folds = self.recipe.folds
+        return range(1 if folds.split is not None else folds.fit or folds.n)
 
     def checkpoint(self, fold: int) -> Path:
         """The fitted weights of a fold, as safetensors."""
@@ -136,6 +137,7 @@ def write_scores(run: Run, fold: int, ids: Sequence[str], by_view: Mapping[str, 
 def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
     """oof.csv: id, label, fold, logit and its views of every photo of the fitted folds, in the order of `photos`; written, and returned.
 
+    The fold of a split is 0 in its validation part and 1 in its test part: whoever cross-fits, fits on the one and scores the other.
     StaleError if a fold lacks a photo, or has one twice: then its file is not of this run.
     """
     parts = [read_scores(run.scores(fold)) for fold in run.folds]
@@ -146,7 +148,7 @@ def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
         raise StaleError(
             f"{n_off:,} out-of-fold logits in {run.folder} are missing, double or of others: delete its fold-*-oof.csv and train again"
         )
-    table = held_out[["id", "label", "fold"]].merge(scored, on="id", how="left", validate="1:1")
+    table = held_out[["id", "label", "part"]].rename(columns={"part": "fold"}).merge(scored, on="id", how="left", validate="1:1")
     write_table(run.oof, table)
     return table
 

@@ -245,16 +245,16 @@ def _seconds_a_photo(recipe: Recipe, training: FineTune) -> float:
 
 
 def show(run: Run, reporter: Reporter) -> None:
-    """The table of log loss and accuracy, of each fold and of all."""
+    """The table of log loss and accuracy, of each fold, or of each part of a split, and of all."""
     oof = runs.read_scores(run.oof)
     losses = per_photo_logit_loss(oof["label"], oof["logit"])
     right = ((oof["logit"] > 0) == (oof["label"] > 0.5)).to_numpy()
-    rows = []
-    for fold in run.folds:
+    rows, split = [], run.recipe.folds.split is not None
+    for fold, name in enumerate(("validation", "test") if split else [f"fold {fold}" for fold in run.folds]):
         here = (oof["fold"] == fold).to_numpy()
-        rows.append((f"fold {fold}", f"{here.sum():,}", float(losses[here].mean()), f"{right[here].mean():.2%}"))
+        rows.append((name, f"{here.sum():,}", float(losses[here].mean()), f"{right[here].mean():.2%}"))
     rows.append(("all", f"{len(oof):,}", float(losses.mean()), f"{right.mean():.2%}"))
-    reporter.table(f"{run.name}, out of fold", ("", "photos", "log loss", "accuracy"), rows)
+    reporter.table(f"{run.name}, held out" if split else f"{run.name}, out of fold", ("", "photos", "log loss", "accuracy"), rows)
     groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]
     low, high = bootstrap_interval(losses, groups.loc[list(oof["id"])].to_numpy(), seed=0)
     reporter.say(f"log loss {losses.mean():.5f}, 95 % interval {low:.5f} to {high:.5f} over photos")
