@@ -1,7 +1,6 @@
 """The one door for photos: bytes to a verdict, upright pixels, a canvas, a thumbnail. Verdicts are explained in comp/data/verdict.py."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,7 +89,7 @@ def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
         pixels = _libjpeg(data)
     except RuntimeError as error:
         return ("truncated", None) if "truncated" in str(error) else _decode_slow(data, replace(header, verdict="converted"))
-    if (header.progressive or _ends_grey(pixels)) and _is_cut(data, pixels, _libjpeg):
+    if (header.progressive or _ends_grey(pixels)) and _is_cut(data):
         return "truncated", None
     return header.verdict, _upright(pixels, header.orientation)
 
@@ -112,15 +111,18 @@ def _ends_grey(pixels: Canvas) -> bool:
     return bool((abs(last @ (299, 587, 114) - 128_000) <= 1500).all())
 
 
-def _is_cut(data: bytes, pixels: Canvas, decoder: Callable[[bytes], Canvas]) -> bool:
-    """Whether bytes put before the end marker change the picture: they do only if the decoder was still waiting for some."""
+def _is_cut(data: bytes) -> bool:
+    """Whether bytes put before the end marker change the picture: they do only if the decoder was still waiting for some.
+
+    Pillow is asked, because it keeps libjpeg's remarks on such bytes to itself.
+    """
     end = data.rfind(b"\xff\xd9")
     while data[end - 1] == 0xFF:  # or the filler would begin with a marker
         end -= 1
     noise = bytes(1 + (index * 151) % 253 for index in range(2048))  # no 0xff: no marker
     filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
     try:
-        return not np.array_equal(decoder(data[:end] + filler + data[end:]), pixels)
+        return not np.array_equal(pillow_pixels(data[:end] + filler + data[end:]), pillow_pixels(data))
     except ERRORS:
         return True
 
@@ -130,7 +132,7 @@ def _decode_slow(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
         pixels = pillow_pixels(data)
     except ERRORS as error:
         return ("truncated" if "truncated" in str(error) else "undecodable"), None
-    if header.jpeg and _is_cut(data, pixels, pillow_pixels):
+    if header.jpeg and _is_cut(data):
         return "truncated", None
     return header.verdict, _upright(pixels, header.orientation)
 
