@@ -209,6 +209,14 @@ def test_an_ablation_is_paired_and_its_sign_turns_with_the_order(workspace: Work
         ablate(workspace, COMPETITION, "a", "a-0000000000", heard)
 
 
+def test_rows_are_joined_by_id_in_whatever_order_they_stand(workspace: Workspace) -> None:
+    before = ablate(workspace, COMPETITION, "a", "b", Heard())
+    path = workspace.runs / "b-1111111111" / "oof.csv"
+    pd.read_csv(path, dtype={"id": str}).sample(frac=1, random_state=0).to_csv(path, index=False)
+    after = ablate(workspace, COMPETITION, "a", "b", Heard())
+    assert (after.mean, after.low, after.high) == pytest.approx((before.mean, before.low, before.high), abs=1e-12)
+
+
 def test_a_run_that_is_right_more_often_is_said_to_be_better(workspace: Workspace) -> None:
     path, heard = workspace.runs / "a-0000000000" / "oof.csv", Heard()
     table = pd.read_csv(path, dtype={"id": str})

@@ -361,3 +361,27 @@ def test_remarks_on_a_file_are_shown_and_do_not_stop_it(
     spoil_test(run, lambda table: table.assign(prob=0.5))
     submit(workspace, kaggle, run)
     assert "all 40 predictions are 0.5" in capsys.readouterr().out
+
+
+def test_the_score_is_foretold_before_anything_is_asked_or_uploaded(
+    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kaggle.n_allowed = 0
+    with pytest.raises(SubmissionError, match="no submission is left today"):
+        submit(workspace, kaggle, run)
+    assert "forecast of lite0_head-0123456789" in capsys.readouterr().out
+    kaggle.n_allowed = 2
+    submit(workspace, kaggle, run)
+    capsys.readouterr()
+    submit(workspace, kaggle, make_run(workspace, fingerprint="aaaaaaaaaa", seed=1))
+    assert "the expected gain over the best submission so far (0.02417)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_photos_too_few_to_foretell_from_are_enough_to_submit(
+    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
+    oof[:15].to_csv(run / "oof.csv", index=False)
+    edit_json(run / "calibration.json", of=None)
+    assert submit(workspace, kaggle, run).public_score == 0.02417
+    assert "no forecast: 15 out-of-fold photos are too few" in capsys.readouterr().out

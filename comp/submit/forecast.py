@@ -47,7 +47,7 @@ def guess(draws: Floats) -> Guess:
     return Guess(mean=float(draws.mean()), spread=float(draws.std()), low=float(low), high=float(high))
 
 
-def rate_draws(mean: float, spread: float, seed: int, n_draws: int = N_DRAWS) -> Floats:
+def rate_draws(mean: float, spread: float, n_draws: int, seed: int) -> Floats:
     """Noise rates from the Beta distribution with this mean and standard deviation; all `mean` where there is no spread."""
     if not (mean and spread):
         return np.full(n_draws, mean)
@@ -60,18 +60,19 @@ def board_draws(labels: Floats, probs: Floats, groups: ArrayLike, rates: Floats,
 
     `probs` are what would be submitted of out-of-fold photos with `labels [n]`, cross-fitted.
     """
-    right, wrong = (per_photo_loss(truth[:, None], probs) for truth in (labels, 1 - labels))
+    right, wrong = (per_photo_loss(truth, probs.T) for truth in (labels, 1 - labels))
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
-    sums = np.column_stack([np.bincount(index, column) for column in right.T])
+    sums = np.stack([np.bincount(index, losses) for losses in right])
     sizes, extra = np.bincount(index), wrong - right
+    n_drawn = max(1, round(n_test / sizes.mean()))  # groups
     rng = np.random.default_rng(seed)
     scores = np.empty((rates.size, probs.shape[1]))
     for draw, rate in enumerate(rates):
         world = rng.integers(sizes.size, size=sizes.size)  # the photos in hand are one sample; this is another
-        board = world[rng.integers(sizes.size, size=max(1, round(n_test / sizes.mean())))]
+        board = world[rng.integers(sizes.size, size=n_drawn)]
         n = sizes[board].sum()
         flipped = rng.integers(labels.size, size=rng.binomial(n, rate))
-        scores[draw] = (sums[board].sum(0) + extra[flipped].sum(0)) / n
+        scores[draw] = (sums[:, board].sum(1) + extra[:, flipped].sum(1)) / n
     return scores * rng.normal(1, MISFIT, scores.shape)
 
 
@@ -94,10 +95,17 @@ class Forecast:
 
 
 def forecast(
-    labels: Floats, probs: Floats, scores: Sequence[float], best: float | None, groups: ArrayLike, competition: Competition, n_test: int
+    labels: Floats,
+    probs: Floats,
+    scores: Sequence[float],
+    best: float | None,
+    groups: ArrayLike,
+    competition: Competition,
+    n_test: int,
+    n_draws: int = N_DRAWS,
 ) -> Forecast:
     """Of the run in the first column of `probs [n, 1 + m]`; the others have the `scores [m]`, and `best` is the least so far."""
-    rates = rate_draws(competition.noise_rate, competition.noise_spread, seed=1)
+    rates = rate_draws(competition.noise_rate, competition.noise_spread, n_draws, seed=1)
     drawn = board_draws(labels, probs, groups, rates, n_test=n_test, seed=2)
     believed = np.column_stack([drawn[:, 0], rates])
     if scores:
