@@ -10,7 +10,7 @@ from comp.competition import COMPETITION
 from comp.errors import UserError
 from comp.progress import Reporter
 from comp.recipe import Recipe, override
-from comp.recipes import DEFAULT, ON_CPU, RECIPES, named
+from comp.recipes import DEFAULT, ON_CPU, RECIPES, listed, members, named
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("forecast", "submit"):
             stage.add_argument("--run", metavar="RUN", help="a folder of runs/, such as a blend's, instead of the recipe's")
         if name == "blend":
-            stage.add_argument("runs", nargs="+", metavar="RUN", help="a folder of runs/, or a recipe that has one run there")
+            stage.add_argument("runs", nargs="+", metavar="RUN", help="a folder of runs/, a recipe that has one run there, or ensemble")
             stage.add_argument("--method", choices=("simplex", "greedy"), default="simplex", help="how to weigh (default: simplex)")
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="of prediction., such as prediction.clip=0.01")
         if name == "ablate":
@@ -143,7 +143,7 @@ def _blend(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.predict.blend import blend
 
     prediction = override(Recipe(name="blend"), options.set).prediction
-    blend(_workspace(options), COMPETITION, options.runs, options.method, prediction, reporter)
+    blend(_workspace(options), COMPETITION, members(options.runs), options.method, prediction, reporter)
 
 
 def _ablate(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -224,9 +224,8 @@ def _judge(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
-    rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
-    for name, claim in rows:
-        reporter.say(f"{name:16} {claim}")
+    for line in listed():
+        reporter.say(line)
 
 
 _STAGES = {
@@ -246,7 +245,7 @@ _STAGES = {
     "lr": (_lr, "find a learning rate for the recipe's fine-tune"),
     "audit": (_audit, "what runs, near-duplicates and published lists say against labels"),
     "judge": (_judge, "train a recipe with and without verdicts on labels; compare"),
-    "recipes": (_recipes, "list the recipes and what each claims"),
+    "recipes": (_recipes, "list the recipes, what each claims and which to take"),
 }
 
 

@@ -1,13 +1,42 @@
-"""The named runs. Each docstring is its measured claim; blank means not measured."""
+"""The named runs. Each docstring is its measured claim; blank means not measured.
 
-from collections.abc import Callable
+Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"): how many photos there are, and how like ImageNet's.
+
+    few, like       the features fit already and there is little to learn from: a head on a frozen backbone
+    many, like      enough to move every layer without losing what it knows: fine-tune all of it, lower layers less
+    few, unlike     the last layers know ImageNet's classes too well: a classical machine on features from further down
+    many, unlike    enough to train from scratch, and weights from elsewhere still make the better start: all layers, one rate
+
+Few are a few thousand. Cats and dogs are like ImageNet, of whose classes they are more than a tenth; the competition's 25,000 photos
+are many.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from comp.errors import RecipeError
 from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe
+from comp.tutorials import (
+    inception_bottleneck,
+    inception_last_blocks,
+    vgg16_finetune,
+    vgg16_last_block,
+    vgg16_last_layer,
+    vgg16_mlp,
+    vgg19_block4_svm,
+)
 
 DEFAULT = "convnext_tiny"
 ON_CPU = "lite0_head"  # what a machine without a GPU should run
+GUIDE = {  # the rule of thumb above: (photos, to ImageNet) -> recipes, the first for a CPU or the classical one
+    ("few", "like"): ("lite0_head", "dinov2_small"),
+    ("many", "like"): ("lite0_finetune", "convnext_tiny"),
+    ("few", "unlike"): ("vgg19_block4_svm",),
+    ("many", "unlike"): ("vgg16_finetune",),
+}
+ENSEMBLES = {  # names for `make blend RUNS=...`, each for the recipes whose runs it blends
+    "ensemble": ("lite0_head", "lite1_head", "lite2_head"),  # heads on several backbones, all of whose weights come as packages
+}
 
 
 def lite0_head() -> Recipe:
@@ -39,8 +68,25 @@ def lite0_finetune() -> Recipe:
     )
 
 
+def dinov2_small() -> Recipe:
+    """DINOv2's ViT-S/14, frozen, at 224 px; a solved logistic head a fold, for one GPU.
+
+    Its authors advise against tuning it: logistic regression on the class token is one of the uses that their model card names, and tuning
+    gained them 2 % on ImageNet. 224 px are 16 x 16 patches, the size at which the paper (Oquab et al. 2023) evaluates heads.
+    """
+    return Recipe(
+        name="dinov2_small",
+        model=Model(backbone="vit_small_patch14_dinov2.lvd142m"),
+        pixels=Pixels(fit="squash", size_px=224, canvas=1.0),
+        training=Head(),
+    )
+
+
 def convnext_tiny() -> Recipe:
-    """ConvNeXt-Tiny (in12k, fine-tuned on in1k), all layers, at 224 px; for one GPU."""
+    """ConvNeXt-Tiny (in12k, fine-tuned on in1k), all layers, at 224 px; for one GPU.
+
+    Stochastic depth .1 is what its authors trained it with (their TRAINING.md); 1e-4 at batch 64 and three epochs are ours, untuned.
+    """
     return Recipe(
         name="convnext_tiny",
         model=Model(backbone="convnext_tiny.in12k_ft_in1k", drop_path=0.1),
@@ -49,12 +95,74 @@ def convnext_tiny() -> Recipe:
     )
 
 
-_ALL: tuple[Callable[[], Recipe], ...] = (convnext_tiny, lite0_head, lite1_head, lite2_head, lite0_finetune)
+def convnext_base() -> Recipe:
+    """ConvNeXt-Base (in22k, fine-tuned on in1k), all layers, at 224 px; for one GPU.
+
+    5e-5, layer decay .8, stochastic depth .2 and next to no weight decay are its authors' own for tuning these weights at this size
+    (TRAINING.md, "Fine-tune from ImageNet-22K"), there over 30 epochs of 1.28 million photos and in batches of 512.
+    """
+    return Recipe(
+        name="convnext_base",
+        model=Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2),
+        training=FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8),
+        prediction=Prediction(views="multi_scale"),
+    )
+
+
+def vit_base() -> Recipe:
+    """ViT-B/16 (AugReg, in21k, fine-tuned on in1k), all layers, at 224 px; for one GPU.
+
+    Layer decay .65, weight decay .05 and stochastic depth .1 are what MAE tunes a ViT-B with (FINETUNE.md); the rate is lower than its
+    5e-4 x batch / 256, because these weights have been tuned to in1k already.
+    """
+    return Recipe(
+        name="vit_base",
+        model=Model(backbone="vit_base_patch16_224.augreg2_in21k_ft_in1k", drop_path=0.1),
+        training=FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.65),
+        prediction=Prediction(views="multi_scale"),
+    )
+
+
+def eva02_base() -> Recipe:
+    """EVA-02-B/14 (in22k, fine-tuned on in22k and in1k), all layers, at 448 px; for one large GPU.
+
+    5e-5, layer decay .8, weight decay .05 and stochastic depth .15 are its authors' own for these weights at this size (EVA-02/asuka's
+    README, "Fine-tune EVA-02 on IN-1K"), there in batches of 512; their label smoothing of .2 would spoil a log loss. Its canvas has no
+    room for crops, so it is predicted with a mirrored view alone.
+    """
+    return Recipe(
+        name="eva02_base",
+        model=Model(backbone="eva02_base_patch14_448.mim_in22k_ft_in22k_in1k", drop_path=0.15),
+        training=FineTune(epochs=2, batch_size=32, peak_lr=5e-5, layer_decay=0.8),
+    )
+
+
+_ALL: tuple[Callable[[], Recipe], ...] = (
+    *(convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
+    *(lite0_head, lite1_head, lite2_head, lite0_finetune),
+    *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
+    *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
+)
 RECIPES: dict[str, Callable[[], Recipe]] = {make.__name__: make for make in _ALL}
 
 
 def named(name: str) -> Recipe:
     """The recipe called `name`; RecipeError lists the names there are."""
+    if name in ENSEMBLES:
+        raise RecipeError(f"{name} blends the runs of {', '.join(ENSEMBLES[name])}: train and predict each, then make blend RUNS={name}")
     if name not in RECIPES:
         raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def members(runs: Iterable[str]) -> list[str]:
+    """`runs` with the members of an ensemble in the place of its name."""
+    return [member for run in runs for member in ENSEMBLES.get(run, (run,))]
+
+
+def listed() -> list[str]:
+    """A line for each recipe and ensemble with the first line of its claim, and the guide to which of them to take."""
+    rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
+    rows += [(name, f"The blend of {', '.join(parts)}: make blend RUNS={name}.") for name, parts in ENSEMBLES.items()]
+    guide = [f"{photos:4} photos, {like:6} ImageNet's: {' or '.join(names)}" for (photos, like), names in GUIDE.items()]
+    return [f"{name:22} {claim}" for name, claim in rows] + ["", *guide]

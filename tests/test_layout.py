@@ -28,6 +28,7 @@ DOORS = {
     "cv2": "comp/train/augment.py",
     "rich": "comp/progress.py",
     "scipy": "comp/predict/blend.py",
+    "sklearn": "comp/train/classical.py",
     "matplotlib": "comp/plots.py",
 }
 MODULES = sorted(COMP.rglob("*.py"))

@@ -110,6 +110,6 @@ def head_from(tensors: dict[str, Tensor], shape: HeadShape) -> FeatureHead:
         return LinearHead(weight=tensors["weight"], bias=tensors["bias"], penalty=float(tensors["penalty"]))
     if "support" in tensors:
         return KernelHead(**tensors)
-    layers = make_layers(next(iter(tensors.values())).shape[1], shape, seed=0)
+    layers = make_layers(tensors["0.weight"].shape[1], shape, seed=0)
     layers.load_state_dict(tensors)
     return LayeredHead(layers=layers.eval())

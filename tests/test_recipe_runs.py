@@ -1,0 +1,151 @@
+"""Every named recipe runs through training and prediction with random weights, and trains what it says and nothing else.
+
+Photos, sizes and epochs are small, and so are the backbones: VGGs with a sixteenth of their channels, the smallest of the others' families.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import timm.models.vgg
+import torch
+from heard import Heard
+from torch import nn
+
+from comp.competition import COMPETITION
+from comp.errors import RecipeError
+from comp.kaggle import Kaggle
+from comp.predict.stage import predict
+from comp.recipe import FineTune, Model, Recipe, override
+from comp.recipes import ENSEMBLES, GUIDE, RECIPES, listed, members, named
+from comp.rehearsal.drawing import write_edition
+from comp.rehearsal.server import RehearsalServer
+from comp.seeds import derive_seed
+from comp.store import Workspace
+from comp.submit.stage import submit
+from comp.train.backbone import build
+from comp.train.device import find_device
+from comp.train.finetune import set_training
+from comp.train.freezing import freeze
+from comp.train.heads import last_of
+from comp.train.run import Run, open_run
+from comp.train.stage import train
+from comp.train.workbench import open_workbench
+
+CPU = find_device("cpu")
+# One fit of 29 photos, scored on two parts of 10.
+SMALL = ["folds.n_photos=48", "folds.split=[0.2,0.2]", "model.weights=random", "training.epochs=1", "training.batch_size=8"]
+TINY = {  # what is smaller in each recipe, besides
+    # Fresh blocks of ConvNeXt are scaled by 1e-6, and so are their gradients: at the recipe's rate two steps would round to none.
+    "convnext_tiny": ["model.backbone=convnext_atto", "pixels.size_px=32", "training.peak_lr=0.01"],
+    "convnext_base": ["model.backbone=convnext_atto", "pixels.size_px=32", "training.peak_lr=0.01"],
+    "vit_base": ["model.backbone=vit_tiny_patch16_224", "pixels.size_px=32"],
+    "eva02_base": ["model.backbone=eva02_tiny_patch14_224", "pixels.size_px=28"],
+    "dinov2_small": ["pixels.size_px=28"],
+    "vgg16_mlp": ["pixels.size_px=32", "training.head.widths=[16,16]"],
+    "vgg16_last_block": ["pixels.size_px=32", "training.clip_norm=1"],
+    "inception_bottleneck": ["pixels.size_px=75", "training.peak_lr=1e-3"],
+    "inception_last_blocks": ["pixels.size_px=75", "training.peak_lr=0.1", "training.clip_norm=1"],
+}
+
+
+@pytest.fixture(autouse=True)
+def small_vggs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vgg16", "vgg19"):
+        layers = timm.models.vgg.cfgs[name]
+        monkeypatch.setitem(timm.models.vgg.cfgs, name, [layer if layer == "M" else layer // 16 for layer in layers])
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of InceptionV3 with batch norms that fit them: with fresh ones its features are of the order of 1e13."""
+    network = build(Model(backbone="inception_v3", weights="random"))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the statistics of the next pass, and of nothing before it
+    clouds = torch.randn(32, 3, 5, 5, generator=torch.Generator().manual_seed(0))  # photos are smooth: noise has other statistics
+    network.train()(torch.nn.functional.interpolate(clouds, size=75, mode="bicubic"))
+    path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    return path
+
+
+def tiny(name: str, weights: Path | None = None) -> Recipe:
+    recipe = named(name)
+    settings = [knob for knob in SMALL if isinstance(recipe.training, FineTune) or not knob.startswith("training")]
+    given = [f"model.weights={weights}"] if weights and name.startswith("inception") else []
+    return override(recipe, [*settings, *TINY.get(name, ["pixels.size_px=32"]), *given])
+
+
+def finished(workspace: Workspace, recipe: Recipe) -> Run:
+    train(workspace, recipe, CPU, Heard())
+    return predict(workspace, COMPETITION, recipe, CPU, Heard())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_predicts_and_changes_the_parameters_that_it_names_and_no_others(
+    name: str, drawn_copy: Workspace, settled: Path
+) -> None:
+    recipe = tiny(name, settled)
+    run = finished(drawn_copy, recipe)
+    assert np.isfinite(pd.read_csv(run.folder / "test.csv")["prob"]).all()
+    assert np.isfinite(pd.read_csv(run.oof)["logit"]).all()
+    checkpoint = safetensors.torch.load_file(run.checkpoint(0))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.values())
+    if isinstance(recipe.training, FineTune) and not recipe.on_features:  # where there was more than a head to change
+        bench = open_workbench(open_run(drawn_copy, recipe), CPU, Heard())
+        network = bench.network(derive_seed(recipe.seed, "head", 0))
+        trained: set[str] = set()
+        for phase in recipe.training.phases():
+            freeze(network, phase.trains)
+            trained |= {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+        before = network.state_dict()
+        assert {key for key, tensor in checkpoint.items() if not torch.equal(tensor, before[key])} == trained
+        check_gradients(network, bench.size_px)
+
+
+def check_gradients(network: nn.Module, size_px: int) -> None:
+    """What trains gets a finite gradient, nothing else gets one, and no statistic of a batch norm moves."""
+    nn.init.normal_(last_of(network.get_classifier()).weight, std=0.1)  # type: ignore[operator]
+    set_training(network)
+    statistics = {key: buffer.clone() for key, buffer in network.named_buffers() if "running" in key}
+    network(torch.randn(4, 3, size_px, size_px)).sum().backward()
+    for key, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+        assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), key
+    assert all(torch.equal(buffer, statistics[key]) for key, buffer in network.named_buffers() if key in statistics)
+
+
+@pytest.fixture(scope="module")
+def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)  # the same as `drawn` is of
+
+
+@pytest.fixture(scope="module")
+def server(edition: tuple[Path, Path]) -> Iterator[RehearsalServer]:
+    with RehearsalServer(*edition, daily_limit=100) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["vgg16_mlp", "inception_bottleneck", "vgg19_block4_svm"])
+def test_what_a_classical_recipe_predicts_is_accepted_and_scored(
+    name: str, drawn_copy: Workspace, settled: Path, server: RehearsalServer, tmp_path: Path
+) -> None:
+    run = finished(drawn_copy, tiny(name, settled))
+    kaggle = Kaggle(COMPETITION, Heard(), env=server.environment(tmp_path / "home"))
+    assert submit(drawn_copy, COMPETITION, kaggle, run.folder, Heard()).public_score is not None
+
+
+def test_the_guide_and_the_ensembles_name_recipes() -> None:
+    assert {name for names in GUIDE.values() for name in names} <= set(RECIPES)
+    assert len(GUIDE) == 4
+    for name, parts in ENSEMBLES.items():
+        assert set(parts) <= set(RECIPES)
+        assert members(["x", name]) == ["x", *parts]
+        with pytest.raises(RecipeError, match=f"make blend RUNS={name}"):
+            named(name)
+    lines = listed()
+    assert all(any(line.startswith(f"{name} ") for line in lines) for name in RECIPES)
