@@ -80,6 +80,12 @@ def test_the_inner_folds_choose_the_way_that_is_best_where_it_is_plain_which_one
     assert best[2].board == best[0].board
 
 
+def test_two_folds_are_enough_for_every_line_but_the_choice() -> None:
+    oof = overconfident(200)
+    oof["fold"] = oof["fold"] % 2
+    assert list(table_of(oof)) == list(table_of(overconfident(200)))[:-1]
+
+
 def test_averages_are_of_the_views_that_they_name() -> None:
     rng = np.random.default_rng(0)
     views: Floats = rng.normal(0, 2, (6, 4))

@@ -17,7 +17,7 @@ from comp.predict.calibrate import Settings, board_losses
 from comp.predict.finished import read_run
 from comp.store import Workspace
 from comp.submit import forecast as module
-from comp.submit.forecast import Forecast, board_draws, forecast, learnt, rate_draws, show_forecast
+from comp.submit.forecast import Forecast, Guess, board_draws, forecast, learnt, rate_draws, show_forecast
 from comp.submit.ledger import LedgerRow, write_row
 
 NOISY = Settings(noise_rate=0.004, clip=0.005)
@@ -167,6 +167,14 @@ def test_a_gain_under_its_own_noise_is_warned_of_and_a_clear_one_is_not(workspac
     assert "under its own noise" in foretold(workspace, run)[1]
     scored(workspace, first, 3.0, 1)
     assert "warning" not in foretold(workspace, run)[1]
+
+
+@pytest.mark.parametrize(("gain", "is_lost"), [(-0.01, True), (0.0019, True), (0.0021, False)])
+def test_a_gain_is_lost_in_noise_below_one_standard_deviation(gain: float, is_lost: bool) -> None:
+    some = Guess(mean=0.03, spread=0.002, low=0.02, high=0.04)
+    made = Forecast(score=some, noise_rate=some, gain=replace(some, mean=gain), n_pairs=0)
+    assert made.is_lost_in_noise == is_lost
+    assert not replace(made, gain=None).is_lost_in_noise
 
 
 def test_the_forecast_does_not_look_at_single_test_photos(workspace: Workspace) -> None:

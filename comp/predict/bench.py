@@ -81,9 +81,10 @@ def averages(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
 
 
 def compare(ways: Sequence[Way], labels: NDArray[np.int64], folds: ArrayLike, groups: ArrayLike, noise_rate: float) -> list[Line]:
-    """A line for each way, and one for the choice among them; `noise_rate` is the board's."""
+    """A line for each way and, where there are three folds or more, one for the choice among them; `noise_rate` is the board's."""
     probs = {way.name: cross_fitted(way.logits, labels, folds, way.settings) for way in ways}
-    probs["the best of these, chosen by inner folds"] = chosen(ways, labels, np.asarray(folds), noise_rate)
+    if distinct(folds).size > 2:
+        probs["the best of these, chosen by inner folds"] = chosen(ways, labels, np.asarray(folds), noise_rate)
     clean = {name: per_photo_loss(labels, p) for name, p in probs.items()}
     board = {name: board_losses(labels, p, noise_rate) for name, p in probs.items()}
     first = ways[0].name
