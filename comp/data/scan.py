@@ -44,7 +44,7 @@ def scan(
     Where a `geometry` is given, the pixels of the usable photos are in its store afterwards.
     """
     rows: list[tuple[Any, ...]] = []
-    thumbnails: list[NDArray[np.uint8]] = []
+    thumbnails, n_usable = np.empty((len(photos), SIDE, SIDE), np.uint8), 0  # one block: kept apart, each would pin a piece of the heap
     with ExitStack() as stack:
         store, writer = None, None
         if geometry:
@@ -55,12 +55,13 @@ def scan(
         for where, seen in zip(photos, looks, strict=True):
             rows.append((*where, seen.photo.width, seen.photo.height, seen.sha256, seen.photo.verdict))
             if seen.thumbnail is not None:
-                thumbnails.append(seen.thumbnail)
+                thumbnails[n_usable] = seen.thumbnail
+                n_usable += 1
             if writer and seen.packed:
                 writer.add(seen.sha256, where[1], *seen.packed)
             advance()
     table = pd.DataFrame(rows, columns=["split", "id", "width", "height", "sha256", "verdict"])
-    return table, np.stack(thumbnails) if thumbnails else np.empty((0, SIDE, SIDE), np.uint8)
+    return table, thumbnails[:n_usable]
 
 
 def _look(workspace: Workspace, where: Where, store: Store | None, writer: Writer | None) -> Seen:
