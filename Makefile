@@ -54,9 +54,10 @@ recipes: .venv/done ## list the recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
 	$(COMP) rehearsal $(WITH) $(ON) $(REAL)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
-	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 training.epochs=2 $(SET) $(ON) $(REAL)
+	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
+	  training.head_start=false training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(SET) $(ON) $(REAL)
 test: .venv/done ## all tests that need neither network nor GPU
-	.venv/bin/python -m pytest -m "not gpu"
+	.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
 check: .venv/done ## ruff and mypy --strict
 	.venv/bin/ruff check comp tests
 	.venv/bin/ruff format --check comp tests

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp.data.folds import assign_folds
@@ -17,7 +17,7 @@ def photos(n: int) -> tuple[list[str], list[int]]:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    labels=st.lists(st.integers(0, 1), min_size=2, max_size=60),
+    labels=st.lists(st.integers(0, 1), min_size=20, max_size=60),
     groups=st.lists(st.integers(0, 40), min_size=60, max_size=60),
     n_folds=st.integers(2, 5),
     seed=st.integers(0, 9),
@@ -31,7 +31,7 @@ def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
     try:
         folds = assign_folds(ids, labels, groups[:n], n_folds=n_folds, seed=seed)
     except DataError:
-        assume(False)
+        return  # too few groups of a class for so many folds: refused, which another test is about
     assert set(folds) == set(range(n_folds))
     for group in set(groups[:n]):
         assert len({fold for fold, number in zip(folds, groups[:n], strict=True) if number == group}) == 1
