@@ -145,12 +145,18 @@ def test_torch_that_does_not_load_is_one_bad_line(monkeypatch: pytest.MonkeyPatc
     assert "(RuntimeError: operator torchvision::nms does not exist)" in torch.text
 
 
-def test_packages_that_do_not_fit_together_or_to_the_lock_are_named() -> None:
+def test_packages_that_do_not_fit_together_or_to_the_lock_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = version("torch").split("+")[0]
     check = machine.packages(["no-such-package", "numpy", "torch>=99", "six; python_version < '3'"])
     assert check.level == "bad"
     assert check.text.startswith(f"comp needs torch>=99 and finds {version('torch')}; comp needs no-such-package and finds none: ")
     assert machine.packages(["torchvision"]).level == "ok"
+    for name, number, needs in (("visible", "1.0", "beneath>=2"), ("beneath", "1.9", "six")):
+        (tmp_path / f"{name}-{number}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\nRequires-Dist: {needs}\n"
+        (tmp_path / f"{name}-{number}.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine.packages(["visible"]).text.startswith("visible 1.0 needs beneath>=2 and finds 1.9: ")
     lock = f"torch=={here} \\\n    --hash=sha256:00\nnumpy==0.1  # old\n# a remark\nabsent==1.0 ; sys_platform == 'none'\n"
     check = machine.lock(lock)
     assert check.level == "warn"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,18 @@ from hypothesis import strategies as st
 from kaggle_stand import ARCHIVE, HASTE, Notebook, make_competition
 
 from comp.competition import COMPETITION
+from comp.doctor.account import account
 from comp.errors import ArchiveError, CredentialsError, KaggleError, NotFoundError, RulesError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle
 from comp.kaggle.archive import zip_problem
 from comp.kaggle.download import OVERLAP
 from comp.rehearsal.catalogue import FAULTS
+from comp.rehearsal.exchange import RefusedError
 from comp.rehearsal.server import RehearsalServer
 from comp.store import Workspace, file_sha256
 from comp.submit import stage, upload
 from comp.submit.leaderboard import leaderboard
-from comp.submit.ledger import read_ledger
+from comp.submit.ledger import read_ledger, write_row
 
 TOKEN = "KGAT_canary0123456789abcdef"
 RAW = {ARCHIVE, f"{ARCHIVE}.json", f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"}
@@ -254,6 +256,30 @@ def check_disk(bench: Bench, workspace: Workspace, n_before: int) -> None:
         assert row.sha256 == made.sha256 == file_sha256(workspace.submissions / row.file)
         assert row.public_score is None or row.public_score == pytest.approx(made.score, abs=6e-6)  # the wire has five digits
         assert row.status in ("pending", "error" if made.score is None else "complete")
+
+
+def test_no_stage_shows_a_token_that_the_service_throws_back(
+    bench: Bench, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace(tmp_path)
+    run = make_run(workspace, seed=1000 + len(bench.server.requests))
+    bench.arm("")
+    stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, limit_s=0)
+    write_row(workspace.ledger, replace(read_ledger(workspace.ledger).rows[0], status="pending"))
+    monkeypatch.setattr(bench.server, "_answer", lambda ask: RefusedError(400, f"no: {ask.headers} {ask.body!r}").reply())
+    stages = (
+        lambda: bench.download(workspace),
+        lambda: stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, force=True),
+        lambda: stage.scores(workspace, COMPETITION, bench.kaggle, bench.notebook),
+        lambda: leaderboard(workspace, COMPETITION, bench.kaggle, bench.notebook),
+        lambda: bench.notebook.say("".join(check.text for check in account(bench.kaggle, COMPETITION))),
+    )
+    lines = [problem(each) for each in stages]
+    assert [bool(line) for line in lines] == [True, True, True, False, False]  # the last two go on without
+    shown = "\n".join([*lines, *bench.notebook.lines, *capfd.readouterr()])
+    assert shown.count("Bearer ***") >= 5  # it was shown, and scrubbed
+    assert TOKEN not in shown
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
 
 
 def test_a_file_that_changes_in_the_middle_of_a_run_is_not_spliced(bench: Bench, tmp_path: Path) -> None:
