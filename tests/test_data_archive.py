@@ -6,6 +6,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,13 @@ def test_a_member_that_is_larger_than_any_photo_is_refused(tmp_path: Path) -> No
     ):
         with opened(path, "a.zip") as archive, pytest.raises(ArchiveError, match="more than"):
             members(archive, "a.zip", len(data), limits)
+
+
+def test_a_sample_submission_too_large_to_be_one_is_refused_unread(tmp_path: Path) -> None:
+    small = replace(COMPETITION, max_member_bytes=50)
+    path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST))
+    with pytest.raises(ArchiveError, match="larger than 50 bytes"), checked(path, small, False, tmp_path, Heard()):
+        pass
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:

@@ -286,8 +286,11 @@ def test_an_archive_that_is_not_there_is_told(workspace: Workspace, tmp_path: Pa
 
 
 def test_the_full_edition_is_asked_for_by_its_numbers(workspace: Workspace, archive: Path) -> None:
-    with pytest.raises(ArchiveError, match="not 25,000 training"):
-        prepare(workspace, COMPETITION, archive, True, None, Heard())
+    for prepared_before in (False, True):
+        with pytest.raises(ArchiveError, match="not 25,000 training"):
+            prepare(workspace, COMPETITION, archive, True, None, Heard())
+        if not prepared_before:
+            prepare(workspace, COMPETITION, archive, False, None, Heard())
     full = replace(COMPETITION, n_train=len(TRAIN | ODD), n_test=len(TEST | ODD_TEST))
     prepare(workspace, full, archive, True, None, Heard())
 

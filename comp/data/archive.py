@@ -53,6 +53,8 @@ def checked(
                 f"{path.name} lacks {' and '.join(missing)}; it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {_REMEDY}"
             )
         _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
+        if by_name[competition.sample].file_size > competition.max_member_bytes:  # read at once, unlike the inner archives
+            raise ArchiveError(f"{competition.sample} is larger than {competition.max_member_bytes:,} bytes: {_REMEDY}")
         sample = read_sample(b"".join(pieces(outer, by_name[competition.sample], path.name)), competition)
         parts = []
         for split, name in zip(SPLITS, competition.archives, strict=True):

@@ -51,7 +51,7 @@ def prepare(
     `max_bytes` bounds the pixels.
     """
     with locked(workspace.data / ".lock", reporter):
-        if _is_done(workspace, competition, archive):
+        if _is_done(workspace, competition, archive, is_real):
             reporter.say(f"{workspace.data} is complete: nothing to do")
             _mention_edits(workspace, reporter)
         else:
@@ -86,7 +86,7 @@ def _prepare(
     write_text(workspace.data / competition.sample, write_sample(sample, competition))
     for split in SPLITS:
         write_manifest(workspace.manifest(split), manifests[split])
-    _write_origin(workspace, competition, path, sha256)
+    _write_origin(workspace, competition, path, sha256, is_real)
     report(manifests["train"], manifests["test"], competition, reporter)
     done = time.monotonic()
     took = f"checked and unpacked {unpacked - started:.1f} s, decoded {scanned - unpacked:.1f} s, grouped and wrote {done - scanned:.1f} s"
@@ -118,10 +118,10 @@ def _origin_path(workspace: Workspace) -> Path:
     return workspace.data / "origin.json"
 
 
-def _write_origin(workspace: Workspace, competition: Competition, archive: Path, sha256: str) -> None:
+def _write_origin(workspace: Workspace, competition: Competition, archive: Path, sha256: str, is_real: bool) -> None:
     manifests = {split: file_sha256(workspace.manifest(split)) for split in SPLITS}
     origin = {"archive": {"name": archive.name, "sha256": sha256, **_stamp(archive)}, "slug": competition.slug, "rules": RULES}
-    write_json(_origin_path(workspace), {**origin, "manifests": manifests})
+    write_json(_origin_path(workspace), {**origin, "is_real": is_real, "manifests": manifests})
 
 
 def _stamp(path: Path) -> dict[str, int]:
@@ -130,17 +130,14 @@ def _stamp(path: Path) -> dict[str, int]:
     return {"n_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _is_done(workspace: Workspace, competition: Competition, archive: Callable[[], Path] | Path) -> bool:
+def _is_done(workspace: Workspace, competition: Competition, archive: Callable[[], Path] | Path, is_real: bool) -> bool:
     needed = [_origin_path(workspace), workspace.data / competition.sample, *map(workspace.manifest, SPLITS)]
     if not all(path.exists() for path in needed):
         return False
     origin: dict[str, Any] = read_json(_origin_path(workspace))
     sha256 = origin["archive"]["sha256"]
-    if (
-        origin["slug"] != competition.slug
-        or origin["rules"] != RULES
-        or not all(is_unpacked(workspace.photos / name, sha256) for name in SPLITS)
-    ):
+    is_ours = origin["slug"] == competition.slug and origin["rules"] == RULES and origin["is_real"] >= is_real
+    if not is_ours or not all(is_unpacked(workspace.photos / split, sha256) for split in SPLITS):
         return False
     path = workspace.raw / origin["archive"]["name"] if callable(archive) else archive
     if callable(archive) and not path.exists():
