@@ -94,6 +94,13 @@ def test_platt_and_beta_have_the_least_log_loss_of_their_kind_and_find_the_curve
             assert metric.log_loss(labels, other.probs(z)) > least
 
 
+def test_slopes_of_misleading_logits_end_at_the_documented_bound() -> None:
+    logits, labels = overconfident()
+    found = maps.fit_map("beta", logits, 1 - labels)
+    assert isinstance(found, maps.Curve)
+    assert found.below == found.above == 1 / maps.MAX_TEMPERATURE
+
+
 def test_isotonic_steps_are_those_of_scikit_learn_but_never_quite_sure() -> None:
     logits, labels = overconfident(500)
     logits = logits.round(1)  # with ties
