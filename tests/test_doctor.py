@@ -137,7 +137,9 @@ def test_the_machine_is_walked_through_to_the_end(tmp_path: Path) -> None:
 
 def test_torch_that_does_not_load_is_one_bad_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(command: list[str], **_: object) -> None:
-        raise subprocess.CalledProcessError(1, command, stderr="Traceback\nRuntimeError: operator torchvision::nms does not exist\n")
+        raise subprocess.CalledProcessError(
+            1, command, stderr="Traceback\nRuntimeError: operator torchvision::nms does not exist\nFor debugging\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", fails)
     torch, device = machine.torch_and_device()

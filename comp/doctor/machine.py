@@ -94,18 +94,20 @@ def some(items: Sequence[str]) -> str:
 
 
 def torch_and_device() -> Iterator[Check]:
-    """Whether torch and torchvision load together, and what they would run on."""
+    """Whether torch and torchvision work together, and what they would run on."""
     command = [sys.executable, "-m", "comp.doctor.probe"]
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=PROBE_S, check=True)
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
-        yield Check("torch", "bad", f"torch {installed('torch')} and torchvision {installed('torchvision')} do not load ({last}): {RENEW}")
+        said = [line for line in error.stderr.splitlines() if "Error" in line] or [f"status {error.returncode}"]
+        yield Check(
+            "torch", "bad", f"torch {installed('torch')} and torchvision {installed('torchvision')} do not work ({said[-1]}): {RENEW}"
+        )
     except subprocess.TimeoutExpired:
-        yield Check("torch", "bad", f"torch does not load within {PROBE_S:.0f} s: see what keeps this machine busy")
+        yield Check("torch", "bad", f"torch does not answer within {PROBE_S:.0f} s: see what keeps this machine busy")
     else:
         found = json.loads(done.stdout)
-        yield Check("torch", "ok", f"torch {found['torch']} and torchvision {found['torchvision']} load together")
+        yield Check("torch", "ok", f"torch {found['torch']} and torchvision {found['torchvision']} work together")
         yield device(driver=driver(), **found)
         return
     yield Check("device", "warn", "not known without torch")
@@ -136,18 +138,26 @@ def driver() -> str | None:
 
 
 def disk(workspace: Workspace) -> Check:
-    have = sum(path.stat().st_size for path in workspace.data.rglob("*") if path.is_file())
+    have = sum(n_bytes(path) for path in workspace.data.rglob("*"))
     free, need = shutil.disk_usage(nearest(workspace.data)).free, max(0, DISK_BYTES - have)
     text = f"{free / GB:.1f} GB are free; the whole competition takes {need / GB:.1f} GB more"
     return Check("disk", "ok", text) if free > need else Check("disk", "bad", f"{text}: make room, or name another folder by --home")
 
 
+def n_bytes(path: Path) -> int:
+    """Of a file; 0 for anything else, and for a file that another run has just taken away."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
 def memory() -> Check:
-    n_bytes = available_bytes()
-    if n_bytes is None:
+    available = available_bytes()
+    if available is None:
         return Check("memory", "warn", f"how much is free is not known; {MEMORY_BYTES / GB:.0f} GB are needed")
-    text = f"{n_bytes / GB:.1f} GB are available"
-    if n_bytes < MEMORY_BYTES:
+    text = f"{available / GB:.1f} GB are available"
+    if available < MEMORY_BYTES:
         return Check(
             "memory", "warn", f"{text}, {MEMORY_BYTES / GB:.0f} GB are needed for all photos: end other programs, or take fewer photos"
         )
