@@ -1,7 +1,7 @@
 """The range test grows the learning rate by a constant factor, stops where the loss diverges, and leaves every file as it was."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,12 @@ def quiet(n: int = 1, note: str = "") -> None:
     pass
 
 
+def costs(losses: list[float]) -> Callable[..., Tensor]:
+    """A step that costs one of `losses` after the other."""
+    left = iter(losses)
+    return lambda *_: torch.tensor(next(left))
+
+
 def bowl(best: float, explodes: float) -> list[float]:
     """Losses of 100 steps that fall towards `best` and explode beyond `explodes`."""
     return [0.7 - 0.5 / (1 + (best / rate) ** 1.5) + (rate / explodes) ** 4 for rate in np.geomspace(LOWEST, HIGHEST, 100)]
@@ -75,8 +81,7 @@ def test_a_loss_that_never_diverges_is_followed_to_the_highest_rate() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_test_and_one_that_never_was_is_refused() -> None:
-    losses = iter([0.5] * 30 + [math.nan] * 70)
-    found = range_test(lambda *_: torch.tensor(next(losses)), endless(), 100, quiet)
+    found = range_test(costs([0.5] * 30 + [math.nan] * 70), endless(), 100, quiet)
     assert found.diverged
     assert len(found.losses) == 30
     with pytest.raises(TrainingError, match="not finite after 0 steps"):
@@ -88,6 +93,16 @@ def test_steepest_descent_is_where_the_smoothed_loss_falls_fastest() -> None:
     losses = np.where(np.arange(100) < 50, 0.7, np.where(np.arange(100) < 60, 0.2, 0.2 + (np.arange(100) - 60) * 0.01))
     found = RangeTest(rates=rates, losses=losses, diverged=False)
     assert rates[48] < found.steepest < rates[54]
+
+
+def test_a_test_that_begins_at_the_least_loss_says_so_and_one_odd_photo_does_not_end_it() -> None:
+    rng = np.random.default_rng(0)
+    solved = [float(loss) for loss in rng.exponential(0.005, 60)] + [5.0] * 40
+    solved[30] = 0.9
+    found = range_test(costs(solved), endless(), 100, quiet)
+    assert 60 < len(found.losses) < 65
+    assert not found.falls
+    assert range_test(costs(bowl(1e-4, 1e-2)), endless(), 100, quiet).falls
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

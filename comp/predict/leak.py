@@ -1,5 +1,7 @@
 """How much better the log loss of a recipe looks with folds that split near-duplicates: what grouping them is worth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -10,23 +12,28 @@ from comp.recipe import Head, Recipe
 from comp.store import Workspace
 from comp.train.device import Device
 from comp.train.run import open_run
-from comp.train.stage import out_of_fold
+from comp.train.stage import out_of_fold, solved_head
 from comp.train.workbench import open_workbench
 
 
 def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter) -> Gain:
     """What splitting near-duplicates seems to save, by heads solved anew on the features of `recipe`; RecipeError if it solves none."""
-    if not isinstance(recipe.training, Head):
+    training = recipe.training
+    if not isinstance(training, Head):
         raise RecipeError(f"{recipe.name} solves no head: measure the leak by a head recipe")
+    recipe = replace(recipe, folds=replace(recipe.folds, split=None))
     bench = open_workbench(open_run(workspace, recipe), device, reporter, with_test=False)
     alike = bench.photos["group"].duplicated(keep=False).to_numpy()
     if not alike.any():
         reporter.say(f"leak: none, there are no near-duplicates among {len(alike):,} training photos")
         return Gain(mean=0.0, low=0.0, high=0.0)
     embedder, _ = bench.embedder(bench.network())
-    features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(recipe.training.views))
+    features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
+    # One penalty for both: chosen anew it changes with every dealing of the inner folds, and by more than the leak.
+    penalty = solved_head(features, bench.photos.assign(fold=0), 1, training, recipe.seed).penalty
+    training = replace(training, penalties=(penalty,))
     together, apart = (
-        per_photo_logit_loss(photos["label"], out_of_fold(features, photos, recipe.training, recipe.seed, reporter))
+        per_photo_logit_loss(photos["label"], out_of_fold(features, photos, training, recipe.seed, reporter))
         for photos in (bench.photos, ungrouped(bench.photos))
     )
     found = gain(together, apart, bench.photos["group"])

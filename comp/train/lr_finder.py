@@ -33,7 +33,7 @@ from comp.train.workbench import Workbench, open_workbench
 LOWEST, HIGHEST = 1e-6, 1.0
 N_STEPS = 100
 DECAY = 0.9  # of the smoothed loss, a step
-DIVERGED = 4.0  # times the least smoothed loss
+DIVERGED, FLOOR = 4.0, 0.1  # times the least smoothed loss, or times FLOOR: below it, one odd photo in a batch is a multiple
 N_NOISY = 10  # first steps, of which the smoothed loss is the mean of too few to be trusted
 
 
@@ -53,6 +53,12 @@ class RangeTest:
     def least(self) -> int:
         """The step with the least smoothed loss."""
         return N_NOISY + int(self.smoothed[N_NOISY:].argmin())
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss falls below that of the first steps by more than two standard errors of theirs."""
+        first = self.losses[:N_NOISY]
+        return bool(self.smoothed[self.least] < first.mean() - 2 * first.std() / N_NOISY**0.5)
 
     @property
     def steepest(self) -> float:
@@ -82,7 +88,7 @@ def range_test(take_step: Callable[[Tensor, Tensor, float], Tensor], batches: It
         losses.append(float(take_step(squares, labels, float(rate))))
         advance(note=f"lr {rate:.1e}, loss {losses[-1]:.4f}")
         mean = smoothed(losses)
-        if not math.isfinite(losses[-1]) or (len(mean) > N_NOISY and mean[-1] > DIVERGED * mean[N_NOISY:].min()):
+        if not math.isfinite(losses[-1]) or (len(mean) > N_NOISY and mean[-1] > DIVERGED * max(mean[N_NOISY:].min(), FLOOR)):
             break
     finite = [loss for loss in losses if math.isfinite(loss)]
     if len(finite) <= N_NOISY:
@@ -131,4 +137,8 @@ def _show(bench: Workbench, found: RangeTest, training: FineTune, reporter: Repo
     reporter.say(
         "; ".join(f"{mark} {rate:.1e}" for mark, rate in marks.items()) + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}")
     )
+    if not found.falls:
+        reporter.warn(
+            "the loss hardly falls, so only its divergence tells something: a solved head is there already; try training.head_start=false"
+        )
     reporter.say(f"training.peak_lr is {training.peak_lr:g}; curve in {path}")
