@@ -70,12 +70,12 @@ def test_two_inception_blocks_are_the_same_by_count_and_by_name() -> None:
     assert trained_names(network) == by_count
 
 
-def test_from_a_layer_without_parameters_trains_what_comes_after_it() -> None:
+@pytest.mark.parametrize("layer", ["layer4.1.conv2", "layer4.1.act1"])
+def test_from_a_single_layer_trains_it_and_what_comes_after_even_if_it_has_no_parameters(layer: str) -> None:
     network = network_of("resnet18", 32)
-    freeze(network, "from:layer4.1.act1")
-    assert trained_names(network) == {
-        name for name, _ in network.named_parameters() if name.startswith(("layer4.1.conv2", "layer4.1.bn2", "fc"))
-    }
+    freeze(network, f"from:{layer}")
+    after = ("layer4.1.conv2", "layer4.1.bn2", "fc")
+    assert trained_names(network) == {name for name, _ in network.named_parameters() if name.startswith(after)}
 
 
 def test_a_backbone_of_which_timm_knows_no_blocks_can_be_frozen_too() -> None:

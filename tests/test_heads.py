@@ -83,13 +83,11 @@ def test_every_parameter_of_a_deep_head_gets_a_finite_gradient_from_the_second_s
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) and bool(p.grad.any()) for p in head.parameters())
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "vgg11"])
-def test_a_network_with_a_deep_head_still_freezes_and_embeds(backbone: str) -> None:
-    if backbone == "vgg11":
-        model = Model(backbone=backbone, layer="features", pool="flatten", weights="random")
-    else:
-        model = Model(backbone=backbone, weights="random")
-    network = build(model, size_px=32)
+@pytest.mark.parametrize(
+    ("backbone", "layer"), [("resnet18", None), ("resnet18", "layer2"), ("vit_tiny_patch16_224", None), ("convnext_atto", None)]
+)
+def test_a_network_with_a_deep_head_still_freezes_and_embeds(backbone: str, layer: str | None) -> None:
+    network = build(Model(backbone=backbone, layer=layer, pool="flatten" if layer else "mean", weights="random"), size_px=32)
     before = embed(network, numbers(2, 3, 32, 32))
     set_head(network, HeadShape(widths=(5,)), 0)
     torch.testing.assert_close(embed(network, numbers(2, 3, 32, 32)), before)
