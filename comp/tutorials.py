@@ -30,7 +30,8 @@ ONE_VIEW = Prediction(views="none")
 def vgg16_mlp() -> Recipe:
     """VGG16, convolutions frozen; its classifier replaced by 25088-4096-4096-1 with ReLU and dropout, trained by Adam on kept features.
 
-    Photos squashed to 224 px, mean and std 0.5. Epochs, batch and the learning rate, Adam's own .001, are ours.
+    Photos squashed to 224 px, mean and std 0.5. Its cross-entropy of two outputs is the binary one of their difference, as here. Epochs,
+    batch and the learning rate, Adam's own .001, are ours.
     """
     return Recipe(
         name="vgg16_mlp",
@@ -48,8 +49,9 @@ def vgg16_last_layer() -> Recipe:
 
     The tutorial's other trials, each with its accuracy on another test set: SET="training.peak_lr=.00115" .9570, .0012 .9680 (where .001
     gave .9645), "training.optimiser=rmsprop training.momentum=0" .9840, "training.optimiser=adam" .9880. It compared the squash to 224 px
-    with a centre crop, which loses heads: SET="pixels.fit=shorter". ImageNet's mean and std, LogSoftmax and NLLLoss. No momentum, one
-    epoch and the batch are ours; dropout is torchvision's, of which the one between the frozen layers is off.
+    with a centre crop, which loses heads: SET="pixels.fit=shorter". ImageNet's mean and std; its LogSoftmax and NLLLoss are the binary
+    cross-entropy here. No momentum, one epoch and the batch are ours; dropout is torchvision's, of which the one between the frozen
+    layers is off.
     """
     return Recipe(
         name="vgg16_last_layer",
