@@ -125,11 +125,11 @@ def forecast(
 
 def show_forecast(workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter) -> Forecast:
     """The forecast of a finished run, printed; a warning where its gain over the best submission is less than its own spread."""
-    others = [row for row in read_ledger(workspace.ledger).rows if row.public_score is not None and row.file != f"{run.folder}.csv"]
-    pairs = _pairs(workspace, run, others)
+    rows = [row for row in read_ledger(workspace.ledger).rows if row.file != f"{run.folder}.csv"]
+    scored = [(row, row.public_score) for row in rows if row.public_score is not None]
+    pairs, best = _pairs(workspace, run, scored), min((score for _, score in scored), default=None)
     photos, _ = side_by_side({run.folder: run.oof} | {past.folder: past.oof for past, _ in pairs})
     probs = np.column_stack([each.out_of_fold_probs().loc[photos["id"]] for each in (run, *(past for past, _ in pairs))])
-    best = min((score for row in others if (score := row.public_score) is not None), default=None)
     made = forecast(
         photos["label"].to_numpy(np.float64),
         probs,
@@ -143,17 +143,16 @@ def show_forecast(workspace: Workspace, competition: Competition, run: FinishedR
     return made
 
 
-def _pairs(workspace: Workspace, run: FinishedRun, rows: Sequence[LedgerRow]) -> list[tuple[FinishedRun, float]]:
+def _pairs(workspace: Workspace, run: FinishedRun, scored: Sequence[tuple[LedgerRow, float]]) -> list[tuple[FinishedRun, float]]:
     """The latest scored submissions whose runs are still here and hold the same photos as `run`, each run once."""
     pairs: dict[str, tuple[FinishedRun, float]] = {}
-    for row in rows:
+    for row, score in scored:
         try:
             past = read_run(workspace.runs / f"{row.recipe}-{row.fingerprint}")
             side_by_side({run.folder: run.oof, past.folder: past.oof})
         except UserError:
             continue
-        if row.public_score is not None:
-            pairs[past.folder] = (past, row.public_score)
+        pairs[past.folder] = (past, score)
     return list(pairs.values())[-N_PAIRS:]
 
 
