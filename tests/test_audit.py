@@ -126,7 +126,7 @@ def test_the_leak_is_seen_where_copies_of_a_photo_would_be_split(drawn_copy: Wor
     rewritten(drawn_copy, "train", **columns)
     heard = Heard()
     assert measure_leak(drawn_copy, TINY, CPU, heard).low > 0
-    assert "it looks better by +0." in str(heard)
+    assert "an apparent gain of +0." in str(heard)
 
 
 def test_without_near_duplicates_there_is_no_leak_and_nothing_is_computed(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

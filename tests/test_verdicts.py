@@ -16,7 +16,7 @@ from comp.train.device import find_device
 from comp.train.head import fit_head
 from comp.train.run import open_run
 from comp.train.selection import learners
-from comp.train.stage import train
+from comp.train.stage import begin_fold, solved_head, train
 from comp.train.verdicts import chosen_verdicts, read_verdicts, targets
 from comp.train.workbench import open_workbench
 
@@ -77,6 +77,14 @@ def test_a_soft_label_moves_the_head_between_those_of_the_two_hard_ones() -> Non
     assert said(0.0) < said(0.3) < said(0.6) < said(1.0)
 
 
+def test_a_solved_head_learns_the_targets_and_not_the_labels() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    label = (x[:, 0] > 0).astype(int)
+    photos = pd.DataFrame({"label": label, "target": 1.0 - label, "group": range(60), "fold": np.arange(60) % 2})
+    said = solved_head(x, photos, 0, Head(n_inner=2, penalties=(1e-2,)), 0).logits(torch.from_numpy(x)).numpy()
+    assert ((said > 0) == (label == 0)).mean() > 0.9
+
+
 def test_a_run_scores_the_original_labels_of_all_photos_whatever_the_verdicts(drawn_copy: Workspace) -> None:
     manifest = pd.read_csv(drawn_copy.manifest("train"), dtype=str)
     ids = list(manifest["id"][manifest["fold"].notna()])
@@ -101,8 +109,6 @@ def test_without_the_knob_verdicts_change_nothing_and_with_it_another_verdict_is
 
 
 def test_fine_tuning_is_fed_the_targets(drawn_copy: Workspace) -> None:
-    from comp.train.stage import begin_fold
-
     manifest = pd.read_csv(drawn_copy.manifest("train"), dtype={"id": str})
     learnt = list(manifest["id"][manifest["fold"] > 0])
     written(drawn_copy.verdicts, f"{learnt[0]},soft:0.25", f"{learnt[1]},drop")

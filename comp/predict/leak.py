@@ -39,7 +39,7 @@ def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter:
     found = gain(together, apart, bench.photos["group"])
     reporter.say(
         f"leak of {recipe.name}: log loss {together.mean():.5f} with near-duplicates kept together, {apart.mean():.5f} with them "
-        f"split over folds: it looks better by {found}; on the {int(alike.sum()):,} photos that have one, "
+        f"split over folds, an apparent gain of {found}; on the {int(alike.sum()):,} photos that have one, "
         f"{together[alike].mean():.5f} and {apart[alike].mean():.5f}"
     )
     return found
