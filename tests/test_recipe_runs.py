@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import timm.models.vgg
 import torch
+from conftest import SHARED
 from heard import Heard
 from torch import nn
 
@@ -23,6 +24,7 @@ from comp.recipe import FineTune, Model, Recipe, override
 from comp.recipes import ENSEMBLES, GUIDE, RECIPES, listed, members, named
 from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
+from comp.rehearsal.stage import check_learning
 from comp.seeds import derive_seed
 from comp.store import Workspace
 from comp.submit.stage import submit
@@ -149,3 +151,20 @@ def test_the_guide_and_the_ensembles_name_recipes() -> None:
             named(name)
     lines = listed()
     assert all(any(line.startswith(f"{name} ") for line in lines) for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", ["inception_bottleneck", "vgg16_last_layer"])
+def test_a_tutorials_method_learns_on_a_backbone_whose_weights_come_as_a_package(name: str, drawn_copy: Workspace) -> None:
+    settings = ["model.backbone=tf_efficientnet_lite0", "pixels.size_px=96", "folds.split=[0.2,0.3]"]
+    more = ["training.optimiser=adam", "training.epochs=20"] if name == "vgg16_last_layer" else []
+    check_learning(finished(drawn_copy, override(named(name), [*settings, *more])))
+
+
+def test_a_tutorials_method_takes_xceptions_weights_from_a_file(drawn_copy: Workspace) -> None:
+    weights = SHARED / "weights" / "legacy_xception.safetensors"
+    if not weights.exists():
+        pytest.skip("no weights beside this checkout")
+    settings = ["model.backbone=legacy_xception", f"model.weights={weights}", "pixels.size_px=96", "folds.n_photos=48"]
+    run = finished(drawn_copy, override(named("inception_bottleneck"), [*settings, "folds.split=[0.2,0.2]"]))
+    losses = pd.read_csv(run.folder / "fold-0-history.csv")["loss"]
+    assert losses.iloc[-1] < 0.5 * losses.iloc[0]
