@@ -124,8 +124,12 @@ def test_the_advice_tells_a_difference_from_noise() -> None:
     assert lines[0].startswith("side by side, slow + near beats every single backbone: a gain of +0.0")
     assert lines[-1].startswith("fine-tune slow: log loss 0.03")
     assert "or near, 5.0 times as fast and not measurably worse: " in lines[-1]
-    weak = Tried(name="slow + near", losses=shared + rng.normal(0, 0.03, 2000) - 1e-6, photo_s=0.12, n_together=2)
-    assert "does not measurably beat slow alone" in advice([best, weak], np.arange(2000))[0]
+    noise = rng.normal(0, 0.03, 2000)
+    weak = Tried(name="slow + near", losses=shared + noise - noise.mean() - 1e-5, photo_s=0.12, n_together=2)
+    slower = Tried(name="slower", losses=shared + noise - noise.mean() + 1e-5, photo_s=0.2)
+    lines = advice([best, weak, slower], np.arange(2000))
+    assert "does not measurably beat slow alone: a gain of +0.00001" in lines[0]
+    assert lines[-1].endswith(f"fine-tune slow: log loss {shared.mean():.5f}")
 
 
 def test_a_track_that_cannot_end_in_time_is_ended_and_its_first_step_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
