@@ -15,7 +15,7 @@ help: ## this list
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv  # the lock pins it too
-	.venv/bin/uv pip install --quiet --require-hashes --python .venv/bin/python -r requirements.txt
+	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt
 	touch $@
 
 data: .venv/done ## download, check, unpack; manifest, folds, pixels

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from comp.recipe import FineTune
 from comp.seeds import derive_seed
-from comp.train.augment import make_augmentation
 from comp.train.device import Device, n_cores
 from comp.train.views import Canvases
 
@@ -26,6 +25,8 @@ class _Augmented(Dataset[Batch]):
         self, canvases: Canvases, rows: Sequence[int], labels: Sequence[float], training: FineTune, size_px: int, seed: int
     ) -> None:
         self._canvases, self._rows, self._labels, self._seed = canvases, list(rows), list(labels), seed
+        from comp.train.augment import make_augmentation  # albumentations takes half a second to load, and heads have no use for it
+
         self._augment = make_augmentation(training, size_px)
 
     def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:

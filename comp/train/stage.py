@@ -31,7 +31,6 @@ from comp.store import Workspace, write_table
 from comp.train import run as runs
 from comp.train.backbone import Input, build, input_of
 from comp.train.batches import Batch, feature_batches, training_batches
-from comp.train.classical import fit_svm
 from comp.train.device import Device
 from comp.train.features import Embedder, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
@@ -95,6 +94,8 @@ def _fitted_head(bench: Workbench, features: NDArray[np.float32], fold: int) -> 
     learns = learners(bench.photos, fold).to_numpy()
     given, targets = features[learns], bench.photos["target"].to_numpy()[learns]
     if isinstance(training, Svm):
+        from comp.train.classical import fit_svm  # scikit-learn takes most of a second to load
+
         groups = [int(group) for group in bench.photos["group"][learns]]
         return fit_svm(given, targets, groups, training, seed=derive_seed(seed, "inner folds", fold))
     layers = make_layers(features.shape[1], training.head, derive_seed(seed, "head", fold)).to(bench.device.where)
