@@ -40,7 +40,10 @@ ENSEMBLES = {  # names for `make blend RUNS=...`, each for the recipes whose run
 
 
 def lite0_head() -> Recipe:
-    """EfficientNet-Lite0, frozen, at 224 px; a solved logistic head a fold."""
+    """EfficientNet-Lite0, frozen, at 224 px, under a solved logistic head: out of fold .0299 (.0188-.0435).
+
+    Measured, as below, on 1,602 real photos in 5 folds; 31 s from the archive to the score on two cores.
+    """
     return Recipe(
         name="lite0_head",
         model=Model(backbone="tf_efficientnet_lite0"),
@@ -50,17 +53,17 @@ def lite0_head() -> Recipe:
 
 
 def lite1_head() -> Recipe:
-    """EfficientNet-Lite1, frozen, at 240 px."""
+    """EfficientNet-Lite1, frozen, at 240 px: out of fold .0244 (.0135-.0377)."""
     return replace(lite0_head(), name="lite1_head", model=Model(backbone="tf_efficientnet_lite1"))
 
 
 def lite2_head() -> Recipe:
-    """EfficientNet-Lite2, frozen, at 260 px."""
+    """EfficientNet-Lite2, frozen, at 260 px: out of fold .0163 (.0071-.0289)."""
     return replace(lite0_head(), name="lite2_head", model=Model(backbone="tf_efficientnet_lite2"))
 
 
 def lite0_finetune() -> Recipe:
-    """EfficientNet-Lite0, all layers, from the solved head; made for CPUs."""
+    """EfficientNet-Lite0, all layers, from the solved head: out of fold .0348 (.0198-.0527), worse than the head on so few photos."""
     return Recipe(
         name="lite0_finetune",
         model=Model(backbone="tf_efficientnet_lite0"),
