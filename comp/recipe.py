@@ -183,6 +183,10 @@ class FineTune:
     crop_pad_px: int = 4  # added on each side by pad-and-crop
     flip: bool = True  # mirror half of the photos
     colour: float = 0.2  # strength of brightness, contrast and saturation changes; 0: none
+    # 0: each step runs the frozen layers too, on a new draw of the augmentation. More: each photo is drawn so many times, what the frozen
+    # layers make of it is computed once and kept, and epochs take the draws in turn; what is frozen is then the same in every fold
+    cached_views: int = 0
+    fold_norms: bool = False  # batch norms become part of their convolutions before training: the same network, in fewer and faster steps
     compile: bool = False  # torch.compile the step; pays back only in long runs
 
     def __post_init__(self) -> None:
@@ -208,6 +212,9 @@ class FineTune:
         _need(0 <= self.crop_pad_px <= 1024, "training.crop_pad_px", "in [0, 1024]", self.crop_pad_px)
         _need(0 <= self.colour <= 1, "training.colour", "in [0, 1]", self.colour)
         _need_policy("training.trains", self.trains)
+        frozen = self.trains != "all" and not (self.first.epochs and self.first.trains == "all")
+        _need(self.cached_views >= 0, "training.cached_views", "0 or more", self.cached_views)
+        _need(frozen or not self.cached_views, "training.cached_views", "0 where all layers train", self.cached_views)
         _need(not (self.head_start and self.head.widths), "training.head_start", "false with hidden layers in the head", self.head_start)
 
     def phases(self) -> tuple["FineTune", ...]:
@@ -257,7 +264,7 @@ class Recipe:
     prediction: Prediction = field(default_factory=Prediction)
 
     def __post_init__(self) -> None:
-        by_fold = isinstance(self.training, FineTune) and not self.on_features and not self.training.head_start
+        by_fold = isinstance(self.training, FineTune) and not self.on_kept and not self.training.head_start
         measured = self.pixels.normalise == "measured"  # each fold has colours of its own, and features that are shared have not
         _need(by_fold or not measured, "pixels.normalise", "backbone or constants where features are computed for all folds", "measured")
 
@@ -265,6 +272,11 @@ class Recipe:
     def on_features(self) -> bool:
         """Whether only heads are fitted, to features that are computed once for all folds."""
         return not isinstance(self.training, FineTune) or self.training.on_features
+
+    @property
+    def on_kept(self) -> bool:
+        """Whether what trains is given features or activations of a frozen part that all folds share, computed once."""
+        return self.on_features or (isinstance(self.training, FineTune) and self.training.cached_views > 0)
 
     def fit_key(self) -> str:
         """Told apart: what changes the fitted folds. Two recipes with one key share their checkpoints."""

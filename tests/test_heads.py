@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from comp.recipe import FineTune, HeadShape, Model
 from comp.train.backbone import build, embed, input_of
-from comp.train.batches import feature_batches, training_batches
+from comp.train.batches import InMemory, kept_batches, training_batches
 from comp.train.device import find_device
 from comp.train.finetune import fine_tune
 from comp.train.freezing import freeze
@@ -123,7 +123,7 @@ def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_comput
         features = embed(network, normalise(squares, input_of(model), torch.float32)).numpy()
     alone = make_layers(512, shape, seed=3)
     steps = training_batches(canvases, range(24), canvases.labels, training, 32, CPU, 5)
-    same_steps = feature_batches(features, canvases.labels, training, 5)
+    same_steps = kept_batches([InMemory(features)], range(24), canvases.labels, training, 5)
     assert len(steps) == len(same_steps) == 12
     whole = fine_tune(network, steps, 12, training, input_of(model), CPU, lambda n=1, note="": None)
     short = fine_tune(alone, same_steps, 12, training, None, CPU, lambda n=1, note="": None)

@@ -49,7 +49,7 @@ def test_each_backbone_and_their_features_side_by_side_get_a_row_on_the_same_pho
     assert table["n_parameters"][both] == table["n_parameters"].drop(both).sum()
     assert table["photos_per_s"][both] < table["photos_per_s"].drop(both).min()
     assert heard.lines[-1].startswith("fine-tune ")
-    assert list(drawn_copy.features.rglob("*.npz"))
+    assert list(drawn_copy.features.rglob("*.npy"))
 
 
 def test_features_come_from_where_training_keeps_them(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_features_come_from_where_training_keeps_them(drawn_copy: Workspace, mon
     save_network(weights, build(Model(backbone="mobilenetv3_small_050", weights="random")))
     name = f"mobilenetv3_small_050={weights}"
     first = scout(drawn_copy, [name], CPU, Reporter(), budget_s=600, settings=SMALL)
-    monkeypatch.setattr(features.FeatureStore, "append", lambda *_: pytest.fail("features were computed again"))
+    monkeypatch.setattr(features.Store, "append", lambda *_: pytest.fail("features were computed again"))
     again = scout(drawn_copy, [name], CPU, Reporter(), budget_s=600, settings=SMALL)
     assert first["log_loss"].equals(again["log_loss"])
 

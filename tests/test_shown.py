@@ -19,7 +19,7 @@ from comp.train.features import Embedder, make_embedder
 from comp.train.run import open_run
 from comp.train.selection import learners
 from comp.train.stage import train
-from comp.train.views import View, cut
+from comp.train.views import View
 from comp.train.workbench import Workbench, input_for, open_workbench
 
 CPU = find_device("cpu")
@@ -87,9 +87,9 @@ def test_features_that_are_kept_are_those_that_are_computed(drawn_copy: Workspac
     bench = bench_of(drawn_copy, recipe)
     embedder, _ = bench.embedder(bench.network())
     ids, view = list(bench.photos["id"]), View(name="centre")
-    first, again = bench.features(embedder, ids, view), bench.features(embedder, ids[::-1], view)
+    first, again = (bench.features(embedder, order, view).all() for order in (ids, ids[::-1]))
     assert np.array_equal(first, again[::-1])
-    square = torch.from_numpy(cut(bench.pixels, [int(row) for row in bench.pixels.rows(ids)], view, bench.size_px))
+    square = torch.from_numpy(view.squares(bench.pixels, [int(row) for row in bench.pixels.rows(ids)], bench.size_px))
     with torch.inference_mode():
         computed = embedder.embed(square, view).float().numpy()
     assert first.shape == computed.shape == (len(ids), 4 * 4 * 80)

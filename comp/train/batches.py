@@ -1,7 +1,7 @@
-"""Batches for training: augmented uint8 squares or features, and labels, in an order that a seed decides."""
+"""Batches for training: augmented uint8 squares, or what was kept of them, and labels, in an order that a seed decides."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,11 +11,51 @@ from torch.utils.data import DataLoader, Dataset
 
 from comp.recipe import FineTune
 from comp.seeds import derive_seed
+from comp.store import fingerprint
 from comp.train.device import Device, n_cores
-from comp.train.views import Canvases
+from comp.train.views import Canvases, Photos
 
-Batch = tuple[Tensor, Tensor]  # uint8 [b, s, s, 3], or features float32 [b, d]; and labels float32 [b]
+Batch = tuple[Tensor, Tensor]  # uint8 [b, s, s, 3], or features or activations float32 [b, ...]; and labels float32 [b]
 MAX_WORKERS = 12  # processes that feed a GPU
+
+
+class Kept(Protocol):
+    """What was made of photos before; `comp.train.kept.Rows` is it on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def take(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The arrays [n, ...] at `places`."""
+        ...
+
+
+class InMemory:
+    """What was made of photos before, in memory."""
+
+    def __init__(self, arrays: NDArray[np.float32]) -> None:
+        self._arrays, self.shape = arrays, arrays.shape
+
+    def take(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._arrays[places]
+
+
+class Draw:
+    """A way to see every photo: one draw of the augmentation in training, the same for a photo in every run."""
+
+    flip = False
+
+    def __init__(self, training: FineTune, seed: int, number: int) -> None:
+        crop = (training.crop, training.crop_area, training.crop_aspect, training.crop_pad_px)
+        self.name = f"draw-{fingerprint(crop, training.flip, training.colour, seed)}-{number}"
+        self._training, self._seed, self._number = training, seed, number
+
+    def squares(self, photos: Photos, rows: Sequence[int], size_px: int) -> NDArray[np.uint8]:
+        from comp.train.augment import make_augmentation
+
+        augment = make_augmentation(self._training, size_px)
+        seeds = (derive_seed(self._seed, "draw", self._number, photos.sha256s[row]) for row in rows)
+        return np.stack([augment(photos.canvas(row), seed) for row, seed in zip(rows, seeds, strict=True)])
 
 
 class _Augmented(Dataset[Batch]):
@@ -39,14 +79,19 @@ class _Augmented(Dataset[Batch]):
 
 
 class _Held(Dataset[Batch]):
-    """Features of the training photos of one fold; an index is (epoch, place)."""
+    """What is kept of the training photos of one fold, in one or more draws; an index is (epoch, place)."""
 
-    def __init__(self, features: NDArray[np.float32], labels: Sequence[float]) -> None:
-        self._features, self._labels = features, torch.tensor(labels, dtype=torch.float32)
+    def __init__(self, draws: Sequence[Kept], places: Sequence[int], labels: Sequence[float]) -> None:
+        self._draws, self._places, self._labels = draws, np.asarray(places, np.int64), torch.tensor(labels, dtype=torch.float32)
 
     def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
-        places = [place for _, place in indices]
-        return torch.from_numpy(self._features[places]), self._labels[places]
+        turns = np.array([(epoch + place) % len(self._draws) for epoch, place in indices])
+        places = np.array([place for _, place in indices])
+        kept = np.empty((len(places), *self._draws[0].shape[1:]), np.float32)
+        for turn in np.unique(turns):
+            here = turns == turn
+            kept[here] = self._draws[turn].take(self._places[places[here]])
+        return torch.from_numpy(kept), self._labels[places]
 
 
 class _Shuffled:
@@ -80,9 +125,9 @@ def training_batches(
     )
 
 
-def feature_batches(features: NDArray[np.float32], labels: Sequence[float], training: FineTune, seed: int) -> DataLoader[Batch]:
-    """The same of `features [n, d]`, which are the same in every epoch."""
-    return DataLoader(_Held(features, labels), batch_sampler=_Shuffled(len(labels), training, seed), collate_fn=_as_is)
+def kept_batches(draws: Sequence[Kept], places: Sequence[int], labels: Sequence[float], training: FineTune, seed: int) -> DataLoader[Batch]:
+    """The same of the photos at `places` in what is kept of them; each epoch takes the next of the `draws` of a photo, in turn."""
+    return DataLoader(_Held(draws, places, labels), batch_sampler=_Shuffled(len(labels), training, seed), collate_fn=_as_is)
 
 
 def _as_is(batch: Any) -> Any:  # __getitems__ has made the batch already

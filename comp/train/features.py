@@ -1,29 +1,31 @@
 """Pooled features of a frozen backbone: computed once for each photo and view, kept, shared by folds and runs."""
 
 import hashlib
+import math
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comp.data.pixels import Pixels
-from comp.errors import StaleError
-from comp.progress import Reporter
-from comp.store import fingerprint, whole
+from comp.data.stores import MAX_BYTES
+from comp.errors import DataError, StaleError
+from comp.progress import Advance, Reporter
+from comp.store import fingerprint
+from comp.train.activations import Boundary, given_to
 from comp.train.backbone import Input, embed
 from comp.train.device import Device, has_fast_bf16
 from comp.train.folding import fold_batch_norm
-from comp.train.views import View, as_images, cut
+from comp.train.kept import SHARD_BYTES, SHARD_PHOTOS, Rows, Store
+from comp.train.views import Seen, View, as_images
 
 BATCH = 32  # photos a forward pass on a CPU; more only makes the cache miss
 BATCH_GPU = 256
-SHARD = 2048  # photos a file, so that a killed run loses at most these
 # Largest relative error of features in bfloat16 that is let pass. Lite0's move by 4 to 7 %, which is rounding without a direction: on 2,002
 # photos its out-of-fold log loss went from .0401 to .0398, and that of the 400 from .0331 to .0327.
 BF16_TOLERANCE = 0.10
@@ -31,64 +33,73 @@ BF16_TOLERANCE = 0.10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedder:
-    """A frozen network made ready to embed photos: folded, laid out and in the precision that suits the device."""
+    """A frozen network, or its frozen part, made ready to embed photos: folded, laid out and in the precision that suits the device."""
 
     network: nn.Module
     shown: Input
     size_px: int
     device: Device
     dtype: torch.dtype
-    key: str  # changes with the network's weights, the size, the colours' normalisation and the precision
+    key: str  # changes with the network's weights, the size, the colours' normalisation, the precision and the boundary
+    shape: tuple[int, ...]  # of what it makes of one photo
+    boundary: Boundary | None = None  # where it ends; None: at the head
 
-    def features(self, pixels: Pixels, rows: Sequence[int], view: View) -> Iterator[Tensor]:
-        """Batches [b, d] float32 on the CPU, in the order of `rows`; the next batch is cut while this one is computed."""
+    @property
+    def makes(self) -> str:
+        return "features" if self.boundary is None else f"activations before {self.boundary.module}"
+
+    def features(self, pixels: Pixels, rows: Sequence[int], view: Seen) -> Iterator[Tensor]:
+        """Batches [b, *shape] float32 on the CPU, in the order of `rows`; the next batch is cut while this one is computed."""
         size = BATCH_GPU if self.device.is_cuda else BATCH
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         with ThreadPoolExecutor(1) as ahead, torch.inference_mode():
-            pending = [ahead.submit(cut, pixels, chunk, view, self.size_px) for chunk in chunks[:1]]
+            pending = [ahead.submit(view.squares, pixels, chunk, self.size_px) for chunk in chunks[:1]]
             for index in range(len(chunks)):
                 square = torch.from_numpy(pending.pop().result())
                 if index + 1 < len(chunks):
-                    pending.append(ahead.submit(cut, pixels, chunks[index + 1], view, self.size_px))
+                    pending.append(ahead.submit(view.squares, pixels, chunks[index + 1], self.size_px))
                 yield self.embed(square, view).float().cpu()
 
-    def embed(self, square: Tensor, view: View) -> Tensor:
-        """Features [b, d] of uint8 `square [b, s, s, 3]`."""
+    def embed(self, square: Tensor, view: Seen) -> Tensor:
+        """Features, or activations, [b, *shape] of uint8 `square [b, s, s, 3]`."""
         images = as_images(square.to(self.device.where, non_blocking=True), view, self.size_px, self.shown, self.dtype)
-        return embed(self.network, images)
+        return embed(self.network, images) if self.boundary is None else given_to(self.network, self.boundary.module, images)
 
 
-def make_embedder(network: nn.Module, shown: Input, size_px: int, device: Device, example: Tensor) -> tuple[Embedder, str]:
+def make_embedder(
+    network: nn.Module, shown: Input, size_px: int, device: Device, example: Tensor, boundary: Boundary | None = None
+) -> tuple[Embedder, str]:
     """The embedder and one line that says in what precision it works and why. `example` uint8 [n, s, s, 3] decides.
 
     The key comes from the weights as they were before anything was folded.
     """
-    key = weights_key(network)
+    key, view = weights_key(network), View(name="centre")
     network = network.to(device.where).to(memory_format=torch.channels_last)
-    exact = Embedder(network=network, shown=shown, size_px=size_px, device=device, dtype=torch.float32, key=key)
-    view = View(name="centre")
+    embedder = Embedder(
+        network=network, shown=shown, size_px=size_px, device=device, dtype=torch.float32, key=key, shape=(), boundary=boundary
+    )
     with torch.inference_mode():
-        reference = exact.embed(example, view)
+        reference = embedder.embed(example, view)
     fold_batch_norm(network, as_images(example.to(device.where)[:1], view, size_px, shown, torch.float32))
     dtype, why = torch.float32, "float32: this device has no fast bfloat16"
     if device.is_cuda or has_fast_bf16():
-        dtype, why = _trial(network, exact, example, view, reference)
-    network = network.to(dtype)
-    key = fingerprint(key, size_px, str(dtype), shown)
-    return Embedder(network=network, shown=shown, size_px=size_px, device=device, dtype=dtype, key=key), why
+        dtype, why = _trial(embedder, example, view, reference)
+    network.to(dtype)
+    key = fingerprint(key, size_px, str(dtype), shown, *([boundary.module] if boundary else []))
+    return replace(embedder, dtype=dtype, key=key, shape=tuple(reference.shape[1:])), why
 
 
-def _trial(network: nn.Module, exact: Embedder, example: Tensor, view: View, reference: Tensor) -> tuple[torch.dtype, str]:
-    """bfloat16 if the features hardly move, measured on `example`; the network comes back in float32."""
+def _trial(embedder: Embedder, example: Tensor, view: View, reference: Tensor) -> tuple[torch.dtype, str]:
+    """bfloat16 if what is made hardly moves, measured on `example`; the network comes back in float32."""
+    network = embedder.network
     state = {key: value.clone() for key, value in network.state_dict().items()}
     network.to(torch.bfloat16)
-    images = as_images(example.to(exact.device.where), view, exact.size_px, exact.shown, torch.bfloat16)
     with torch.inference_mode():
-        error = float((embed(network, images).float() - reference).norm() / reference.norm())
+        error = float((replace(embedder, dtype=torch.bfloat16).embed(example, view).float() - reference).norm() / reference.norm())
     network.to(torch.float32).load_state_dict(state)
     if error <= BF16_TOLERANCE:
-        return torch.bfloat16, f"bfloat16: features move by {error:.2%} on {len(example)} photos"
-    return torch.float32, f"float32: in bfloat16 features would move by {error:.2%} on {len(example)} photos"
+        return torch.bfloat16, f"bfloat16: {embedder.makes} move by {error:.2%} on {len(example)} photos"
+    return torch.float32, f"float32: in bfloat16 {embedder.makes} would move by {error:.2%} on {len(example)} photos"
 
 
 def weights_key(network: Any) -> str:
@@ -102,53 +113,40 @@ def weights_key(network: Any) -> str:
     return digest.hexdigest()[:10]
 
 
-class FeatureStore:
-    """Features of photos under one key (weights, size, precision, canvas) and view, in files that are whole or absent."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load(self) -> tuple[dict[str, int], NDArray[np.float32] | NDArray[np.float16]]:
-        """The row of each photo's sha256, and all features [n, d]."""
-        shards = [np.load(path) for path in sorted(self.folder.glob("*.npz"))]
-        if not shards:
-            return {}, np.empty((0, 0), np.float16)
-        keys = np.concatenate([shard["sha256"] for shard in shards])
-        return {str(key): row for row, key in enumerate(keys)}, np.concatenate([shard["features"] for shard in shards])
-
-    def append(self, keys: Sequence[str], features: NDArray[np.float32]) -> None:
-        """Keep `features [n, d]`, in half precision where all of them fit."""
-        half = features.astype(np.float16)
-        kept = half if np.isfinite(half).all() else features
-        name = f"{len(list(self.folder.glob('*.npz'))):05d}-{fingerprint(list(keys))}.npz"
-        with whole(self.folder / name) as scratch, scratch.open("wb") as file:
-            np.savez(file, sha256=np.array(keys), features=kept)
+def announce(folder: Path, embedder: Embedder, n_photos: int, n_views: int, reporter: Reporter) -> None:
+    """Say what all that may have to be kept takes on disk, before it is made; DataError if it is too much, or there is not that much."""
+    n_bytes = n_photos * n_views * math.prod(embedder.shape) * 2
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    line = f"{embedder.makes} of {n_photos:,} photos in {n_views} views take {n_bytes / 1e9:.2f} GB"
+    if n_bytes > min(free, MAX_BYTES):
+        bound = f"{free / 1e9:.2f} GB are free" if n_bytes > free else f"the bound is {MAX_BYTES / 1e9:.0f} GB"
+        raise DataError(f"{line} and {bound}: lower training.cached_views or freeze more, by training.trains")
+    reporter.say(f"{line}; {free / 1e9:.2f} GB are free")
 
 
-def features_of(
-    folder: Path, embedder: Embedder, pixels: Pixels, ids: Sequence[str], view: View, reporter: Reporter
-) -> tuple[NDArray[np.float32], int]:
-    """Features [n, d] of `ids` in order, and how many of them had to be computed."""
-    store = FeatureStore(folder / fingerprint(embedder.key, pixels.geometry) / view.name)
+def features_of(folder: Path, embedder: Embedder, pixels: Pixels, ids: Sequence[str], view: Seen, reporter: Reporter) -> tuple[Rows, int]:
+    """What `embedder` makes of `ids` under one view, in order, and of how many photos it had to be computed."""
+    store = Store(folder / fingerprint(embedder.key, pixels.geometry) / view.name)
     rows = pixels.rows(ids)
     keys = [pixels.sha256s[row] for row in rows]
-    known, _ = store.load()
-    missing = [index for index, key in enumerate(keys) if key not in known]
-    unique = list({keys[index]: index for index in missing}.values())  # exact copies are computed once
-    if unique:
-        with reporter.track(f"features, {view.name}", len(unique), "photos") as advance:
-            for start in range(0, len(unique), SHARD):
-                part = unique[start : start + SHARD]
-                batches = []
-                for batch in embedder.features(pixels, [int(rows[index]) for index in part], view):
-                    batches.append(batch)
-                    advance(len(batch))
-                store.append([keys[index] for index in part], torch.cat(batches).numpy())
-    known, features = store.load()
-    picked = features[[known[key] for key in keys]].astype(np.float32)
-    if not np.isfinite(picked).all():
-        bad = int((~np.isfinite(picked)).any(1).sum())
-        raise StaleError(
-            f"{bad} of {len(picked)} photos have features that are not finite: the weights are damaged, or delete {store.folder}"
-        )
-    return picked, len(unique)
+    known = store.keys()
+    missing = {key: int(row) for key, row in zip(keys, rows, strict=True) if key not in known}  # exact copies are computed once
+    if missing:
+        with reporter.track(f"{embedder.makes}, {view.name}", len(missing), "photos") as advance:
+            _compute(store, embedder, pixels, missing, view, advance)
+    return store.rows(keys), len(missing)
+
+
+def _compute(store: Store, embedder: Embedder, pixels: Pixels, missing: dict[str, int], view: Seen, advance: Advance) -> None:
+    keys, waiting = list(missing), list[Tensor]()
+    for batch in embedder.features(pixels, list(missing.values()), view):
+        bad = int((~torch.isfinite(batch)).flatten(1).any(1).sum())
+        if bad:
+            raise StaleError(f"{bad} of {len(batch)} photos have {embedder.makes} that are not finite: the weights are damaged")
+        waiting.append(batch)
+        advance(len(batch))
+        n_waiting = sum(map(len, waiting))
+        if n_waiting >= SHARD_PHOTOS or n_waiting * batch[0].numel() * 2 >= SHARD_BYTES or n_waiting == len(keys):
+            store.append(keys[:n_waiting], torch.cat(waiting).numpy())
+            keys, waiting = keys[n_waiting:], []

@@ -48,7 +48,7 @@ def fine_tune(
 ) -> list[Point]:
     """Train `network` in place and leave it in evaluation mode with the averaged weights; a look at the loss now and then.
 
-    TrainingError if the loss is not finite or explodes. `shown` is how squares are normalised; None: the batches hold features.
+    TrainingError if the loss is not finite or explodes. `shown` is how squares are normalised; None: batches hold what was kept.
     Batch norms keep their statistics, so that a small batch does not disturb them; their weight and bias are trained.
     """
     take_step = make_step(network, training, shown, device)
@@ -72,7 +72,7 @@ def fine_tune(
 
 
 def make_step(network: nn.Module, training: FineTune, shown: Input | None, device: Device) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """A function of uint8 squares [b, s, s, 3] or features [b, d], labels [b] and the head's learning rate that takes one step.
+    """A function of uint8 squares [b, s, s, 3], or what was kept [b, ...], labels [b] and the head's learning rate: one step.
 
     It gives the batch's mean loss before the step, on the device, and does not wait for it.
     """
@@ -99,10 +99,11 @@ def make_step(network: nn.Module, training: FineTune, shown: Input | None, devic
 
 
 def set_training(network: nn.Module) -> None:
-    """Training mode for dropout and stochastic depth, evaluation mode for batch norm."""
+    """Training mode for dropout and stochastic depth, evaluation mode for batch norm and for what is frozen."""
     network.train()
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        trains = [parameter.requires_grad for parameter in module.parameters()]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or (trains and not any(trains)):
             module.eval()
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from comp.errors import RecipeError
+from comp.recipe import FineTune
 from comp.train.backbone import depths, module_index
 
 
@@ -19,6 +20,16 @@ def freeze(network: Any, trains: str) -> tuple[int, int]:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trained)
     return sum(sizes[name] for name in trained), sum(sizes.values())
+
+
+def freeze_phases(network: Any, training: FineTune) -> None:
+    """Let gradients reach what trains in any phase of `training`."""
+    trained: set[str] = set()
+    for phase in training.phases():
+        freeze(network, phase.trains)
+        trained |= {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
 
 
 def _below_head(network: Any, trains: str, head: set[str]) -> set[str]:

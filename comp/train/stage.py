@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,14 +30,16 @@ from comp.recipes import ON_CPU
 from comp.seeds import derive_seed
 from comp.store import Workspace, write_table
 from comp.train import run as runs
+from comp.train.activations import BATCH, given_to, resume
 from comp.train.backbone import Input, build, input_of
-from comp.train.batches import Batch, feature_batches, training_batches
+from comp.train.batches import Batch, Draw, InMemory, kept_batches, training_batches
 from comp.train.device import Device
-from comp.train.features import Embedder, weights_key
+from comp.train.features import Embedder, announce, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
 from comp.train.freezing import freeze
 from comp.train.head import LinearHead, fit_head
 from comp.train.heads import FeatureHead, finished, make_layers, start_from
+from comp.train.kept import Rows
 from comp.train.optimisers import refuse_unknown
 from comp.train.run import Run, collect_oof, open_run
 from comp.train.selection import learners, select
@@ -52,7 +55,7 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
         return run
     if isinstance(recipe.training, FineTune):
         refuse_unknown(recipe.training)
-        if device.where.type == "cpu" and not recipe.on_features:
+        if device.where.type == "cpu" and not recipe.on_kept:
             _warn_of_cpu(run, recipe.training, reporter)
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     bench = open_workbench(run, device, reporter)
@@ -62,10 +65,12 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
     if taken:
         reporter.say(f"{run.name}: {len(taken)} folds taken over from a run with the same fit")
     start = time.perf_counter()
-    if isinstance(recipe.training, FineTune) and not recipe.on_features:
-        _train_networks(bench, network, recipe.training)
-    else:
+    if recipe.on_features:
         _train_heads(bench, network)
+    elif recipe.on_kept:
+        _train_tails(bench, network)
+    else:
+        _train_networks(bench, network, bench.fine_tune)
     collect_oof(run, bench.photos)
     reporter.say(f"{run.name}: {len(run.folds)} folds in {time.perf_counter() - start:.1f} s on {device.name}")
     show(run, reporter)
@@ -73,7 +78,7 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
 
 
 def _train_heads(bench: Workbench, network: torch.nn.Module) -> None:
-    embedder, why = bench.embedder(network)
+    embedder, why = bench.frozen(network)
     bench.reporter.say(f"inference in {why}")
     features = None
     for fold in bench.run.folds:
@@ -103,7 +108,8 @@ def _fitted_head(bench: Workbench, features: NDArray[np.float32], fold: int) -> 
         start_from(layers, solved_head(features, bench.photos, fold, Head(), seed))
     n_trained = sum(parameter.numel() for parameter in layers.parameters())
     bench.reporter.say(f"fold {fold}: {n_trained:,} parameters of the head train on features of {len(given):,} photos")
-    _train_phases(bench, fold, layers, training, None, lambda phase, seed: feature_batches(given, list(targets), phase, seed))
+    held, places = InMemory(given), range(len(given))
+    _train_phases(bench, fold, layers, training, None, lambda phase, seed: kept_batches([held], places, list(targets), phase, seed))
     return finished(layers)
 
 
@@ -129,6 +135,47 @@ def out_of_fold(features: NDArray[np.float32], photos: pd.DataFrame, training: H
             logits[held] = solved_head(features, photos, fold, training, seed).logits(torch.from_numpy(features[held])).numpy()
             advance()
     return logits
+
+
+def _train_tails(bench: Workbench, network: torch.nn.Module) -> None:
+    """The last part of each fold's network, on what the frozen part makes of some draws of the augmentation."""
+    embedder, why = bench.frozen(network)
+    bench.reporter.say(f"inference in {why}")
+    training, seed, ids = bench.fine_tune, derive_seed(bench.recipe.seed, "draws"), list(bench.photos["id"])
+    assert embedder.boundary is not None
+    missing = [fold for fold in bench.run.folds if not bench.run.checkpoint(fold).exists()]
+    if missing:
+        seen = [Draw(training, seed, number) for number in range(training.cached_views)]
+        announce(bench.run.workspace.features, embedder, len(ids), len(seen) + len(bench.views()), bench.reporter)
+        draws = [bench.features(embedder, ids, draw) for draw in seen]
+        features = _pooled(bench, embedder) if training.head_start else None
+    for fold in bench.run.folds:
+        if fold in missing:
+            head = solved_head(features, bench.photos, fold, Head(), bench.recipe.seed) if features is not None else None
+            network = _begun(bench, fold, head)
+            resume(network, embedder.boundary, bench.size_px)
+            _train_phases(bench, fold, network, training, None, partial(_begin_kept_phase, bench, fold, network, draws))
+            save_network(bench.run.checkpoint(fold), network)
+        _score(bench, fold, embedder)
+
+
+def _pooled(bench: Workbench, embedder: Embedder) -> NDArray[np.float32]:
+    """Features [n, d] of the photos, made of kept activations by the untrained rest of the network."""
+    assert embedder.boundary is not None
+    network: Any = bench.network().to(bench.device.where)
+    resume(network, embedder.boundary, bench.size_px)
+    kept, head = bench.features(embedder, list(bench.photos["id"]), bench.views("none")[0]), network.pretrained_cfg["classifier"]
+    with torch.inference_mode():
+        parts = [torch.from_numpy(kept.take(range(start, min(start + BATCH, len(kept))))) for start in range(0, len(kept), BATCH)]
+        return torch.cat([given_to(network, head, part.to(bench.device.where)).cpu() for part in parts]).numpy()
+
+
+def _begin_kept_phase(
+    bench: Workbench, fold: int, network: torch.nn.Module, draws: list[Rows], phase: FineTune, seed: int
+) -> DataLoader[Batch]:
+    learns = learners(bench.photos, fold).to_numpy()
+    _freeze(bench, fold, network, phase, int(learns.sum()))
+    return kept_batches(draws, list(np.flatnonzero(learns)), list(bench.photos["target"][learns]), phase, seed)
 
 
 def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTune) -> None:
@@ -163,11 +210,15 @@ def _begun(bench: Workbench, fold: int, head: LinearHead | None) -> torch.nn.Mod
 
 def _begin_phase(bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, seed: int) -> DataLoader[Batch]:
     """Freeze what `phase` freezes, say so, and give its batches."""
-    trained, total = freeze(network, phase.trains)
     learns = bench.photos[learners(bench.photos, fold)]
     rows = [int(row) for row in bench.pixels.rows(list(learns["id"]))]
-    bench.reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {len(rows):,} photos")
+    _freeze(bench, fold, network, phase, len(rows))
     return training_batches(bench.pixels, rows, list(learns["target"]), phase, bench.size_px, bench.device, seed)
+
+
+def _freeze(bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, n_photos: int) -> None:
+    trained, total = freeze(network, phase.trains)
+    bench.reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {n_photos:,} photos")
 
 
 def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:

@@ -24,6 +24,29 @@ class Canvases(Protocol):
         ...
 
 
+class Photos(Canvases, Protocol):
+    """Canvases of photos that are known by their file."""
+
+    @property
+    def sha256s(self) -> tuple[str, ...]: ...
+
+
+class Seen(Protocol):
+    """A way to see every photo."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def flip(self) -> bool:
+        """Whether the squares are mirrored, which is left to the device."""
+        ...
+
+    def squares(self, photos: Photos, rows: Sequence[int], size_px: int) -> NDArray[np.uint8]:
+        """What is seen of each photo, unmirrored, [n, s, s, 3]; s is `size_px`, or what will be scaled to it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """One square of a canvas, and whether it is mirrored."""
@@ -33,6 +56,10 @@ class View:
     y: float = 0.5  # 0 top, 1 bottom
     whole: bool = False  # the largest centred square, scaled down to the input, instead of a square of the input's own size
     flip: bool = False
+
+    def squares(self, photos: Canvases, rows: Sequence[int], size_px: int) -> NDArray[np.uint8]:
+        """[n, s, s, 3]; s is `size_px`, or the canvas's shorter side where the view is the whole of it."""
+        return np.stack([cut_square(photos.canvas(row), self, size_px) for row in rows])
 
 
 _CENTRE = View(name="centre")
@@ -53,11 +80,6 @@ def views_of(name: ViewsName, *, has_room: bool) -> tuple[View, ...]:
     return tuple(replace(view, name=view.name + "-flip" * flip, flip=flip) for view in _PLAIN[name] for flip in (False, True))
 
 
-def cut(canvases: Canvases, rows: Sequence[int], view: View, size_px: int) -> NDArray[np.uint8]:
-    """`view` of each photo, unmirrored, [n, s, s, 3]; s is `size_px`, or the canvas's shorter side where the view is the whole of it."""
-    return np.stack([cut_square(canvases.canvas(row), view, size_px) for row in rows])
-
-
 def cut_square(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[np.uint8]:
     """`view` of one canvas [h, w, 3], unmirrored."""
     height, width = canvas.shape[:2]
@@ -66,7 +88,7 @@ def cut_square(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[n
     return canvas[top : top + side, left : left + side]
 
 
-def as_images(square: Tensor, view: View, size_px: int, shown: Input, dtype: torch.dtype) -> Tensor:
+def as_images(square: Tensor, view: Seen, size_px: int, shown: Input, dtype: torch.dtype) -> Tensor:
     """What the network is given: [n, 3, s, s] channels-last and normalised, from uint8 `square [n, s', s', 3]` on the same device."""
     images = square.permute(0, 3, 1, 2)
     if images.shape[-1] != size_px:

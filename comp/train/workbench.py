@@ -18,17 +18,22 @@ from comp.errors import StaleError
 from comp.progress import Reporter
 from comp.recipe import FineTune, HeadShape, Model, Recipe
 from comp.store import whole
+from comp.train.activations import Boundary, Tail, find_boundary, resume
 from comp.train.backbone import Input, build, input_of
 from comp.train.colours import measured
 from comp.train.device import Device
 from comp.train.features import Embedder, features_of, make_embedder
+from comp.train.folding import fold_batch_norm
+from comp.train.freezing import freeze_phases
 from comp.train.heads import FeatureHead, finished, head_from, set_head, tensors_of
+from comp.train.kept import Rows
 from comp.train.run import Run
 from comp.train.selection import learners, select
 from comp.train.verdicts import chosen_verdicts, refuse_unknown, summed_up, targets
-from comp.train.views import View, cut, views_of
+from comp.train.views import Seen, View, views_of
 
 N_EXAMPLES = 32  # photos on which the precision of inference is tried
+N_AT_ONCE = 1024  # photos whose kept features or activations are in memory
 
 
 def geometry_of(recipe: Recipe, shown: Input) -> Geometry:
@@ -79,6 +84,10 @@ class Workbench:
         """The backbone with its weights and the recipe's head, which says 0.5; `seed` is of hidden layers that the head may have."""
         return _network(self.recipe, self.recipe.model, seed)
 
+    def backbone(self) -> nn.Module:
+        """The backbone with its weights, as nobody has trained it."""
+        return build(self.recipe.model, size_px=self.recipe.pixels.size_px)
+
     def shown_for(self, fold: int) -> Input:
         """What the network of `fold` is shown: with the colours of its own training photos where the recipe measures them."""
         if self.recipe.pixels.normalise != "measured":
@@ -87,30 +96,47 @@ class Workbench:
         mean, std = measured(self.pixels, [int(row) for row in self.pixels.rows(list(learns))])
         return replace(self.shown, mean=mean, std=std)
 
-    def embedder(self, network: nn.Module, shown: Input | None = None) -> tuple[Embedder, str]:
-        """`network`, which is used up, made ready for inference, and a line about its precision."""
+    def embedder(self, network: nn.Module, shown: Input | None = None, boundary: Boundary | None = None) -> tuple[Embedder, str]:
+        """`network` up to its head, or to `boundary`, made ready for inference and used up by it, and a line about its precision."""
         n_examples = min(N_EXAMPLES, len(self.pixels))
-        example = torch.from_numpy(cut(self.pixels, range(n_examples), View(name="centre"), self.size_px))
-        return make_embedder(network, shown or self.shown, self.size_px, self.device, example)
+        example = torch.from_numpy(View(name="centre").squares(self.pixels, range(n_examples), self.size_px))
+        return make_embedder(network, shown or self.shown, self.size_px, self.device, example, boundary)
+
+    def frozen(self, network: nn.Module) -> tuple[Embedder, str]:
+        """The part of `network`, the backbone, that all folds of a run on kept features or activations share; used up."""
+        if self.recipe.on_features:
+            return self.embedder(network)
+        trained = self.network()
+        freeze_phases(trained, self.fine_tune)
+        return self.embedder(network, boundary=find_boundary(trained, self.size_px))
+
+    @property
+    def fine_tune(self) -> FineTune:
+        training = self.recipe.training
+        assert isinstance(training, FineTune)
+        return training
 
     def fitted(self, fold: int, frozen: Embedder | None) -> tuple[Embedder, FeatureHead]:
-        """What scores photos for the fitted `fold`: the backbone that all folds share, if there is one, or the fold's own; and a head."""
+        """What scores photos for the fitted `fold`: what all folds share, if there is that, or the fold's own backbone; and a head."""
         checkpoint = self.run.checkpoint(fold)
-        if frozen is not None:
+        if frozen is not None and frozen.boundary is None:
             return frozen, load_head(checkpoint, _shape(self.recipe))
         network = load_network(checkpoint, self.recipe, self.device)
+        if frozen is not None and frozen.boundary is not None:
+            resume(network, frozen.boundary, self.size_px)
+            return frozen, Tail(network=network, device=self.device)
         head = finished(network.get_classifier())  # type: ignore[operator]  # timm's, which has no types
         return self.embedder(network, self.shown_for(fold))[0], head
 
-    def features(self, embedder: Embedder, ids: Sequence[str], view: View) -> NDArray[np.float32]:
-        """Features [n, d] of one view, kept on disk."""
+    def features(self, embedder: Embedder, ids: Sequence[str], view: Seen) -> Rows:
+        """Features or activations of one view, kept on disk."""
         return features_of(self.run.workspace.features, embedder, self.pixels, ids, view, self.reporter)[0]
 
     def mean_features(self, embedder: Embedder, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
         """Features [n, d] averaged over `views`."""
-        total = self.features(embedder, ids, views[0])
+        total = self.features(embedder, ids, views[0]).all()
         for view in views[1:]:
-            total += self.features(embedder, ids, view)
+            total += self.features(embedder, ids, view).all()
         return total / np.float32(len(views))
 
     def logits(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> NDArray[np.float64]:
@@ -119,11 +145,15 @@ class Workbench:
         return np.asarray(by_view.mean(0), np.float64)
 
     def view_logits(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Logits [n] of `ids` under each of the recipe's views. Features of a frozen backbone are kept, those of a tuned one are not."""
+        """Logits [n] of `ids` under each of the recipe's views. What a frozen part makes is kept, what a tuned one makes is not."""
         views = self.views()
-        if self.recipe.on_features:
-            return {view.name: head.logits(torch.from_numpy(self.features(embedder, ids, view))).numpy() for view in views}
-        rows = [int(row) for row in self.pixels.rows(ids)]
+        if self.recipe.on_kept:
+            return {view.name: _logits_of(self.features(embedder, ids, view), head) for view in views}
+        return self.view_logits_of_pixels(embedder, head, ids)
+
+    def view_logits_of_pixels(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """The same, with nothing kept."""
+        views, rows = self.views(), [int(row) for row in self.pixels.rows(ids)]
         by_view = {}
         with self.reporter.track("predicting", len(rows) * len(views), "views") as advance:
             for view in views:
@@ -133,6 +163,11 @@ class Workbench:
                     advance(len(batch))
                 by_view[view.name] = torch.cat(batches).numpy()
         return by_view
+
+
+def _logits_of(rows: Rows, head: FeatureHead) -> NDArray[np.float64]:
+    parts = [rows.take(range(start, min(start + N_AT_ONCE, len(rows)))) for start in range(0, len(rows), N_AT_ONCE)]
+    return torch.cat([head.logits(torch.from_numpy(part)) for part in parts]).numpy() if parts else np.empty(0)
 
 
 def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: bool = True) -> Workbench:
@@ -169,9 +204,12 @@ def _targets(run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Re
 
 
 def _network(recipe: Recipe, model: Model, seed: int) -> nn.Module:
-    network, shape = build(model, size_px=recipe.pixels.size_px), _shape(recipe)
+    network, shape, training = build(model, size_px=recipe.pixels.size_px), _shape(recipe), recipe.training
     if shape != HeadShape():
         set_head(network, shape, seed)
+    if isinstance(training, FineTune) and training.fold_norms:
+        size_px = recipe.pixels.size_px or input_of(model).size_px
+        fold_batch_norm(network, torch.zeros(1, 3, size_px, size_px))
     return network
 
 
