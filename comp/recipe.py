@@ -11,7 +11,7 @@ from typing import Any, Literal
 from comp.errors import RecipeError
 from comp.store import fingerprint, plain
 
-Fit = Literal["squash", "shorter", "letterbox"]
+Fit = Literal["squash", "shorter", "letterbox", "center-crop"]
 Crop = Literal["random-resized-crop", "pad-and-crop", "center-crop"]
 ViewsName = Literal["none", "flip", "five_crop", "multi_scale"]
 Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
@@ -47,7 +47,7 @@ class Pixels:
     """The canvas that each photo becomes once, and the square of it that the network sees."""
 
     # squash: the whole photo into a square, whatever its shape; letterbox: the same in its own shape, between bars; shorter: the shorter
-    # side to the canvas, the rest kept for crops, of which prediction takes the centre
+    # side to the canvas, the rest kept for crops, of which prediction takes the centre; center-crop: the middle of it, not resized
     fit: Fit = "squash"
     size_px: int | None = None  # side of what the network sees; None: the backbone's own
     canvas: float | None = None  # canvas side / size_px, at least 1; None: 1 / the backbone's own crop_pct

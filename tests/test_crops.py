@@ -43,6 +43,18 @@ def test_a_letterbox_is_the_photo_on_the_colour_of_its_bars() -> None:
     assert np.array_equal(np.unique(canvas[48:].reshape(-1, 3), axis=0), [PAD])
 
 
+@pytest.mark.parametrize("shape", [(40, 90), (33, 32), (32, 32), (20, 90), (90, 7), (3, 5)])
+def test_a_canvas_can_be_the_middle_of_the_photo_at_its_own_scale(shape: tuple[int, int]) -> None:
+    photo = noise(*shape)
+    canvas = to_canvas(photo, Geometry(fit="center-crop", size_px=32))
+    assert canvas.shape == (32, 32, 3)
+    (top, left), (y, x) = ([max(0, (a - b) // 2) for a, b in pairs] for pairs in ([(n, 32) for n in shape], [(32, n) for n in shape]))
+    inside = canvas[y : y + min(shape[0], 32), x : x + min(shape[1], 32)]
+    assert np.array_equal(inside, photo[top : top + 32, left : left + 32])
+    canvas[y : y + inside.shape[0], x : x + inside.shape[1]] = PAD
+    assert np.array_equal(np.unique(canvas.reshape(-1, 3), axis=0), [PAD])
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (40, 40), (33, 77), (90, 32)])
 def test_a_centre_crop_is_the_square_that_prediction_sees(shape: tuple[int, int]) -> None:
     canvas = noise(*shape)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from odd_photos import encoded, jpeg, pixels_of, scene, with_orientation, with_size
 from PIL import Image, ImageFile, ImageOps
 
-from comp.data.geometry import Geometry
+from comp.data.geometry import Fit, Geometry
 from comp.data.header import MAX_PIXELS, read_header
 from comp.data.photos import decode, thumbnail, to_canvas
 from comp.data.pool import AHEAD, BATCH, in_order
@@ -228,11 +229,12 @@ def test_a_canvas_is_what_torchvision_makes_of_the_photo() -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_canvas_has_the_size_that_its_geometry_announces(width: int, height: int, size_px: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
-    for geometry in (Geometry(size_px=size_px), Geometry(fit="letterbox", size_px=size_px), Geometry(fit="shorter", size_px=size_px)):
+    for fit in get_args(Fit):
+        geometry = Geometry(fit=fit, size_px=size_px)
         canvas = to_canvas(pixels, geometry)
         assert canvas.shape == (*geometry.canvas(width, height), 3)
-    assert min(canvas.shape[:2]) == size_px
-    assert max(canvas.shape[:2]) <= 4 * size_px
+        assert min(canvas.shape[:2]) == size_px
+        assert max(canvas.shape[:2]) <= 4 * size_px
 
 
 def test_a_photo_that_keeps_its_shape_keeps_all_of_it_unless_it_is_a_strip() -> None:
