@@ -48,10 +48,10 @@ def vgg16_last_layer() -> Recipe:
     """VGG16, its last layer alone replaced and trained by SGD at .001, on kept features of the layer before.
 
     The tutorial's other trials, each with its accuracy on another test set: SET="training.peak_lr=.00115" .9570, .0012 .9680 (where .001
-    gave .9645), "training.optimiser=rmsprop training.momentum=0" .9840, "training.optimiser=adam" .9880. It compared the squash to 224 px
-    with a centre crop, which loses heads: SET="pixels.fit=shorter". ImageNet's mean and std; its LogSoftmax and NLLLoss are the binary
-    cross-entropy here. No momentum, one epoch and the batch are ours; dropout is torchvision's, of which the one between the frozen
-    layers is off.
+    gave .9645), SET="training.optimiser=rmsprop" .9840, SET="training.optimiser=adam" .9880. It compared the squash to 224 px with the
+    middle 224 px of the photo, which lose heads: SET="pixels.fit=center-crop". ImageNet's mean and std; its LogSoftmax and NLLLoss are
+    the binary cross-entropy here. No momentum, one epoch and the batch are ours; dropout is torchvision's, of which the one between the
+    frozen layers is off.
     """
     return Recipe(
         name="vgg16_last_layer",
