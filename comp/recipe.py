@@ -173,6 +173,9 @@ class FineTune:
     step_epochs: int = 7  # epochs between two steps of the schedule step
     clip_norm: float | None = 1.0  # largest norm of all gradients together; None: no bound
     ema: float = 0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
+    # share of the way from the weights before to those after that is kept: 1 all of it, less where tuning ends overconfident. Source:
+    # Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"
+    wise_ft: float = 1.0
     label_smoothing: float = 0.0  # share of the label given to the other class
     head_start: bool = True  # begin from the solved logistic head, so that no epoch is spent on finding it; a linear head's alone
     # The square of the canvas that training sees. random-resized-crop: of random size, shape and place, resized; pad-and-crop: of the
@@ -206,6 +209,7 @@ class FineTune:
         _need(self.step_epochs >= 1, "training.step_epochs", "at least 1", self.step_epochs)
         _need(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", "positive or none", self.clip_norm)
         _need(0 <= self.ema < 1, "training.ema", "in [0, 1)", self.ema)
+        _need(0 < self.wise_ft <= 1, "training.wise_ft", "in (0, 1]", self.wise_ft)
         _need(0 <= self.label_smoothing < 0.5, "training.label_smoothing", "in [0, 0.5)", self.label_smoothing)
         _need(0 < self.crop_area <= 1, "training.crop_area", "in (0, 1]", self.crop_area)
         _need(self.crop_aspect >= 1, "training.crop_aspect", "at least 1", self.crop_aspect)
@@ -222,7 +226,7 @@ class FineTune:
         main, first = dataclasses.replace(self, first=Phase()), self.first
         if not first.epochs:
             return (main,)
-        return dataclasses.replace(main, trains=first.trains, epochs=first.epochs, peak_lr=first.peak_lr), main
+        return dataclasses.replace(main, trains=first.trains, epochs=first.epochs, peak_lr=first.peak_lr, wise_ft=1.0), main
 
     @property
     def on_features(self) -> bool:

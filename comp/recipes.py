@@ -71,6 +71,20 @@ def lite0_finetune() -> Recipe:
     )
 
 
+def lite0_tail() -> Recipe:
+    """EfficientNet-Lite0, its last stage and head alone, from the solved head, on kept activations of four draws.
+
+    A quarter of the way that training goes is kept: with 0, 1/8, 1/4, 1/2, 3/4 and all of it the out-of-fold log loss was .0302, .0296,
+    .0297, .0315, .0351 and .0401, and the best temperature rose from .9 to 1.9.
+    """
+    return Recipe(
+        name="lite0_tail",
+        model=Model(backbone="tf_efficientnet_lite0"),
+        pixels=Pixels(fit="shorter", canvas=1.143),
+        training=FineTune(trains="from:blocks.6", cached_views=4, fold_norms=True, epochs=4, batch_size=32, layer_decay=0.8, wise_ft=0.25),
+    )
+
+
 def dinov2_small() -> Recipe:
     """DINOv2's ViT-S/14, frozen, at 224 px; a solved logistic head a fold, for one GPU.
 
@@ -142,7 +156,7 @@ def eva02_base() -> Recipe:
 
 _ALL: tuple[Callable[[], Recipe], ...] = (
     *(convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
-    *(lite0_head, lite1_head, lite2_head, lite0_finetune),
+    *(lite0_head, lite1_head, lite2_head, lite0_tail, lite0_finetune),
     *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
     *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from comp.errors import TrainingError
-from comp.recipe import FineTune, Model
+from comp.recipe import FineTune, Model, Phase
 from comp.train.backbone import build, input_of
 from comp.train.batches import Batch, training_batches
 from comp.train.device import Device, find_device
@@ -108,6 +108,16 @@ def test_the_averaged_weights_are_kept_and_lie_behind_the_last_ones() -> None:
         return sum(float((a - b).detach().square().sum()) for a, b in pairs)
 
     assert 0 < distance(averaged) < distance(last)
+
+
+def test_wise_ft_keeps_a_share_of_the_way() -> None:
+    start, whole, share = network_of(), network_of(), network_of()
+    for network, training in ((whole, TRAINING), (share, replace(TRAINING, wise_ft=0.25))):
+        torch.manual_seed(0)
+        run(network, training, batches(TRAINING), 8)
+    for a, b, c in zip(start.parameters(), whole.parameters(), share.parameters(), strict=True):
+        torch.testing.assert_close(c, a + (b - a) / 4)
+    assert replace(TRAINING, wise_ft=0.25, first=Phase(epochs=1)).phases()[0].wise_ft == 1  # once is enough
 
 
 def test_a_loss_that_is_not_finite_stops_the_fold_with_the_remedy() -> None:

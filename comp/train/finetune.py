@@ -52,7 +52,7 @@ def fine_tune(
     Batch norms keep their statistics, so that a small batch does not disturb them; their weight and bias are trained.
     """
     take_step = make_step(network, training, shown, device)
-    kept = _Averaged(network, training)
+    kept, before = _Averaged(network, training), [parameter.detach().clone() for parameter in _trained(network)]
     history: list[Point] = []
     since = torch.zeros((), device=device.where)
     look_every = max(1, min(LOOK_EVERY, n_steps // 10))
@@ -67,6 +67,8 @@ def fine_tune(
             _refuse_divergence(history, training)
         advance(len(labels), note=f"loss {history[-1].loss:.4f}" if history else "")
     kept.store()
+    with torch.no_grad():
+        torch._foreach_lerp_(_trained(network), before, 1 - training.wise_ft)
     network.eval()
     return history
 
@@ -141,12 +143,16 @@ def _refuse_divergence(history: list[Point], training: FineTune) -> None:
         raise TrainingError(f"the loss exploded to {last.loss:.3g} after {last.step} steps, from {history[0].loss:.3g}; {remedy}")
 
 
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 class _Averaged:
     """An exponential moving average of the trained parameters."""
 
     def __init__(self, network: nn.Module, training: FineTune) -> None:
         self._training = training
-        self._live = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._live = _trained(network)
         self._mean = [parameter.detach().clone() for parameter in self._live] if training.ema else []
 
     @torch.no_grad()
