@@ -13,9 +13,10 @@ are many.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from textwrap import wrap
 
 from comp.errors import RecipeError
-from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe
+from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe, override
 from comp.tutorials import (
     inception_bottleneck,
     inception_last_blocks,
@@ -34,7 +35,7 @@ GUIDE = {  # the rule of thumb above: (photos, to ImageNet) -> recipes, the firs
     ("few", "unlike"): ("vgg19_block4_svm",),
     ("many", "unlike"): ("vgg16_finetune",),
 }
-ENSEMBLES = {  # names for `make blend RUNS=...`, each for the recipes whose runs it blends
+ENSEMBLES = {  # names that stand for several recipes, whose runs are blended
     "ensemble": ("lite0_head", "lite1_head", "lite2_head"),  # heads on several backbones, all of whose weights come as packages
 }
 
@@ -42,7 +43,8 @@ ENSEMBLES = {  # names for `make blend RUNS=...`, each for the recipes whose run
 def lite0_head() -> Recipe:
     """EfficientNet-Lite0, frozen, at 224 px, under a solved logistic head: out of fold .0299 (.0188-.0435).
 
-    Measured, as below, on 1,602 real photos in 5 folds; 31 s from the archive to the score on two cores.
+    Measured, as below, on 1,602 real photos in 5 folds; 31 s from the archive to the score on two cores. Photos keep their shape, the
+    shorter side at 224 px, and are seen mirrored too: within noise the best of four ways to cut them (LOG.md, 2026-11-21).
     """
     return Recipe(
         name="lite0_head",
@@ -63,7 +65,11 @@ def lite2_head() -> Recipe:
 
 
 def lite0_finetune() -> Recipe:
-    """EfficientNet-Lite0, all layers, from the solved head: out of fold .0348 (.0198-.0527), worse than the head on so few photos."""
+    """EfficientNet-Lite0, all layers, from the solved head: out of fold .0348 (.0198-.0527), worse than the head on so few photos.
+
+    All numbers are ours: one epoch in batches of 32, because a CPU pays for more; 1e-4, convnext_tiny's rate, because this head is
+    solved already too; layer decay .8, with which ConvNeXt's authors tune.
+    """
     return Recipe(
         name="lite0_finetune",
         model=Model(backbone="tf_efficientnet_lite0"),
@@ -86,10 +92,11 @@ def lite0_tail() -> Recipe:
 
 
 def dinov2_small() -> Recipe:
-    """DINOv2's ViT-S/14, frozen, at 224 px; a solved logistic head a fold, for one GPU.
+    """DINOv2's ViT-S/14, frozen, at 224 px, under a solved logistic head.
 
     Its authors advise against tuning it: logistic regression on the class token is one of the uses that their model card names, and tuning
-    gained them 2 % on ImageNet. 224 px are 16 x 16 patches, the size at which the paper (Oquab et al. 2023) evaluates heads.
+    gained them 2 % on ImageNet. 224 px are 16 x 16 patches, the size that the card counts with; timm's weights are of 518 px and their
+    positions are interpolated. That photos are squashed, so that no head is cut off, is ours, and the penalties are lite0_head's.
     """
     return Recipe(
         name="dinov2_small",
@@ -100,9 +107,11 @@ def dinov2_small() -> Recipe:
 
 
 def convnext_tiny() -> Recipe:
-    """ConvNeXt-Tiny (in12k, fine-tuned on in1k), all layers, at 224 px; for one GPU.
+    """ConvNeXt-Tiny (in12k, fine-tuned on in1k), all layers, at 224 px.
 
-    Stochastic depth .1 is what its authors trained it with (their TRAINING.md); 1e-4 at batch 64 and three epochs are ours, untuned.
+    Stochastic depth .1 is what ConvNeXt's authors trained this size with (their TRAINING.md), weight decay .05 their default, layer decay
+    .75 the middle of what they tune with (.7 from in1k, .8 from in22k). 1e-4 at batch 64 and three epochs are ours, untuned: `make lr`
+    tries the rate. Predicted at two scales, because the canvas, 1 / .95 of the input as timm evaluates these weights, has room for them.
     """
     return Recipe(
         name="convnext_tiny",
@@ -113,10 +122,11 @@ def convnext_tiny() -> Recipe:
 
 
 def convnext_base() -> Recipe:
-    """ConvNeXt-Base (in22k, fine-tuned on in1k), all layers, at 224 px; for one GPU.
+    """ConvNeXt-Base (in22k, fine-tuned on in1k), all layers, at 224 px.
 
     5e-5, layer decay .8, stochastic depth .2 and next to no weight decay are its authors' own for tuning these weights at this size
-    (TRAINING.md, "Fine-tune from ImageNet-22K"), there over 30 epochs of 1.28 million photos and in batches of 512.
+    (TRAINING.md, "Fine-tune from ImageNet-22K"), there over 30 epochs of 1.28 million photos, in batches of 512 and without warm-up.
+    Three epochs in batches of 64 are ours, untuned.
     """
     return Recipe(
         name="convnext_base",
@@ -127,10 +137,11 @@ def convnext_base() -> Recipe:
 
 
 def vit_base() -> Recipe:
-    """ViT-B/16 (AugReg, in21k, fine-tuned on in1k), all layers, at 224 px; for one GPU.
+    """ViT-B/16 (AugReg, in21k, fine-tuned on in1k), all layers, at 224 px.
 
-    Layer decay .65, weight decay .05 and stochastic depth .1 are what MAE tunes a ViT-B with (FINETUNE.md); the rate is lower than its
-    5e-4 x batch / 256, because these weights have been tuned to in1k already.
+    Layer decay .65, weight decay .05 and stochastic depth .1 are what MAE tunes a ViT-B with (FINETUNE.md). Its rate, 5e-4 x batch / 256,
+    would be 1.25e-4 here; ours is 5e-5, because these weights have been tuned to in1k already and the head is solved. Three epochs and
+    batches of 64 are ours too, untuned. At twice the side: SET="pixels.size_px=448".
     """
     return Recipe(
         name="vit_base",
@@ -144,8 +155,10 @@ def eva02_base() -> Recipe:
     """EVA-02-B/14 (in22k, fine-tuned on in22k and in1k), all layers, at 448 px; for one large GPU.
 
     5e-5, layer decay .8, weight decay .05 and stochastic depth .15 are its authors' own for these weights at this size (EVA-02/asuka's
-    README, "Fine-tune EVA-02 on IN-1K"), there in batches of 512; their label smoothing of .2 would spoil a log loss. Its canvas has no
-    room for crops, so it is predicted with a mirrored view alone.
+    README, "Fine-tune EVA-02 on IN-1K with IN-21K intermediate fine-tuned checkpoint"), there over 15 epochs in batches of 512; two epochs
+    in batches of 32 are ours, untuned. Their label smoothing of .2 would spoil a log loss. They evaluate with the whole square, so that
+    the canvas has no room for crops and the only other view is the mirrored one. At half the side, a fifth of the work:
+    SET="pixels.size_px=224".
     """
     return Recipe(
         name="eva02_base",
@@ -154,22 +167,29 @@ def eva02_base() -> Recipe:
     )
 
 
-_ALL: tuple[Callable[[], Recipe], ...] = (
-    *(convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
-    *(lite0_head, lite1_head, lite2_head, lite0_tail, lite0_finetune),
-    *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
-    *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
-)
-RECIPES: dict[str, Callable[[], Recipe]] = {make.__name__: make for make in _ALL}
+_GROUPS: dict[str, tuple[Callable[[], Recipe], ...]] = {
+    "For one GPU": (convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
+    "For a CPU": (lite0_head, lite1_head, lite2_head, lite0_tail, lite0_finetune),
+    "As four tutorials have it": (
+        *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
+        *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
+    ),
+}
+RECIPES: dict[str, Callable[[], Recipe]] = {make.__name__: make for group in _GROUPS.values() for make in group}
 
 
 def named(name: str) -> Recipe:
     """The recipe called `name`; RecipeError lists the names there are."""
     if name in ENSEMBLES:
-        raise RecipeError(f"{name} blends the runs of {', '.join(ENSEMBLES[name])}: train and predict each, then make blend RUNS={name}")
+        raise RecipeError(f"{name} is several recipes, and one is wanted here: {', '.join(ENSEMBLES[name])}")
     if name not in RECIPES:
-        raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise RecipeError(f"no recipe {name!r}; there are {', '.join([*RECIPES, *ENSEMBLES])}")
     return RECIPES[name]()
+
+
+def chosen(name: str, settings: Iterable[str]) -> list[Recipe]:
+    """The recipe called `name` under `settings`, or all those of the ensemble called so."""
+    return [override(named(member), settings) for member in members([name])]
 
 
 def members(runs: Iterable[str]) -> list[str]:
@@ -178,8 +198,15 @@ def members(runs: Iterable[str]) -> list[str]:
 
 
 def listed() -> list[str]:
-    """A line for each recipe and ensemble with the first line of its claim, and the guide to which of them to take."""
-    rows = [(name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in RECIPES.items()]
-    rows += [(name, f"The blend of {', '.join(parts)}: make blend RUNS={name}.") for name, parts in ENSEMBLES.items()]
-    guide = [f"{photos:4} photos, {like:6} ImageNet's: {' or '.join(names)}" for (photos, like), names in GUIDE.items()]
-    return [f"{name:22} {claim}" for name, claim in rows] + ["", *guide]
+    """Each recipe and ensemble with the first line of its claim, by group, and the guide to which of them to take; lines for a terminal."""
+    rows = {title: {make.__name__: (make.__doc__ or "").strip().splitlines()[0] for make in group} for title, group in _GROUPS.items()}
+    rows["Several recipes, blended"] = {name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()}
+    rows["Which to take"] = {f"{photos} photos, {like} ImageNet's": " or ".join(names) + "." for (photos, like), names in GUIDE.items()}
+    lines = []
+    for title, claims in rows.items():
+        width = 2 + max(map(len, claims)) + 2
+        lines += ["", title]
+        for name, claim in claims.items():
+            first, *rest = wrap(claim, 110 - width)
+            lines += [f"  {name}".ljust(width) + first, *(" " * width + line for line in rest)]
+    return lines[1:]

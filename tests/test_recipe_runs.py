@@ -1,9 +1,11 @@
-"""Every named recipe runs through training and prediction with random weights, and trains what it says and nothing else.
+"""Every named recipe runs through training, prediction and submission with random weights, and trains what it says and nothing else.
 
-Photos, sizes and epochs are small, and so are the backbones: VGGs with a sixteenth of their channels, the smallest of the others' families.
+Photos, sizes and epochs are small, and so are the backbones: VGGs with a sixteenth of their channels and few numbers between
+their dense layers, the smallest of the others' families.
 """
 
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from comp.errors import RecipeError
 from comp.kaggle import Kaggle
 from comp.predict.stage import predict
 from comp.recipe import FineTune, Model, Recipe, override
-from comp.recipes import ENSEMBLES, GUIDE, RECIPES, listed, members, named
+from comp.recipes import ENSEMBLES, GUIDE, RECIPES, chosen, listed, members, named
 from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
@@ -32,7 +34,8 @@ from comp.train.backbone import build
 from comp.train.device import find_device
 from comp.train.finetune import set_training
 from comp.train.freezing import freeze
-from comp.train.heads import last_of
+from comp.train.heads import finished as finished_head
+from comp.train.heads import last_of, tensors_of
 from comp.train.run import Run, open_run
 from comp.train.stage import train
 from comp.train.workbench import open_workbench
@@ -59,6 +62,7 @@ def small_vggs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vgg16", "vgg19"):
         layers = timm.models.vgg.cfgs[name]
         monkeypatch.setitem(timm.models.vgg.cfgs, name, [layer if layer == "M" else layer // 16 for layer in layers])
+    monkeypatch.setattr(timm.models.vgg.VGG, "__init__", partialmethod(timm.models.vgg.VGG.__init__, mlp_ratio=1 / 64))
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +91,25 @@ def finished(workspace: Workspace, recipe: Recipe) -> Run:
     return predict(workspace, COMPETITION, recipe, CPU, Heard())
 
 
+@pytest.fixture(scope="module")
+def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)  # the same as `drawn` is of
+
+
+@pytest.fixture(scope="module")
+def server(edition: tuple[Path, Path]) -> Iterator[RehearsalServer]:
+    with RehearsalServer(*edition, daily_limit=100) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def kaggle(server: RehearsalServer, tmp_path_factory: pytest.TempPathFactory) -> Kaggle:
+    return Kaggle(COMPETITION, Heard(), env=server.environment(tmp_path_factory.mktemp("home")))
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_and_predicts_and_changes_the_parameters_that_it_names_and_no_others(
-    name: str, drawn_copy: Workspace, settled: Path
+def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_it_names_and_no_others(
+    name: str, drawn_copy: Workspace, settled: Path, kaggle: Kaggle
 ) -> None:
     recipe = tiny(name, settled)
     run = finished(drawn_copy, recipe)
@@ -97,7 +117,8 @@ def test_a_recipe_trains_and_predicts_and_changes_the_parameters_that_it_names_a
     assert np.isfinite(pd.read_csv(run.oof)["logit"]).all()
     checkpoint = safetensors.torch.load_file(run.checkpoint(0))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.values())
-    if isinstance(recipe.training, FineTune) and not recipe.on_features:  # where there was more than a head to change
+    assert submit(drawn_copy, COMPETITION, kaggle, run.folder, Heard()).public_score is not None
+    if isinstance(recipe.training, FineTune):
         bench = open_workbench(open_run(drawn_copy, recipe), CPU, Heard())
         network = bench.network(derive_seed(recipe.seed, "head", 0))
         trained: set[str] = set()
@@ -105,6 +126,9 @@ def test_a_recipe_trains_and_predicts_and_changes_the_parameters_that_it_names_a
             freeze(network, phase.trains)
             trained |= {key for key, parameter in network.named_parameters() if parameter.requires_grad}
         before = network.state_dict()
+        if recipe.on_features:  # then nothing but a head is kept, and all of it trains
+            before = tensors_of(finished_head(network.get_classifier()))  # type: ignore[operator]
+            trained = set(before) - {"penalty"}
         assert {key for key, tensor in checkpoint.items() if not torch.equal(tensor, before[key])} == trained
         check_gradients(network, bench.size_px)
 
@@ -121,36 +145,19 @@ def check_gradients(network: nn.Module, size_px: int) -> None:
     assert all(torch.equal(buffer, statistics[key]) for key, buffer in network.named_buffers() if key in statistics)
 
 
-@pytest.fixture(scope="module")
-def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)  # the same as `drawn` is of
-
-
-@pytest.fixture(scope="module")
-def server(edition: tuple[Path, Path]) -> Iterator[RehearsalServer]:
-    with RehearsalServer(*edition, daily_limit=100) as running:
-        yield running
-
-
-@pytest.mark.parametrize("name", ["vgg16_mlp", "inception_bottleneck", "vgg19_block4_svm"])
-def test_what_a_classical_recipe_predicts_is_accepted_and_scored(
-    name: str, drawn_copy: Workspace, settled: Path, server: RehearsalServer, tmp_path: Path
-) -> None:
-    run = finished(drawn_copy, tiny(name, settled))
-    kaggle = Kaggle(COMPETITION, Heard(), env=server.environment(tmp_path / "home"))
-    assert submit(drawn_copy, COMPETITION, kaggle, run.folder, Heard()).public_score is not None
-
-
 def test_the_guide_and_the_ensembles_name_recipes() -> None:
     assert {name for names in GUIDE.values() for name in names} <= set(RECIPES)
     assert len(GUIDE) == 4
     for name, parts in ENSEMBLES.items():
         assert set(parts) <= set(RECIPES)
         assert members(["x", name]) == ["x", *parts]
-        with pytest.raises(RecipeError, match=f"make blend RUNS={name}"):
+        assert [recipe.name for recipe in chosen(name, ["seed=3"])] == list(parts)
+        assert {recipe.seed for recipe in chosen(name, ["seed=3"])} == {3}
+        with pytest.raises(RecipeError, match=f"{name} is several recipes, and one is wanted here: {parts[0]}"):
             named(name)
     lines = listed()
-    assert all(any(line.startswith(f"{name} ") for line in lines) for name in RECIPES)
+    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in [*RECIPES, *ENSEMBLES])
+    assert max(map(len, lines)) <= 110
 
 
 @pytest.mark.parametrize("name", ["inception_bottleneck", "vgg16_last_layer"])
