@@ -26,8 +26,8 @@ predict: .venv/done ## predict the test photos, calibrate, clip
 	$(COMP) predict $(WITH) $(ON)
 calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities
 	$(COMP) calibrate $(WITH)
-blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy]
-	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET))
+blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, or features]
+	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET)) $(ON)
 ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
 	$(COMP) ablate $(RECIPE) $(AGAINST)
 forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-...
@@ -68,4 +68,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict calibrate blend ablate forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal smoke test check lock clean
+.PHONY: help data train predict calibrate blend ablate forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal smoke bench bench-peers test check lock clean

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
             default = ON_CPU if name == "rehearsal" else DEFAULT
             stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
-        if name in ("train", "predict", "rehearsal", "scout", "lr", "audit", "judge"):
+        if name in ("train", "predict", "blend", "rehearsal", "scout", "lr", "audit", "judge"):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
         if name == "scout":
             stage.add_argument(
@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--run", metavar="RUN", help="a folder of runs/, such as a blend's, instead of the recipe's")
         if name == "blend":
             stage.add_argument("runs", nargs="+", metavar="RUN", help="a folder of runs/, a recipe that has one run there, or ensemble")
-            stage.add_argument("--method", choices=("simplex", "greedy"), default="simplex", help="how to weigh (default: simplex)")
+            methods = ("simplex", "greedy", "features")
+            stage.add_argument("--method", choices=methods, default="simplex", help="weigh logits, or one head on all their features")
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="of prediction., such as prediction.clip=0.01")
         if name == "ablate":
             stage.add_argument("runs", nargs=2, metavar="RUN", help="the run that is judged, and the one that it is compared with")
@@ -142,9 +143,15 @@ def _calibrate(options: argparse.Namespace, reporter: Reporter) -> None:
 def _blend(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.predict.blend import blend
 
-    prediction = override(Recipe(name="blend"), options.set).prediction
-    blend(_workspace(options), COMPETITION, members(options.runs), options.method, prediction, reporter)
+    blend(_workspace(options), COMPETITION, runs, options.method, options.set, reporter)
 
+    runs = members(options.runs)
+    if options.method == "features":
+        device = _device(options)
+        from comp.predict.concat import concat
+
+        concat(_workspace(options), COMPETITION, runs, options.set, device, reporter)
+        return
 
 def _ablate(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.predict.ablate import ablate

@@ -59,14 +59,24 @@ def bootstrap_interval(
     values = np.asarray(losses, np.float64)
     if not values.size:
         raise DataError("no losses to draw from: 0 photos; run `make train` first")
-    index = np.arange(values.size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    sums, counts = np.bincount(index, values), np.bincount(index)
+    return _bootstrap(values, np.ones_like(values), groups, seed, n_draws, level)
+
+
+def bootstrap_ratio(losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """The central `level` of the mean of `losses [n]` / that of `others [n]`, which are of the same photos and drawn together."""
+    return _bootstrap(np.asarray(losses, np.float64), np.asarray(others, np.float64), groups, seed, 1000, level)
+
+
+def _bootstrap(above: Floats, below: Floats, groups: ArrayLike | None, seed: int, n_draws: int, level: float) -> tuple[float, float]:
+    """The central `level` of the sum of `above [n]` / that of `below [n]` over draws of whole `groups [n]`."""
+    index = np.arange(above.size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    tops, bottoms = np.bincount(index, above), np.bincount(index, below)
     rng = np.random.default_rng(seed)
-    means = np.empty(n_draws)
+    ratios = np.empty(n_draws)
     for draw in range(n_draws):
-        chosen = rng.integers(sums.size, size=sums.size)
-        means[draw] = sums[chosen].sum() / counts[chosen].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        chosen = rng.integers(tops.size, size=tops.size)
+        ratios[draw] = tops[chosen].sum() / bottoms[chosen].sum()
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import make_run, make_workspace
+from finished_run import edit_json, make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION
@@ -16,7 +16,9 @@ from comp.metric import Floats, Gain, logit_log_loss
 from comp.predict.ablate import ablate
 from comp.predict.blend import WAYS, Weighing, blend, error_correlations, greedy, held_out, simplex, verdict, worths
 from comp.predict.finished import find_run, read_run
-from comp.recipe import Prediction
+from comp.predict.members import read_members
+from comp.recipe import described, override
+from comp.recipes import named
 from comp.store import Workspace, read_json
 from comp.submit.forecast import show_forecast
 
@@ -98,8 +100,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def blended(workspace: Workspace, *names: str, **options: Any) -> Path:
-    settings: dict[str, Any] = {"method": "simplex", "prediction": Prediction(), "reporter": Heard()} | options
-    return blend(workspace, COMPETITION, names, settings["method"], settings["prediction"], settings["reporter"])
+    asked: dict[str, Any] = {"method": "simplex", "settings": (), "reporter": Heard()} | options
+    return blend(workspace, COMPETITION, names, asked["method"], asked["settings"], asked["reporter"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -126,7 +128,7 @@ def test_the_same_blend_is_the_same_run_byte_for_byte_whatever_the_order_of_its_
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert blended(workspace, "b", "a", "b") == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert blended(workspace, "a", "b", prediction=Prediction(clip=0.01)) != folder
+    assert blended(workspace, "a", "b", settings=["prediction.clip=0.01"]) != folder
 
 
 def test_a_test_photo_that_a_member_could_not_see_gets_the_prior(workspace: Workspace) -> None:
@@ -182,6 +184,39 @@ def test_a_name_with_two_runs_must_be_said_in_full(workspace: Workspace) -> None
     with pytest.raises(RecipeError, match="a has 2 runs, say which one: a-0000000000, a-3333333333"):
         find_run(workspace, "a")
     assert find_run(workspace, "a-3333333333").name == "a-3333333333"
+
+
+def test_of_several_runs_of_a_recipe_its_name_means_the_one_without_changed_knobs(workspace: Workspace) -> None:
+    plain, changed = named("lite0_head"), override(named("lite0_head"), ["pixels.fit=squash"])
+    for fingerprint, recipe in (("4444444444", changed), ("5555555555", plain), ("6666666666", changed)):
+        edit_json(make_run(workspace, "lite0_head", fingerprint) / "run.json", recipe=described(recipe))
+    assert find_run(workspace, "lite0_head").name == "lite0_head-5555555555"
+    edit_json(workspace.runs / "lite0_head-6666666666" / "run.json", recipe=described(plain))
+    with pytest.raises(RecipeError, match="lite0_head has 2 runs, say which one: lite0_head-5555555555, lite0_head-6666666666"):
+        find_run(workspace, "lite0_head")
+
+
+def test_a_blend_maps_logits_as_its_runs_do_unless_told_otherwise_and_refuses_knobs_that_it_has_not(workspace: Workspace) -> None:
+    assert read_run(blended(workspace, "a", "b")).settings.method == "temperature"
+    for name in ("a-0000000000", "b-1111111111"):
+        edit_json(workspace.runs / name / "calibration.json", method="none")
+    assert read_run(blended(workspace, "a", "b")).settings.method == "none"
+    assert read_run(blended(workspace, "a", "b", "c")).settings.method == "temperature"
+    told = read_run(blended(workspace, "a", "b", settings=["prediction.calibration=platt", "prediction.noise_rate=0"]))
+    assert (told.settings.method, told.settings.noise_rate) == ("platt", 0)
+    for setting in ("folds.n=3", "prediction.views=flip", "model.layer=x", "clip"):
+        with pytest.raises(RecipeError, match=f"'{setting}' is no knob of a blend"):
+            blended(workspace, "a", "b", settings=[setting])
+
+
+def test_a_blend_says_what_share_of_the_best_runs_loss_is_left(workspace: Workspace) -> None:
+    members = read_members(workspace, ["a", "b"])
+    means = [losses.mean() for losses in members.losses()]
+    best = int(np.argmin(means))
+    assert f"{means[best]:.5f}, 1.00 (1.00 to 1.00) of that of its best run, {members.names[best]}" in members.against_best(
+        members.logits[:, best]
+    )
+    assert f"{np.log(2):.5f}, {np.log(2) / means[best]:.2f} (" in members.against_best(np.zeros(len(members.photos)))
 
 
 def test_a_member_predicted_for_other_test_photos_is_stale(workspace: Workspace) -> None:

@@ -57,3 +57,13 @@ def test_a_bootstrap_is_the_same_for_the_same_seed_and_only_then() -> None:
     assert metric.bootstrap_interval(losses, groups, seed=5) != metric.bootstrap_interval(losses, groups, seed=6)
     with pytest.raises(DataError):
         metric.bootstrap_interval([], seed=0)
+
+
+def test_a_ratio_is_drawn_on_the_same_photos_above_and_below() -> None:
+    rng = np.random.default_rng(0)
+    losses, groups = rng.exponential(1.0, 200), np.arange(200) // 2
+    assert metric.bootstrap_ratio(0.85 * losses, losses, groups, seed=0) == pytest.approx((0.85, 0.85), rel=1e-12)
+    low, high = metric.bootstrap_ratio(losses, np.ones(200), groups, seed=3)
+    assert (low, high) == pytest.approx(metric.bootstrap_interval(losses, groups, seed=3), rel=1e-12)
+    apart = metric.bootstrap_ratio(rng.permutation(losses), losses, groups, seed=0)
+    assert apart[0] < 1 < apart[1]

@@ -24,13 +24,13 @@ from comp.data.manifest import SPLITS, read_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import Gain, sigmoid
 from comp.predict.ablate import ablate
-from comp.predict.finished import find_run, read_oof, side_by_side
+from comp.predict.finished import find_run, read_oof, recipe_of, side_by_side
 from comp.predict.gallery import Section, write_gallery
 from comp.predict.leak import measure_leak
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import Recipe, override, restored
-from comp.store import Workspace, read_json, write_table
+from comp.recipe import Head, Recipe, override
+from comp.store import Workspace, write_table
 from comp.train.device import Device
 from comp.train.stage import train
 from comp.train.verdicts import read_verdicts
@@ -138,9 +138,9 @@ def twins_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 
 
 def _head_recipe(folder: Path) -> Recipe | None:
-    """The recipe of the run in `folder` if it solves heads; a blend has no recipe."""
-    described = read_json(folder / "run.json").get("recipe", {})
-    return restored(described) if described.get("training", {}).get("type") == "Head" else None
+    """The recipe of the run in `folder` if it solves heads."""
+    recipe = recipe_of(folder)
+    return recipe if recipe is not None and isinstance(recipe.training, Head) else None
 
 
 def _show(table: pd.DataFrame, votes: pd.DataFrame, n_lists: dict[str, int], n_runs: int, reporter: Reporter) -> None:

@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
 from comp.competition import Competition
-from comp.data.manifest import read_manifest
-from comp.errors import RecipeError
 from comp.metric import Floats, Gain, gain, logit_log_loss, per_photo_logit_loss, sigmoid
-from comp.predict.calibrate import distinct, settings_of
-from comp.predict.finished import FinishedRun, check_current, find_run, finish, groups_of, read_run, show, side_by_side
+from comp.predict.calibrate import distinct
+from comp.predict.members import Members, Mixture, keep, read_members
 from comp.progress import Reporter
-from comp.recipe import Prediction
-from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
+from comp.store import Workspace
 
 Weighing = Literal["simplex", "greedy"]
 Weigh = Callable[[Floats, Floats], Floats]
@@ -89,51 +85,28 @@ def error_correlations(logits: Floats, labels: Floats) -> NDArray[np.float64]:
 
 
 def blend(
-    workspace: Workspace, competition: Competition, names: Sequence[str], method: Weighing, prediction: Prediction, reporter: Reporter
+    workspace: Workspace, competition: Competition, names: Sequence[str], method: Weighing, settings: Sequence[str], reporter: Reporter
 ) -> Path:
-    """The folder of a run made of the runs called `names`, which forecast and submit take like any other."""
-    runs = [read_run(folder) for folder in sorted({find_run(workspace, name) for name in names})]
-    if len(runs) < 2:
-        raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
-    for run in runs:
-        check_current(workspace, run)
-    photos, logits = side_by_side({run.folder: run.oof for run in runs})
-    photos = photos.assign(group=groups_of(workspace, photos))
-    weigh = WAYS[method]
-    labels = photos["label"].to_numpy()
-    weights, mixed = weigh(logits, labels), held_out(logits, labels, photos["fold"], weigh)
-    _show(runs, photos, logits, weights, mixed, weigh, reporter)
-    key = fingerprint("blend 1", [(run.folder, run.oof_sha256) for run in runs], method, settings_of(prediction, competition))
-    folder = workspace.runs / f"blend-{key}"
-    members = dict(zip((run.folder for run in runs), weights.tolist(), strict=True))
-    origin = {"name": "blend", "fingerprint": key, "method": method, "members": members, "prediction": prediction}
-    write_json(folder / "run.json", origin | {"commit": code_commit(Path(__file__).parents[1])})
-    oof = photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"}).assign(logit=mixed)
-    write_table(folder / "oof.csv", oof)
-    tests = pd.concat([run.predictions.set_index("id")["logit"] for run in runs], axis=1)
-    made_from = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": file_sha256(folder / "oof.csv")[:10]}
-    ids, settings = list(read_manifest(workspace.manifest("test"))["id"]), settings_of(prediction, competition)
-    finish(folder, oof, ids, pd.Series(tests.to_numpy(np.float64) @ weights, index=tests.index), settings, made_from, reporter)
-    show(folder, reporter)
-    reporter.say(f"{folder.name} is a run like any other: make forecast RUN={folder.name}, make submit RUN={folder.name}")
-    return folder
+    """The folder of a run made of the runs called `names`, which forecast and submit take like any other.
+
+    `settings` override how its logits become probabilities, such as prediction.clip=0.01.
+    """
+    members = read_members(workspace, names)
+    weigh, labels = WAYS[method], members.labels
+    prediction = members.prediction(settings)
+    weights, mixed = weigh(members.logits, labels), held_out(members.logits, labels, members.photos["fold"], weigh)
+    _show(members, weights, mixed, weigh, reporter)
+    made = {"method": method, "members": dict(zip(members.names, weights.tolist(), strict=True))}
+    mixture = Mixture(name="blend", made=made, prediction=prediction, logits=mixed, test_logits=members.test_logits(weights))
+    return keep(workspace, competition, members, mixture, reporter)
 
 
-def _show(
-    runs: Sequence[FinishedRun], photos: pd.DataFrame, logits: Floats, weights: Floats, mixed: Floats, weigh: Weigh, reporter: Reporter
-) -> None:
-    names, groups = [run.folder for run in runs], photos["group"].to_numpy()
-    labels, folds = photos["label"].to_numpy(), photos["fold"].to_numpy()
-    alone = [per_photo_logit_loss(labels, column) for column in logits.T]
-    gains = worths(logits, labels, folds, groups, weigh)
-    lines = zip(names, alone, weights.tolist(), gains, strict=True)
+def _show(members: Members, weights: Floats, mixed: Floats, weigh: Weigh, reporter: Reporter) -> None:
+    names, labels, photos = members.names, members.labels, members.photos
+    gains = worths(members.logits, labels, photos["fold"], photos["group"], weigh)
+    lines = zip(names, members.losses(), weights.tolist(), gains, strict=True)
     rows = [(name, float(losses.mean()), f"{weight:.3f}", worth, verdict(worth)) for name, losses, weight, worth in lines]
     reporter.table("blend", ("", "log loss alone", "weight", "the blend gains by it, 95 %", ""), rows)
-    alike = [(name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, error_correlations(logits, labels), strict=True)]
+    alike = [(name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, error_correlations(members.logits, labels), strict=True)]
     reporter.table("correlation of errors", ("", *names), alike)
-    losses = per_photo_logit_loss(labels, mixed)
-    best = min(range(len(runs)), key=lambda run: float(alone[run].mean()))
-    reporter.say(
-        f"the blend's log loss, cross-fitted, is {losses.mean():.5f}, {losses.mean() / alone[best].mean():.2f} of that of its best run, "
-        f"{names[best]}: a gain of {gain(alone[best], losses, groups)}"
-    )
+    reporter.say(f"the blend's log loss, cross-fitted, is {members.against_best(mixed)}")

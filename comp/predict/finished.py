@@ -14,6 +14,8 @@ from comp.errors import DataError, RecipeError, StaleError, SubmissionError
 from comp.metric import Floats, prior_logit, sigmoid
 from comp.predict.calibrate import Calibration, Settings, calibrate, cross_fitted, out_of_fold_losses
 from comp.progress import Reporter
+from comp.recipe import Recipe, restored
+from comp.recipes import RECIPES
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
 
 LEAST_PHOTOS = 20  # fewer say nothing about an interval
@@ -77,15 +79,26 @@ def show(folder: Path, reporter: Reporter) -> None:
 
 
 def find_run(workspace: Workspace, name: str) -> Path:
-    """The folder of the run called `name`, as <recipe>-<fingerprint> or, where the recipe has one run here, as <recipe>."""
+    """The folder of the run called `name`: as <recipe>-<fingerprint>, or as <recipe> where that has one run here, or one without SET."""
     known = sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
     found = [path for path in known if path.name == name] or [path for path in known if path.name.rpartition("-")[0] == name]
+    if len(found) > 1:
+        found = [path for path in found if name in RECIPES and recipe_of(path) == RECIPES[name]()] or found
     if len(found) == 1:
         return found[0]
     names = ", ".join(path.name for path in found or known)
     if found:
         raise RecipeError(f"{name} has {len(found)} runs, say which one: {names}")
     raise RecipeError(f"no run {name!r} is here; there {'is ' + names if known else 'are none'}: run `make train predict RECIPE=...` first")
+
+
+def recipe_of(folder: Path) -> Recipe | None:
+    """The recipe of the run in `folder`; None where it has none, as a blend, or one whose knobs are no more."""
+    described = read_json(folder / "run.json").get("recipe", {})
+    try:
+        return restored(described) if "training" in described else None
+    except RecipeError:
+        return None
 
 
 def check_current(workspace: Workspace, finished: FinishedRun) -> None:
@@ -120,7 +133,8 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
         for what in ("label", "fold"):
             n_apart = int((tables[name][what] != photos[what]).sum())
             if n_apart:
-                raise DataError(f"{first} and {name} differ in the {what} of {n_apart:,} photos: train both again on the same manifest")
+                remedy = "train both again, on the same data/train.csv and with the same folds.* knobs"
+                raise DataError(f"{first} and {name} differ in the {what} of {n_apart:,} photos: {remedy}")
     return photos.reset_index()[["id", "label", "fold"]], np.column_stack([table["logit"] for table in tables.values()])
 
 
