@@ -141,10 +141,6 @@ def _calibrate(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _blend(options: argparse.Namespace, reporter: Reporter) -> None:
-    from comp.predict.blend import blend
-
-    blend(_workspace(options), COMPETITION, runs, options.method, options.set, reporter)
-
     runs = members(options.runs)
     if options.method == "features":
         device = _device(options)
@@ -152,6 +148,10 @@ def _blend(options: argparse.Namespace, reporter: Reporter) -> None:
 
         concat(_workspace(options), COMPETITION, runs, options.set, device, reporter)
         return
+    from comp.predict.blend import blend
+
+    blend(_workspace(options), COMPETITION, runs, options.method, options.set, reporter)
+
 
 def _ablate(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.predict.ablate import ablate
