@@ -30,6 +30,7 @@ DOORS = {
     "scipy": "comp/predict/blend.py",
     "sklearn": "comp/train/classical.py",
     "matplotlib": "comp/plots.py",
+    "openvino": "comp/train/openvino.py",
 }
 MODULES = sorted(COMP.rglob("*.py"))
 

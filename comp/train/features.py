@@ -3,7 +3,7 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,13 @@ from comp.data.stores import MAX_BYTES
 from comp.errors import DataError, StaleError
 from comp.progress import Advance, Reporter
 from comp.store import fingerprint
+from comp.train import openvino
 from comp.train.activations import Boundary, given_to
 from comp.train.backbone import Input, embed
 from comp.train.device import Device, has_fast_bf16
 from comp.train.folding import fold_batch_norm
 from comp.train.kept import SHARD_BYTES, SHARD_PHOTOS, Rows, Store
-from comp.train.views import Seen, View, as_images
+from comp.train.views import Seen, View, as_images, as_seen
 
 BATCH = 32  # photos a forward pass on a CPU; more only makes the cache miss
 BATCH_GPU = 256
@@ -43,6 +44,7 @@ class Embedder:
     key: str  # changes with the network's weights, the size, the colours' normalisation, the precision and the boundary
     shape: tuple[int, ...]  # of what it makes of one photo
     boundary: Boundary | None = None  # where it ends; None: at the head
+    compiled: Callable[[Tensor], Tensor] | None = None  # OpenVINO's, of uint8 squares [b, s, s, 3], in the place of `network`
 
     @property
     def makes(self) -> str:
@@ -62,16 +64,26 @@ class Embedder:
 
     def embed(self, square: Tensor, view: Seen) -> Tensor:
         """Features, or activations, [b, *shape] of uint8 `square [b, s, s, 3]`."""
+        if self.compiled is not None:
+            return self.compiled(as_seen(square, view, self.size_px, self.shown).permute(0, 2, 3, 1))
         images = as_images(square.to(self.device.where, non_blocking=True), view, self.size_px, self.shown, self.dtype)
         return embed(self.network, images) if self.boundary is None else given_to(self.network, self.boundary.module, images)
 
 
 def make_embedder(
-    network: nn.Module, shown: Input, size_px: int, device: Device, example: Tensor, boundary: Boundary | None = None
+    network: nn.Module,
+    shown: Input,
+    size_px: int,
+    device: Device,
+    example: Tensor,
+    boundary: Boundary | None = None,
+    *,
+    many: bool = False,
 ) -> tuple[Embedder, str]:
     """The embedder and one line that says in what precision it works and why. `example` uint8 [n, s, s, 3] decides.
 
-    The key comes from the weights as they were before anything was folded.
+    `many` photos make it worth compiling by OpenVINO, where that is installed and takes the network. The key comes from the weights as they
+    were before anything was folded.
     """
     key, view = weights_key(network), View(name="centre")
     network = network.to(device.where).to(memory_format=torch.channels_last)
@@ -80,13 +92,33 @@ def make_embedder(
     )
     with torch.inference_mode():
         reference = embedder.embed(example, view)
+    refused = ""
+    if many and boundary is None and device.where.type == "cpu" and openvino.is_here():
+        found, why = _compiled(embedder, example, view, reference)
+        if found is not None:
+            return found, why
+        refused = f"; {why}"
     fold_batch_norm(network, as_images(example.to(device.where)[:1], view, size_px, shown, torch.float32))
     dtype, why = torch.float32, "float32: this device has no fast bfloat16"
     if device.is_cuda or has_fast_bf16():
         dtype, why = _trial(embedder, example, view, reference)
     network.to(dtype)
     key = fingerprint(key, size_px, str(dtype), shown, *([boundary.module] if boundary else []))
-    return replace(embedder, dtype=dtype, key=key, shape=tuple(reference.shape[1:])), why
+    return replace(embedder, dtype=dtype, key=key, shape=tuple(reference.shape[1:])), why + refused
+
+
+def _compiled(embedder: Embedder, example: Tensor, view: View, reference: Tensor) -> tuple[Embedder | None, str]:
+    """The embedder that OpenVINO makes of the network, if it makes nearly the same of `example`."""
+    try:
+        compiled = openvino.compiled(embedder.network, embedder.shown, embedder.size_px)
+    except RuntimeError as error:
+        return None, f"OpenVINO cannot take it: {str(error).splitlines()[0]}"
+    key = fingerprint(embedder.key, embedder.size_px, "openvino", embedder.shown)
+    found = replace(embedder, compiled=compiled, key=key, shape=tuple(reference.shape[1:]))
+    moved = float((found.embed(example, view) - reference).norm() / reference.norm())
+    if moved <= BF16_TOLERANCE:
+        return found, f"OpenVINO: {embedder.makes} move by {moved:.2%} on {len(example)} photos"
+    return None, f"with OpenVINO {embedder.makes} would move by {moved:.2%}"
 
 
 def _trial(embedder: Embedder, example: Tensor, view: View, reference: Tensor) -> tuple[torch.dtype, str]:

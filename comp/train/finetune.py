@@ -143,7 +143,7 @@ def _refuse_divergence(history: list[Point], training: FineTune) -> None:
         raise TrainingError(f"the loss exploded to {last.loss:.3g} after {last.step} steps, from {history[0].loss:.3g}; {remedy}")
 
 
-def _trained(network: nn.Module) -> list[nn.Parameter]:
+def _trained(network: nn.Module) -> list[Tensor]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 

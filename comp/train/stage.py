@@ -190,7 +190,7 @@ def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTu
 
 def head_start(bench: Workbench, network: torch.nn.Module) -> NDArray[np.float32]:
     """Features [n, d] of the photos, from which the heads are solved that fine-tuning begins with. `network` is used up."""
-    embedder, why = bench.embedder(network)
+    embedder, why = bench.embedder(network, many=True)
     bench.reporter.say(f"head start in {why}")
     return bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
 
