@@ -10,7 +10,7 @@ from comp.competition import COMPETITION
 from comp.errors import UserError
 from comp.progress import Reporter
 from comp.recipe import Recipe, override
-from comp.recipes import DEFAULT, ON_CPU, RECIPES, listed, members, named
+from comp.recipes import DEFAULT, ENSEMBLES, ON_CPU, RECIPES, chosen, listed, members, named
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--home", type=Path, default=Path(), help="folder of data/, runs/ and submissions/ (default: here)")
         if name in ("data", "train", "predict", "calibrate", "forecast", "submit", "rehearsal", "lr", "judge"):
             default = ON_CPU if name == "rehearsal" else DEFAULT
-            stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: {default})")
+            known = [*RECIPES, *ENSEMBLES] if name in _OF_SEVERAL else RECIPES
+            stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(known)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
         if name in ("train", "predict", "blend", "rehearsal", "scout", "lr", "audit", "judge"):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
@@ -85,6 +86,10 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return override(named(options.recipe), options.set)
 
 
+def _chosen(options: argparse.Namespace) -> list[Recipe]:
+    return chosen(options.recipe, options.set)
+
+
 def _workspace(options: argparse.Namespace) -> Workspace:
     return Workspace(options.home.resolve())
 
@@ -97,11 +102,11 @@ def _device(options: argparse.Namespace) -> "Device":
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
+    from comp.predict.ensemble import made_of
     from comp.predict.finished import find_run
-    from comp.train.run import trained_run
 
     workspace = _workspace(options)
-    return find_run(workspace, options.run) if options.run else trained_run(workspace, _recipe(options)).folder
+    return find_run(workspace, options.run) if options.run else made_of(workspace, COMPETITION, _chosen(options))
 
 
 def _kaggle(reporter: Reporter) -> "Kaggle":
@@ -115,23 +120,24 @@ def _data(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.train.backbone import input_of
     from comp.train.workbench import geometry_of
 
-    recipe, workspace, kaggle = _recipe(options), _workspace(options), _kaggle(reporter)
+    recipe, workspace, kaggle = _chosen(options)[0], _workspace(options), _kaggle(reporter)
     geometry = geometry_of(recipe, input_of(recipe.model))
     prepare(workspace, COMPETITION, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
 
 
 def _train(options: argparse.Namespace, reporter: Reporter) -> None:
-    recipe, device = _recipe(options), _device(options)
+    recipes, device = _chosen(options), _device(options)
     from comp.train.stage import train
 
-    train(_workspace(options), recipe, device, reporter)
+    for recipe in recipes:
+        train(_workspace(options), recipe, device, reporter)
 
 
 def _predict(options: argparse.Namespace, reporter: Reporter) -> None:
-    recipe, device = _recipe(options), _device(options)
-    from comp.predict.stage import predict
+    recipes, device = _chosen(options), _device(options)
+    from comp.predict.ensemble import predict_all
 
-    predict(_workspace(options), COMPETITION, recipe, device, reporter)
+    predict_all(_workspace(options), COMPETITION, recipes, device, reporter)
 
 
 def _calibrate(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -193,10 +199,10 @@ def _doctor(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _rehearsal(options: argparse.Namespace, reporter: Reporter) -> None:
-    recipe, device = _recipe(options), _device(options)
+    recipes, device = _chosen(options), _device(options)
     from comp.rehearsal.stage import rehearse
 
-    rehearse(options.home.resolve(), COMPETITION, recipe, device, options.archive, options.solution, reporter)
+    rehearse(options.home.resolve(), COMPETITION, recipes, device, options.archive, options.solution, reporter)
 
 
 def _scout(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -235,6 +241,7 @@ def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
         reporter.say(line)
 
 
+_OF_SEVERAL = ("data", "train", "predict", "forecast", "submit", "rehearsal")  # that an ensemble goes through like a recipe
 _STAGES = {
     "data": (_data, "download, check and unpack the photos; manifest, folds and pixels"),
     "train": (_train, "fit the recipe's folds; out-of-fold log loss"),

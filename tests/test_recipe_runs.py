@@ -18,6 +18,7 @@ from conftest import SHARED
 from heard import Heard
 from torch import nn
 
+from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.errors import RecipeError
 from comp.kaggle import Kaggle
@@ -28,7 +29,8 @@ from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
 from comp.seeds import derive_seed
-from comp.store import Workspace
+from comp.store import Workspace, read_json
+from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train.backbone import build
 from comp.train.device import find_device
@@ -143,6 +145,28 @@ def check_gradients(network: nn.Module, size_px: int) -> None:
         assert (parameter.grad is not None) == parameter.requires_grad, key
         assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), key
     assert all(torch.equal(buffer, statistics[key]) for key, buffer in network.named_buffers() if key in statistics)
+
+
+def test_an_ensemble_goes_through_the_stages_like_a_recipe(
+    drawn_copy: Workspace, server: RehearsalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in server.environment(tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    settings = ["model.weights=random", "pixels.size_px=32", "folds.n_photos=48", "folds.n=2"]
+
+    def called(stage: str) -> int:
+        return main([stage, "--home", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings])
+
+    assert called("train") == 0
+    for recipe in chosen("ensemble", settings):
+        predict(drawn_copy, COMPETITION, recipe, CPU, Heard())
+    assert called("submit") == 1
+    assert "are not blended yet: run `make predict`" in capsys.readouterr().err
+    assert called("predict") == called("forecast") == called("submit") == 0
+    (row,) = read_ledger(drawn_copy.ledger).rows
+    assert row.public_score is not None
+    made_of = read_json(next(drawn_copy.runs.glob("blend-*")) / "run.json")["members"]
+    assert {name.partition("-")[0] for name in made_of} == set(ENSEMBLES["ensemble"])
 
 
 def test_the_guide_and_the_ensembles_name_recipes() -> None:

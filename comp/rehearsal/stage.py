@@ -1,6 +1,7 @@
 """The rehearsal: the four stages, for real, against a stand-in for Kaggle on this machine, in a workspace of its own."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from comp.data.stage import prepare
 from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
 from comp.metric import log_loss, prior_logit, sigmoid
-from comp.predict.stage import predict
+from comp.predict.ensemble import predict_all
 from comp.progress import Reporter
 from comp.recipe import FineTune, Recipe
 from comp.rehearsal.drawing import write_edition
@@ -31,9 +32,15 @@ WAIT_S = 60.0
 
 
 def rehearse(
-    root: Path, competition: Competition, recipe: Recipe, device: Device, archive: Path | None, solution: Path | None, reporter: Reporter
+    root: Path,
+    competition: Competition,
+    recipes: Sequence[Recipe],
+    device: Device,
+    archive: Path | None,
+    solution: Path | None,
+    reporter: Reporter,
 ) -> LedgerRow:
-    """Data, train, predict and submit `recipe` on `archive`, scored against `solution`; on drawn photos if neither is given.
+    """Data, train, predict and submit `recipes`, several as a blend, on `archive`, scored against `solution`; or on drawn photos.
 
     Everything lies under `root`/.rehearsal; the real data, ledger and credentials are not touched. TrainingError if nothing was learnt.
     """
@@ -48,13 +55,14 @@ def rehearse(
     journal = workspace.root / "server" / "submissions.jsonl"
     with RehearsalServer(archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
-        geometry = geometry_of(recipe, input_of(recipe.model))
+        geometry = geometry_of(recipes[0], input_of(recipes[0].model))
         prepare(workspace, competition, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
-        run = train(workspace, recipe, device, reporter)
-        predict(workspace, competition, recipe, device, reporter)
-        row = submit(workspace, competition, kaggle, run.folder, reporter, limit_s=WAIT_S)
-    check_learning(run)
-    reporter.say(f"rehearsal of {recipe.name} done; everything is under {workspace.root}")
+        runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
+        folder = predict_all(workspace, competition, recipes, device, reporter)
+        row = submit(workspace, competition, kaggle, folder, reporter, limit_s=WAIT_S)
+    for run in runs:
+        check_learning(run)
+    reporter.say(f"rehearsal of {', '.join(recipe.name for recipe in recipes)} done; everything is under {workspace.root}")
     return row
 
 
