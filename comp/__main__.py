@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
             known = [*RECIPES, *ENSEMBLES] if name in _OF_SEVERAL else RECIPES
             stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(known)} (default: {default})")
             stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
-        if name in ("train", "predict", "blend", "rehearsal", "scout", "lr", "audit", "judge"):
+        if name in ("train", "predict", "calibrate", "blend", "rehearsal", "scout", "lr", "audit", "judge"):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
         if name == "scout":
             stage.add_argument(
@@ -141,9 +141,10 @@ def _predict(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _calibrate(options: argparse.Namespace, reporter: Reporter) -> None:
+    recipe, device = _recipe(options), _device(options)
     from comp.predict.bench import show_bench
 
-    show_bench(_workspace(options), COMPETITION, _recipe(options), reporter)
+    show_bench(_workspace(options), COMPETITION, recipe, device, reporter)
 
 
 def _blend(options: argparse.Namespace, reporter: Reporter) -> None:

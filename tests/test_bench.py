@@ -1,5 +1,6 @@
 """The calibration bench: formulas, what must not leak, and that its table tells the truth about a known model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,29 @@ from finished_run import make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION
+from comp.data.manifest import read_manifest, write_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import Floats, log_loss, logit_log_loss, sigmoid
-from comp.predict.bench import Line, averages, chosen, compare, show_bench, ways_of
+from comp.predict.bench import Line, averages, chosen, compare, means_over_folds, show_bench, ways_of
 from comp.predict.calibrate import Settings, board_losses
+from comp.predict.fold_means import fold_logits
+from comp.progress import Reporter
+from comp.recipe import Folds, Head, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
+from comp.train.device import find_device
 from comp.train.run import open_run
+from comp.train.stage import train
+
+CPU = find_device("cpu")
 
 RECIPE = Settings(noise_rate=0.004, clip=0.005)
+
+
+@pytest.fixture
+def no_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without photos have no features to solve heads on."""
+    monkeypatch.setattr("comp.predict.bench.fold_logits", lambda *_: None)
 
 
 def overconfident(n: int = 1500, seed: int = 0) -> pd.DataFrame:
@@ -86,6 +101,19 @@ def test_two_folds_are_enough_for_every_line_but_the_choice() -> None:
     assert list(table_of(oof)) == list(table_of(overconfident(200)))[:-1]
 
 
+def test_means_over_folds_are_of_logits_and_of_probabilities_and_are_not_chosen_from() -> None:
+    oof = overconfident(400)
+    ways, labels = ways_of(oof, "flip", RECIPE), oof["label"].to_numpy()
+    perfect = np.where(labels == 1, 9.0, -9.0)[:, None] + np.array([-1.0, 1.0])
+    others = means_over_folds(perfect, RECIPE)
+    np.testing.assert_allclose(others[0].logits, perfect.mean(1))
+    np.testing.assert_allclose(sigmoid(others[1].logits), sigmoid(perfect).mean(1))
+    lines = compare(ways, labels, oof["fold"], np.arange(400), 0.004, others)
+    assert lines[:-3] + lines[-1:] == compare(ways, labels, oof["fold"], np.arange(400), 0.004)
+    assert [line.name for line in lines[-3:-1]] == [way.name for way in others]
+    assert lines[-2].board < lines[1].board - 0.05
+
+
 def test_averages_are_of_the_views_that_they_name() -> None:
     rng = np.random.default_rng(0)
     views: Floats = rng.normal(0, 2, (6, 4))
@@ -103,23 +131,58 @@ def test_averages_are_of_the_views_that_they_name() -> None:
     assert averages(oof, "none") == {}
 
 
+@pytest.mark.usefixtures("no_heads")
 def test_the_table_of_a_run_has_the_losses_that_its_calibration_reports(tmp_path: Path) -> None:
     workspace, recipe, heard = make_workspace(tmp_path), named("lite0_head"), Heard()
     with pytest.raises(StaleError, match="make train"):
-        show_bench(workspace, COMPETITION, recipe, heard)
+        show_bench(workspace, COMPETITION, recipe, CPU, heard)
     folder = _trained(workspace)
-    lines = {line.name: line for line in show_bench(workspace, COMPETITION, recipe, heard)}
+    lines = {line.name: line for line in show_bench(workspace, COMPETITION, recipe, CPU, heard)}
     oof = pd.read_csv(folder / "oof.csv")
     assert lines["plain mean of logits"].clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))
     assert "the recipe's choice (temperature, noise rate 0.004, clip 0.005) gains" in str(heard)
 
 
+@pytest.mark.usefixtures("no_heads")
 def test_too_few_photos_are_refused(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     path = _trained(workspace) / "oof.csv"
     pd.read_csv(path, dtype={"id": str})[:12].to_csv(path, index=False)
     with pytest.raises(DataError, match="12 out-of-fold photos are too few"):
-        show_bench(workspace, COMPETITION, named("lite0_head"), Heard())
+        show_bench(workspace, COMPETITION, named("lite0_head"), CPU, Heard())
+
+
+TINY = Recipe(
+    name="tiny",
+    model=Model(backbone="mobilenetv3_small_050", weights="random"),
+    pixels=Pixels(size_px=32, canvas=1.0),
+    training=Head(views="none", n_inner=2, penalties=(1e-2,)),
+)
+
+
+def fold_logits_of(workspace: Workspace) -> pd.DataFrame:
+    run = train(workspace, TINY, CPU, Reporter())
+    logits = fold_logits(workspace, TINY, CPU, Reporter())
+    assert logits is not None
+    assert logits.shape == (79, 4)
+    return pd.read_csv(run.oof)[["id", "fold"]].join(pd.DataFrame(logits))
+
+
+def test_no_label_of_a_fold_has_a_say_in_the_logits_that_other_heads_give_it(drawn_copy: Workspace) -> None:
+    before = fold_logits_of(drawn_copy)
+    manifest = read_manifest(drawn_copy.manifest("train"))
+    turned = manifest["id"].isin(before["id"][before["fold"] == 1])
+    write_manifest(drawn_copy.manifest("train"), manifest.assign(label=manifest["label"].where(~turned, 1 - manifest["label"])))
+    after, here = fold_logits_of(drawn_copy), before["fold"] == 1
+    assert before[here].equals(after[here])
+    assert ((before[~here] != after[~here]).sum()[list(range(4))] > 0).all()
+    assert before[list(range(4))].nunique(axis=1).eq(4).all()
+
+
+def test_runs_whose_heads_cannot_leave_out_two_folds_have_no_means_over_folds(drawn_copy: Workspace) -> None:
+    others = [replace(TINY, folds=folds) for folds in (Folds(n=2), Folds(n=5, fit=2), Folds(split=(0.2, 0.2)))]
+    for recipe in (*others, named("lite0_finetune")):
+        assert fold_logits(drawn_copy, recipe, CPU, Reporter()) is None
 
 
 def _trained(workspace: Workspace) -> Path:

@@ -1,8 +1,8 @@
 """The stage `calibrate`: every way from logits to probabilities, compared on photos that had no say in it.
 
 A way is which views are averaged and how, which map, which noise rate and which clip. Each is cross-fitted; the last line of the table
-is what choosing among all of them is worth, the choice made anew for each fold by cross-fitting among the others. A mean over folds
-cannot be compared here: out of fold, each photo has the logit of one fold alone.
+is what choosing among all of them is worth, the choice made anew for each fold by cross-fitting among the others. Means over folds, of
+logits or of probabilities, are compared on heads of their own (comp/predict/fold_means.py), and not chosen from.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,11 @@ from comp.competition import Competition
 from comp.metric import Floats, Gain, gain, per_photo_loss, sigmoid
 from comp.predict.calibrate import Settings, board_losses, calibrate, cross_fitted, distinct, settings_of
 from comp.predict.finished import groups_of, read_oof
+from comp.predict.fold_means import fold_logits
 from comp.progress import Reporter
 from comp.recipe import Method, Recipe, ViewsName
 from comp.store import Workspace
+from comp.train.device import Device
 from comp.train.run import trained_run
 
 RATES = (0.0, 0.002, 0.004, 0.008)
@@ -80,9 +82,26 @@ def averages(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
     return means
 
 
-def compare(ways: Sequence[Way], labels: NDArray[np.int64], folds: ArrayLike, groups: ArrayLike, noise_rate: float) -> list[Line]:
-    """A line for each way and, where there are three folds or more, one for the choice among them; `noise_rate` is the board's."""
-    probs = {way.name: cross_fitted(way.logits, labels, folds, way.settings) for way in ways}
+def means_over_folds(logits: Floats, settings: Settings) -> list[Way]:
+    """The two means of `logits [n, heads]`, under the recipe's `settings`."""
+    p, n = sigmoid(logits), logits.shape[1]
+    means = {"logits": logits.mean(1), "probabilities": np.log(p.mean(1)) - np.log((1 - p).mean(1))}
+    return [Way(name=f"{n} heads with less to learn from, mean of {what}", logits=mean, settings=settings) for what, mean in means.items()]
+
+
+def compare(
+    ways: Sequence[Way],
+    labels: NDArray[np.int64],
+    folds: ArrayLike,
+    groups: ArrayLike,
+    noise_rate: float,
+    others: Sequence[Way] = (),
+) -> list[Line]:
+    """A line for each of `ways` and `others` and, where there are three folds or more, one for the choice among `ways`.
+
+    `noise_rate` is the board's.
+    """
+    probs = {way.name: cross_fitted(way.logits, labels, folds, way.settings) for way in (*ways, *others)}
     if distinct(folds).size > 2:
         probs["the best of these, chosen by inner folds"] = chosen(ways, labels, np.asarray(folds), noise_rate)
     clean = {name: per_photo_loss(labels, p) for name, p in probs.items()}
@@ -115,12 +134,14 @@ def chosen(ways: Sequence[Way], labels: NDArray[np.int64], folds: NDArray[np.flo
     return probs
 
 
-def show_bench(workspace: Workspace, competition: Competition, recipe: Recipe, reporter: Reporter) -> list[Line]:
+def show_bench(workspace: Workspace, competition: Competition, recipe: Recipe, device: Device, reporter: Reporter) -> list[Line]:
     """The table for the fitted run of `recipe`, whose choice is what `predict` applies."""
     run = trained_run(workspace, recipe)
     oof, settings = read_oof(run.folder), settings_of(recipe.prediction, competition)
-    ways = ways_of(oof, recipe.prediction.views, settings)
-    lines = compare(ways, oof["label"].to_numpy(), oof["fold"].to_numpy(), groups_of(workspace, oof), competition.noise_rate)
+    groups = groups_of(workspace, oof)
+    ways, logits = ways_of(oof, recipe.prediction.views, settings), fold_logits(workspace, recipe, device, reporter)
+    others = means_over_folds(logits, settings) if logits is not None else []
+    lines = compare(ways, oof["label"].to_numpy(), oof["fold"].to_numpy(), groups, competition.noise_rate, others)
     rows = [(line.name, line.clean, line.clean_gain, line.board, line.board_gain) for line in lines]
     board = f"board, {competition.noise_rate:.2%} flipped"
     reporter.table(f"{run.name}: {len(oof):,} photos, cross-fitted", ("", "log loss", "gain, 95 %", board, "gain, 95 %"), rows)
