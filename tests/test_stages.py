@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.data.manifest import natural_order, read_manifest
 from comp.data.stage import prepare
-from comp.errors import DataError, RecipeError, StaleError
+from comp.errors import DataError, RecipeError, StaleError, TrainingError
 from comp.kaggle import Kaggle
 from comp.predict.stage import predict
 from comp.progress import Reporter
@@ -27,7 +28,7 @@ from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train import features, stage
 from comp.train.device import find_device
-from comp.train.run import open_run, trained_run
+from comp.train.run import Run, open_run, trained_run
 from comp.train.stage import train
 from comp.train.workbench import Workbench
 
@@ -114,6 +115,28 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     figures = read_json(open_run(workspace, HEAD).folder / "calibration.json")
     assert row.public_score == score
     assert (row.cv_raw, row.cv_clipped) == pytest.approx((figures["cv_raw"], figures["cv_clipped"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head_start", "cv", "losses", "says"),
+    [
+        (False, 0.5, (0.7, 0.3), None),
+        (False, 0.5, (0.3, 0.4), "the training loss of fold 0 went from 0.3000 to 0.4000"),
+        (True, 0.5, (0.004, 0.0056), None),
+        (True, 0.8, (0.7, 0.3), "has learnt nothing"),
+    ],
+)
+def test_a_rehearsal_fails_unless_something_was_learnt(
+    tmp_path: Path, head_start: bool, cv: float, losses: tuple[float, float], says: str | None
+) -> None:
+    recipe = override(TUNE, [f"training.head_start={head_start}", "folds.fit=1"])
+    run = Run(workspace=Workspace(tmp_path), recipe=recipe, data_key="x")
+    run.folder.mkdir(parents=True)
+    pd.DataFrame({"id": range(4), "label": [0, 1, 0, 1]}).to_csv(run.oof)
+    pd.DataFrame({"loss": losses}).to_csv(run.folder / "fold-0-history.csv")
+    write_json(run.folder / "calibration.json", {"cv_raw": cv})
+    with nullcontext() if says is None else pytest.raises(TrainingError, match=says):
+        check_learning(run)
 
 
 def test_every_photo_that_trains_has_one_logit_from_the_fold_that_did_not_see_it(workspace: Workspace) -> None:

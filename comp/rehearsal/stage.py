@@ -72,13 +72,13 @@ def _name_of(archive: Path) -> str:
 
 
 def check_learning(run: Run) -> None:
-    """TrainingError unless the out-of-fold log loss beats the prior's and, in a fine-tune, the training loss fell."""
+    """TrainingError unless the out-of-fold log loss beats the prior's and the training loss fell, which a solved head leaves no room for."""
     oof = pd.read_csv(run.oof)
     prior = log_loss(oof["label"], sigmoid([prior_logit(oof["label"])] * len(oof)))
     cv = float(read_json(run.folder / "calibration.json")["cv_raw"])
     if cv >= prior:
         raise TrainingError(f"{run.name} has learnt nothing: out-of-fold log loss {cv:.5f}, the prior's is {prior:.5f}")
-    if isinstance(run.recipe.training, FineTune):
+    if isinstance(run.recipe.training, FineTune) and not run.recipe.training.head_start:
         for fold in run.folds:
             losses = pd.read_csv(run.folder / f"fold-{fold}-history.csv")["loss"]
             if len(losses) > 1 and losses.iloc[-1] >= losses.iloc[0]:
