@@ -72,7 +72,7 @@ def _name_of(archive: Path) -> str:
 
 
 def check_learning(run: Run) -> None:
-    """TrainingError unless the out-of-fold log loss beats the prior's and the training loss fell, which a solved head leaves no room for."""
+    """TrainingError unless the out-of-fold log loss beats the prior's and the training loss fell, if no solved head left it no room."""
     oof = pd.read_csv(run.oof)
     prior = log_loss(oof["label"], sigmoid([prior_logit(oof["label"])] * len(oof)))
     cv = float(read_json(run.folder / "calibration.json")["cv_raw"])
