@@ -159,7 +159,7 @@ class FineTune:
     trains: str = "all"  # all | head | last:N (the last N of timm's blocks) | from:NAME (timm's module and what comes after), with the head
     epochs: int = 3
     batch_size: int = 64  # photos a step, over all micro-batches
-    micro_batch: int | None = None  # photos in memory at once; None: the whole batch
+    micro_batch: int | None = None  # photos in memory at once; None: the whole batch, or as much of it as fits
     optimiser: str = "adamw"  # sgd | rmsprop | adam | adamw, torch's; or any other that timm.optim.list_optimizers() knows
     momentum: float = 0.9  # of sgd, rmsprop and those of timm's that have one
     nesterov: bool = False  # look ahead by the momentum; sgd's alone

@@ -10,6 +10,7 @@ from torch import nn
 
 from comp.errors import TrainingError
 from comp.recipe import FineTune, Model, Phase
+from comp.train import finetune
 from comp.train.backbone import build, input_of
 from comp.train.batches import Batch, training_batches
 from comp.train.device import Device, find_device
@@ -95,6 +96,30 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         run(network, training, batches(whole), 4)
     for a, b in zip(one.parameters(), four.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-2)
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, short, room = network_of(), network_of(), 3
+    training, notes, loss_of = replace(TRAINING, epochs=1, batch_size=8), list[str](), finetune._loss
+
+    def bounded(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if len(labels) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(network, images, labels)
+
+    for network in (whole, short):
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    run(whole, training, batches(training), 2)
+    monkeypatch.setattr(finetune, "_loss", bounded)
+    fine_tune(short, batches(training), 2, training, input_of(MODEL), CPU, lambda n=1, note="": notes.append(note))
+    assert notes[-1].endswith(", 2 photos in memory at once")
+    for a, b in zip(whole.parameters(), short.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-2)
+    room = 0
+    with pytest.raises(TrainingError, match="one photo alone does not fit"):
+        run(network_of(), training, batches(training), 2)
 
 
 def test_the_averaged_weights_are_kept_and_lie_behind_the_last_ones() -> None:

@@ -1,10 +1,9 @@
 """One fold of fine-tuning: from a network with a head to the weights that are kept."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ def fine_tune(
     TrainingError if the loss is not finite or explodes. `shown` is how squares are normalised; None: batches hold what was kept.
     Batch norms keep their statistics, so that a small batch does not disturb them; their weight and bias are trained.
     """
-    take_step = make_step(network, training, shown, device)
+    take_step = Step(network, training, shown, device)
     kept, before = _Averaged(network, training), [parameter.detach().clone() for parameter in _trained(network)]
     history: list[Point] = []
     since = torch.zeros((), device=device.where)
@@ -65,7 +64,8 @@ def fine_tune(
             history.append(Point(step + 1, float(since) / n_since, lr))
             since.zero_()
             _refuse_divergence(history, training)
-        advance(len(labels), note=f"loss {history[-1].loss:.4f}" if history else "")
+        shrunk = f", {take_step.at_once} photos in memory at once" if take_step.at_once < (training.micro_batch or len(labels)) else ""
+        advance(len(labels), note=f"loss {history[-1].loss:.4f}{shrunk}" if history else "")
     kept.store()
     with torch.no_grad():
         torch._foreach_lerp_(_trained(network), before, 1 - training.wise_ft)
@@ -73,31 +73,61 @@ def fine_tune(
     return history
 
 
-def make_step(network: nn.Module, training: FineTune, shown: Input | None, device: Device) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """A function of uint8 squares [b, s, s, 3], or what was kept [b, ...], labels [b] and the head's learning rate: one step.
+class Step:
+    """Takes one step after the other with a network, and with as many photos in memory at once as fit."""
 
-    It gives the batch's mean loss before the step, on the device, and does not wait for it.
-    """
-    network.to(device.where).to(memory_format=torch.channels_last)
-    set_training(network)
-    loss_of = torch.compile(_loss) if training.compile else _loss
-    optimiser = make_optimiser(network, training)
-    scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
+    def __init__(self, network: nn.Module, training: FineTune, shown: Input | None, device: Device) -> None:
+        network.to(device.where).to(memory_format=torch.channels_last)
+        set_training(network)
+        self._network, self._training, self._shown, self._device = network, training, shown, device
+        self._loss_of = torch.compile(_loss) if training.compile else _loss
+        self._optimiser = make_optimiser(network, training)
+        self._scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
+        self.at_once = training.micro_batch or training.batch_size  # photos; halved where the device's memory ends
 
-    def take_step(squares: Tensor, labels: Tensor, lr: float) -> Tensor:
-        for group in optimiser.param_groups:
+    def __call__(self, squares: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """The mean loss before the step, on the device, not waited for; uint8 squares [b, s, s, 3], or what was kept [b, ...], labels [b].
+
+        `lr` is the head's learning rate. TrainingError if one photo alone is too much for the device's memory.
+        """
+        for group in self._optimiser.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        loss = _backward(loss_of, network, squares, labels, training, shown, device, scaler)
-        scaler.unscale_(optimiser)
-        if training.clip_norm is not None:
-            trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, training.clip_norm, foreach=True)
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
+        loss = self._backward(squares, labels)
+        self._scaler.unscale_(self._optimiser)
+        if self._training.clip_norm is not None:
+            trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self._training.clip_norm, foreach=True)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._optimiser.zero_grad(set_to_none=True)
         return loss
 
-    return take_step
+    def _backward(self, squares: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of the batch, its gradients added up over micro-batches."""
+        while True:
+            try:
+                return self._added_up(squares, labels)
+            except torch.OutOfMemoryError as error:
+                if self.at_once == 1:
+                    raise TrainingError("one photo alone does not fit into the device's memory: lower pixels.size_px") from error
+            self.at_once = (self.at_once + 1) // 2
+            self._optimiser.zero_grad(set_to_none=True)  # what was added up before memory ended
+            if self._device.is_cuda:
+                torch.cuda.empty_cache()
+
+    def _added_up(self, squares: Tensor, labels: Tensor) -> Tensor:
+        device, total = self._device, torch.zeros((), device=self._device.where)
+        autocast = torch.autocast(device.where.type, device.train_dtype) if device.train_dtype != torch.float32 else nullcontext()
+        for start in range(0, len(labels), self.at_once):
+            part = squares[start : start + self.at_once].to(device.where, non_blocking=True)
+            target = smoothed(labels[start : start + self.at_once].to(device.where, non_blocking=True), self._training.label_smoothing)
+            with autocast:
+                given = part if self._shown is None else normalise(part.permute(0, 3, 1, 2), self._shown, torch.float32)
+                loss = self._loss_of(self._network, given, target)
+            share = loss * (len(part) / len(labels))
+            self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        return total
 
 
 def set_training(network: nn.Module) -> None:
@@ -112,25 +142,6 @@ def set_training(network: nn.Module) -> None:
 def _loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     logits: Tensor = network(images)
     return binary_cross_entropy_with_logits(logits.squeeze(1).float(), labels)
-
-
-def _backward(
-    loss_of: Any, network: nn.Module, squares: Tensor, labels: Tensor, training: FineTune, shown: Input | None, device: Device, scaler: Any
-) -> Tensor:
-    """The mean loss of the batch, its gradients added up over micro-batches; nothing waits for the device."""
-    size = training.micro_batch or len(labels)
-    total = torch.zeros((), device=device.where)
-    autocast = torch.autocast(device.where.type, device.train_dtype) if device.train_dtype != torch.float32 else nullcontext()
-    for start in range(0, len(labels), size):
-        part = squares[start : start + size].to(device.where, non_blocking=True)
-        target = smoothed(labels[start : start + size].to(device.where, non_blocking=True), training.label_smoothing)
-        with autocast:
-            given = part if shown is None else normalise(part.permute(0, 3, 1, 2), shown, torch.float32)
-            loss = loss_of(network, given, target)
-        share = loss * (len(part) / len(labels))
-        scaler.scale(share).backward()
-        total += share.detach()
-    return total
 
 
 def _refuse_divergence(history: list[Point], training: FineTune) -> None:

@@ -24,7 +24,7 @@ from comp.store import Workspace
 from comp.train.backbone import build
 from comp.train.batches import Batch
 from comp.train.device import Device
-from comp.train.finetune import make_step
+from comp.train.finetune import Step
 from comp.train.run import open_run
 from comp.train.selection import learners
 from comp.train.stage import begin_fold, head_start, solved_head
@@ -114,7 +114,7 @@ def find_lr(workspace: Workspace, recipe: Recipe, device: Device, reporter: Repo
     with torch.random.fork_rng(devices=[device.where] if device.is_cuda else []):
         torch.manual_seed(derive_seed(recipe.seed, "range test"))
         with reporter.track("range test", n_steps, "steps") as advance:
-            found = range_test(make_step(network, training, bench.shown, device), batches, n_steps, advance)
+            found = range_test(Step(network, training, bench.shown, device), batches, n_steps, advance)
     _show(bench, found, training, reporter)
     return found
 
