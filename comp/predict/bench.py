@@ -83,10 +83,10 @@ def averages(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
 
 
 def means_over_folds(logits: Floats, settings: Settings) -> list[Way]:
-    """The two means of `logits [n, heads]`, under the recipe's `settings`."""
+    """The two means of `logits [n, folds]` of heads that have less to learn from, under the recipe's `settings`."""
     p, n = sigmoid(logits), logits.shape[1]
     means = {"logits": logits.mean(1), "probabilities": np.log(p.mean(1)) - np.log((1 - p).mean(1))}
-    return [Way(name=f"{n} heads with less to learn from, mean of {what}", logits=mean, settings=settings) for what, mean in means.items()]
+    return [Way(name=f"mean of {n} folds, of {what}", logits=mean, settings=settings) for what, mean in means.items()]
 
 
 def compare(
