@@ -140,7 +140,8 @@ def inception_last_blocks() -> Recipe:
     """InceptionV3, first a new head alone, then the last two inception blocks with it; all before them (249 layers to Keras) frozen.
 
     SGD with momentum .9 and 1e-4 for the blocks is Keras's own example ("Fine-tune InceptionV3 on a new set of classes"), which trains the
-    head first too, by RMSprop; here a phase shares its optimiser. Epochs, batch and the head's rate are ours.
+    head first too, by RMSprop; here a phase shares its optimiser. Epochs, batch and the head's rate are ours. Every epoch sees the same
+    squares, so that the frozen layers need run but once, for 160 kB a photo: SET="training.cached_views=1".
     """
     return Recipe(
         name="inception_last_blocks",

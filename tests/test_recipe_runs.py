@@ -179,6 +179,9 @@ def test_the_guide_and_the_ensembles_name_recipes() -> None:
         assert {recipe.seed for recipe in chosen(name, ["seed=3"])} == {3}
         with pytest.raises(RecipeError, match=f"{name} is several recipes, and one is wanted here: {parts[0]}"):
             named(name)
+    cells = [line.split("|") for line in (Path(__file__).parents[1] / "README.md").read_text().splitlines() if " photos |" in line]
+    readme = {(row[1].split()[0], like): row[column] for row in cells for column, like in ((2, "like"), (3, "unlike")) if len(row) == 5}
+    assert all(f"`{name}`" in readme[case] for case, names in GUIDE.items() for name in names)
     lines = listed()
     assert all(any(line.startswith(f"  {name} ") for line in lines) for name in [*RECIPES, *ENSEMBLES])
     assert max(map(len, lines)) <= 110
