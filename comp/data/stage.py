@@ -82,7 +82,7 @@ def _prepare(
     unpacked = time.monotonic()
     table, thumbnails = scan(workspace, photos, geometry, reporter, max_bytes)
     scanned = time.monotonic()
-    manifests = _manifests(table, thumbnails, competition)
+    manifests = manifests_of(table, thumbnails, competition)
     write_text(workspace.data / competition.sample, write_sample(sample, competition))
     for split in SPLITS:
         write_manifest(workspace.manifest(split), manifests[split])
@@ -93,7 +93,7 @@ def _prepare(
     reporter.say(f"{len(photos):,} photos are ready: {took}")
 
 
-def _manifests(table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition) -> dict[str, pd.DataFrame]:
+def manifests_of(table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition) -> dict[str, pd.DataFrame]:
     """The two manifests by split, from what was seen of each photo (`comp.data.scan.scan`)."""
     usable = np.flatnonzero(table["verdict"].isin(USABLE))
     pairs = ((int(usable[one]), int(usable[other])) for one, other in near_pairs(thumbnails))

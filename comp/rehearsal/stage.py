@@ -47,7 +47,7 @@ def rehearse(
     if (archive is None) != (solution is None):
         raise UserError("a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them")
     competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # nobody has flipped labels of drawn photos, or of yours
-    workspace = Workspace(root / ".rehearsal" / (_name_of(archive) if archive else "drawn"))
+    workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
         archive, solution = write_edition(
             workspace.root / "edition", seed=SEED, n_train=N_TRAIN, n_test=N_TEST, competition=competition, reporter=reporter
@@ -66,7 +66,7 @@ def rehearse(
     return row
 
 
-def _name_of(archive: Path) -> str:
+def name_of(archive: Path) -> str:
     """A name for an archive's workspace: its own, and where it lies."""
     return f"{archive.stem}-{hashlib.sha256(str(archive.resolve()).encode()).hexdigest()[:6]}"
 
