@@ -9,7 +9,7 @@ ON := $(if $(DEVICE),--device $(DEVICE))
 REAL := $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(SOLUTION),--solution $(SOLUTION))
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 .venv/done: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -56,6 +56,12 @@ rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
 	  training.head_start=false training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(SET) $(ON) $(REAL)
+bench: .venv/done ## speed and score beside bare models and peers: make bench [ARCHIVE=... SOLUTION=...] [ROWS="head timm"] [ROUNDS=3] [FULL=1]
+	$(COMP) bench $(REAL) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FULL),--full)
+bench-peers: .venv/peers ## install the peers that the bench compares with
+.venv/peers: .venv/done requirements-bench.txt
+	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt -r requirements-bench.txt
+	touch $@
 test: .venv/done ## all tests that need neither network nor GPU
 	.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
 check: .venv/done ## ruff and mypy --strict
@@ -65,6 +71,9 @@ check: .venv/done ## ruff and mypy --strict
 lock: .venv/done ## pin all dependencies anew
 	.venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
+	.venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra bench --constraint requirements.txt --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) \
+	  pyproject.toml -o requirements-bench.txt
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 

@@ -74,10 +74,15 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("runs", nargs=2, metavar="RUN", help="the run that is judged, and the one that it is compared with")
         if name == "submit":
             stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
+        if name == "bench":
+            stage.add_argument("--rows", nargs="+", metavar="ROW", help="only these; memory for the passes that show its peak")
+            stage.add_argument("--rounds", type=int, default=3, help="in which every row is measured once (default: 3)")
+            stage.add_argument("--photos", type=int, default=2000, help="where there are more (default: 2000)")
+            stage.add_argument("--full", action="store_true", help="let the peers' runs for a score come to their end: an hour")
         if name == "leaderboard":
             stage.add_argument("--refresh", action="store_true", help="download the board even if the one here is less than an hour old")
-        if name == "rehearsal":
-            stage.add_argument("--archive", type=Path, help="a zip like Kaggle's, instead of drawn pictures")
+        if name in ("rehearsal", "bench"):
+            stage.add_argument("--archive", type=Path, help="a zip like Kaggle's")
             stage.add_argument("--solution", type=Path, help="its labels: a CSV of id,label with 0 or 1")
     return parser
 
@@ -237,6 +242,13 @@ def _judge(options: argparse.Namespace, reporter: Reporter) -> None:
     judge(_workspace(options), recipe, options.verdicts, device, reporter)
 
 
+def _bench(options: argparse.Namespace, reporter: Reporter) -> None:
+    from comp.bench.stage import bench
+
+    asked = {"names": options.rows, "n_rounds": options.rounds, "n_photos": options.photos, "full": options.full}
+    bench(options.home.resolve(), COMPETITION, reporter, archive=options.archive, solution=options.solution, **asked)
+
+
 def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
     for line in listed():
         reporter.say(line)
@@ -260,6 +272,7 @@ _STAGES = {
     "lr": (_lr, "find a learning rate for the recipe's fine-tune"),
     "audit": (_audit, "what runs, near-duplicates and published lists say against labels"),
     "judge": (_judge, "train a recipe with and without verdicts on labels; compare"),
+    "bench": (_bench, "speed and score side by side: bare models, our stages, the peers"),
     "recipes": (_recipes, "list the recipes, what each claims and which to take"),
 }
 

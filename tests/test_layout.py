@@ -16,13 +16,14 @@ FLOW = [
     "submit",
     "doctor",
     "rehearsal",
+    "bench",
 ]  # each may import from itself, from those before it, and from the top level
 DOORS = {
     "kaggle": "comp/kaggle/",
     "kagglesdk": "comp/kaggle/",
     "requests": "comp/kaggle/",
     "stamina": "comp/kaggle/",
-    "timm": "comp/train/backbone.py",
+    "timm": ("comp/train/backbone.py", "comp/bench/timm_script.py"),
     "huggingface_hub": "comp/train/backbone.py",
     "albumentations": "comp/train/augment.py",
     "cv2": "comp/train/augment.py",
@@ -31,6 +32,7 @@ DOORS = {
     "sklearn": "comp/train/classical.py",
     "matplotlib": "comp/plots.py",
     "openvino": "comp/train/openvino.py",
+    "fastai": "comp/bench/fastai_learner.py",
 }
 MODULES = sorted(COMP.rglob("*.py"))
 
