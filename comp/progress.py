@@ -60,7 +60,7 @@ class Reporter:
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
-                progress.update(task, advance=n, note=escape(note), rate=f"{speed:,.0f} {unit}/s" if speed else "")
+                progress.update(task, advance=n, note=escape(note), rate=_rate(speed, unit) if speed else "")
 
             yield advance
 
@@ -80,4 +80,9 @@ class Reporter:
 
         yield advance
         took = time.monotonic() - start
-        self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({done / max(took, 1e-9):,.0f} {unit}/s)"))
+        self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({_rate(done / max(took, 1e-9), unit)})"))
+
+
+def _rate(speed: float, unit: str) -> str:
+    """`speed` [1/s] in words that keep two digits of it."""
+    return f"{1 / speed:.1f} s each" if 0 < speed < 1 else f"{speed:,.{int(speed < 10)}f} {unit}/s"
