@@ -140,7 +140,7 @@ def test_the_table_of_a_run_has_the_losses_that_its_calibration_reports(tmp_path
     lines = {line.name: line for line in show_bench(workspace, COMPETITION, recipe, CPU, heard)}
     oof = pd.read_csv(folder / "oof.csv")
     assert lines["plain mean of logits"].clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))
-    assert "the recipe's choice (temperature, noise rate 0.004, clip 0.005) gains" in str(heard)
+    assert "the recipe's choice (none, noise rate 0.004, clip 0.005) gains" in str(heard)
 
 
 @pytest.mark.usefixtures("no_heads")

@@ -74,8 +74,10 @@ def show(folder: Path, reporter: Reporter) -> None:
     figures = read_json(folder / "calibration.json")
     ends = f"noise rate {figures['noise_rate']:g} and clip {figures['clip']:g}"
     names = {"raw": "raw", "calibrated": figures["says"], "clipped": f"with {ends}"}
+    if figures["method"] == "none":
+        del names["calibrated"]
     rows = [(text, figures[f"cv_{name}"]) for name, text in names.items()]
-    reporter.table("out-of-fold log loss, the last two cross-fitted", ("", "log loss"), rows)
+    reporter.table("out-of-fold log loss, cross-fitted where it is calibrated", ("", "log loss"), rows)
 
 
 def find_run(workspace: Workspace, name: str) -> Path:
