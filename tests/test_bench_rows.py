@@ -15,7 +15,7 @@ from heard import Heard
 
 from comp.__main__ import main
 from comp.bench import floors, memory, ours, peers, stage
-from comp.bench.catalogue import ROWS, chosen, left_out, row_named
+from comp.bench.catalogue import PEERS, ROWS, chosen, left_out, row_named
 from comp.bench.child import Child, RowFailedError, _answer, serve
 from comp.bench.photos import held_labels, lay_out
 from comp.bench.rows import Clock, Course, Done, Look, Measured, Row, Setup, Work
@@ -61,8 +61,8 @@ def test_every_row_does_some_work_within_its_clock(row: Row, setup: Setup) -> No
     clock = Clock()
     done = row.make(setup)(clock)
     assert done.n_photos > 0
-    assert clock.wall_s > 0
-    assert clock.core_s > 0
+    if row.name not in PEERS:  # of whose time the start is taken off, which is most of it here
+        assert min(clock.wall_s, clock.core_s) > 0
 
 
 def test_rows_for_a_gpu_and_for_memory_run_on_a_cpu_and_a_small_network_too(setup: Setup) -> None:
@@ -71,7 +71,7 @@ def test_rows_for_a_gpu_and_for_memory_run_on_a_cpu_and_a_small_network_too(setu
     works.append(ours.loader(setup, n_batches=3, n_before=1, **on_cpu))
     assert [work(Clock()).n_photos for work in works] == [4, 4, 12]
     for make in (memory.features, memory.finetune):
-        figures = make(setup, n_photos=50, model=TINY)(Clock()).figures  # more than there are: they stand there again
+        figures = make(setup, n_photos=150, model=TINY)(Clock()).figures  # more than there are: they stand there again
         assert 10 < figures["of that no file's"] <= figures["peak MB"] < 10_000
 
 
@@ -156,6 +156,13 @@ def test_a_clock_counts_its_blocks_alone_and_the_cores_of_children(tmp_path: Pat
     assert clock.wall_s > 0.3
 
 
+def test_a_peers_rate_is_without_what_starting_its_loader_takes() -> None:
+    clock = Clock()
+    done = peers.without_start(lambda: time.sleep(0.3), lambda: time.sleep(0.5), 7)(clock)
+    assert done.n_photos == 7
+    assert clock.wall_s == pytest.approx(0.2, abs=0.1)
+
+
 def test_a_look_costs_its_own_time_and_none_of_those_after_it() -> None:
     course = Course()
     for _ in range(2):
@@ -238,6 +245,7 @@ def test_our_log_loss_is_compared_with_the_best_peers_only_if_it_took_no_longer(
     }
     one = {**peers_of, "score-fastai": measured(1, looks=(Look(20, 20, 0.3),), **ended), "head": measured(1, looks=(Look(30, 60, 0.02),))}
     text = "log loss / the best peer's, in no more time"
+    assert found(text, {**one, "score-fastai": measured(1, looks=(Look(20, 20, 0.3),), **{"cut off": 1})}) is None
     assert found(text, one) == pytest.approx(0.2)
     assert found(text, one, kind="core") == math.inf
 
@@ -265,7 +273,7 @@ def test_a_bench_writes_all_rounds_with_what_they_ran_on(
 ) -> None:
     monkeypatch.setattr(stage, "Child", _Here)
     heard, amounts = Heard(), Setup(root=Path(), **GIVEN)
-    rows = ["step-frozen", "finetune", "timm", "score-tutorial"]
+    rows = ["step-frozen", "decode-tutorial", "finetune", "score-tutorial"]
     path = stage.bench(tmp_path, COMPETITION, heard, archive=edition[0], solution=edition[1], names=rows, n_rounds=2, amounts=amounts)
     written = json.loads(path.read_text())
     assert path.parent == tmp_path / "runs"
@@ -273,14 +281,14 @@ def test_a_bench_writes_all_rounds_with_what_they_ran_on(
     assert [len(row["rounds"]) for row in written["rows"]] == [2, 2, 2, 1]
     assert all(one["wall_s"] > 0 and one["core_s"] > 0 for row in written["rows"] for one in row["rounds"])
     assert {row["process"] for row in written["rows"]} == {"ours", "as it is"}
-    assert [sorted(order) for order in written["orders"]] == [["finetune", "step-frozen", "timm"]] * 2
+    assert [sorted(order) for order in written["orders"]] == [["decode-tutorial", "finetune", "step-frozen"]] * 2
     assert written["setup"]["model"]["backbone"] == TINY.backbone
     assert {"cpu", "cores", "flags", "memory_gb", "gpu", "environment"} <= set(written["hardware"])
     assert {"python", "torch", "torchvision", "timm", "fastai"} <= set(written["versions"])
     assert len(written["commit"]) >= 4
     assert written["photos"]["learnt"] > 0
     met = {line["target"]: line for line in written["targets"]}
-    step, tune = ([one["wall_s"] / one["done"]["n_photos"] for one in row["rounds"]] for row in written["rows"][:2])
+    step, tune = ([one["wall_s"] / one["done"]["n_photos"] for one in row["rounds"]] for row in written["rows"][0:3:2])
     assert met["fine-tuning / bare step, batch norm frozen"]["wall"] == pytest.approx(
         sum(a / b for a, b in zip(step, tune, strict=True)) / 2
     )

@@ -3,11 +3,12 @@
 fastai is imported where it is used: it changes what other libraries do, and need not be there.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from comp.bench.peers import N_WORKERS, is_over, loss_of
+from comp.bench.peers import N_WORKERS, is_over, loss_of, without_start
 from comp.bench.rows import Clock, Course, Done, Setup, Work
 from comp.metric import log_loss
 from comp.train.backbone import build, input_of
@@ -21,16 +22,17 @@ class _CutOffError(Exception):
 
 def rate(setup: Setup) -> Work:
     """Training steps of the unfrozen network, as in the second part of `fine_tune`."""
-    learner = _learner(setup, setup.peer_photos)
-    learner.unfreeze()
+    learners = [_learner(setup, n_photos) for n_photos in (setup.batch, setup.batch + setup.peer_photos)]
 
-    def work(clock: Clock) -> Done:
-        with clock, learner.no_bar(), learner.no_logging():
+    def fit(learner: Any) -> None:
+        with learner.no_bar(), learner.no_logging():
             learner.fit(1, cbs=_watching(setup, None))
-        return Done(n_photos=len(learner.dls.train) * setup.batch)  # it leaves out a last batch that is not full
 
-    work(Clock())
-    return work
+    for learner in learners:
+        learner.unfreeze()
+    short, long = (partial(fit, learner) for learner in learners)
+    short()
+    return without_start(short, long, (len(learners[1].dls.train) - len(learners[0].dls.train)) * setup.batch)
 
 
 def tta(setup: Setup) -> Work:

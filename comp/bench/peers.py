@@ -1,6 +1,7 @@
 """What the loops of peers have in common: how their rate is measured, and how they run for their score."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -30,15 +31,25 @@ Maker = Callable[[Setup, int | None], Loop]  # of a loop over so many of the pho
 
 
 def rate(setup: Setup, make: Maker) -> Work:
-    """An epoch over some photos, loader and all."""
-    loop = make(setup, setup.peer_photos)
+    """Training steps with the peer's own loader."""
+    loops = [make(setup, n_photos) for n_photos in (setup.batch, setup.batch + setup.peer_photos)]
+    short, long = (partial(loop.epoch, 0, lambda: False) for loop in loops)
+    short()
+    return without_start(short, long, loops[1].n_photos - loops[0].n_photos)
+
+
+def without_start(short: Callable[[], object], long: Callable[[], object], n_photos: int) -> Work:
+    """What an epoch of `n_photos` more takes: start and end of loaders are in both, and would weigh too much in so few steps."""
 
     def work(clock: Clock) -> Done:
+        start = Clock()
+        with start:
+            short()
         with clock:
-            loop.epoch(0, lambda: False)
-        return Done(n_photos=loop.n_photos)
+            long()
+        clock.take_off(start)
+        return Done(n_photos=n_photos)
 
-    make(setup, setup.batch).epoch(0, lambda: False)
     return work
 
 

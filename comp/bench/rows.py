@@ -24,7 +24,7 @@ class Setup:
     size_px: int = 224
     tail: str = "from:blocks.6"  # what trains on cached activations
     batch: int = 32  # photos
-    peer_photos: int = 64  # on which a peer's loop is timed in each round
+    peer_photos: int = 64  # on which a peer's loop is timed in each round, beside one batch to start it
     limit_s: float | None = 120.0  # after which a peer that runs for its score is cut off; None: never
     epochs: int = 2  # of a peer that runs for its score and has no number of its own
 
@@ -87,6 +87,11 @@ class Clock:
         wall, core = spent()
         self.wall_s += wall - self._began[0]
         self.core_s += core - self._began[1]
+
+    def take_off(self, other: "Clock") -> None:
+        """Less what another clock has counted."""
+        self.wall_s -= other.wall_s
+        self.core_s -= other.core_s
 
 
 class Course:

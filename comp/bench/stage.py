@@ -80,21 +80,27 @@ def _measured(rows: list[Row], setup: Setup, orders: list[list[str]], reporter: 
     """What was measured in each round by row; what is measured once stands in all of them."""
     rounds: list[dict[str, Measured]] = [{} for _ in orders]
     with ExitStack() as stack:
-        processes = {row.process: stack.enter_context(Child(row.process, setup)) for row in {row.process: row for row in rows}.values()}
-        child_of = {row.name: processes[row.process] for row in rows}
+        processes, process_of = dict[str, Child](), {row.name: row.process for row in rows}
+
+        def child_of(name: str) -> Child:
+            process = process_of[name]
+            if process not in processes:
+                processes[process] = stack.enter_context(Child(process, setup))
+            return processes[process]
+
         with reporter.track("warming up", len(orders[0]), "rows") as advance:
             for name in orders[0]:
-                child_of[name].prepare(name)
+                child_of(name).prepare(name)
                 advance(note=name)
         with reporter.track("rounds", len(orders) * len(orders[0]), "rows") as advance:
             for one, order in zip(rounds, orders, strict=True):
                 for name in order:
-                    one[name] = child_of[name].measure(name)
+                    one[name] = child_of(name).measure(name)
                     advance(note=name)
         once = [row.name for row in rows if row.once]
         with reporter.track("once", len(once), "rows") as advance:
             for name in once:
-                measured = child_of[name].measure(name)
+                measured = child_of(name).measure(name)
                 for one in rounds:
                     one[name] = measured
                 advance(note=name)
