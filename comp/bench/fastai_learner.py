@@ -80,7 +80,7 @@ def _watching(setup: Setup, course: Course | None) -> Any:
 
         def after_batch(self) -> None:
             if self.training and course and is_over(setup, course):
-                raise _CutOffError
+                raise _CutOffError("time is over")  # fastai adds to what an exception says
 
         def before_validate(self) -> None:
             if course:
