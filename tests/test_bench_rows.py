@@ -14,7 +14,7 @@ import pytest
 from heard import Heard
 
 from comp.__main__ import main
-from comp.bench import floors, memory, ours, peers, stage
+from comp.bench import child, floors, memory, ours, peers, stage
 from comp.bench.catalogue import PEERS, ROWS, chosen, left_out, row_named
 from comp.bench.child import Child, RowFailedError, _answer, serve
 from comp.bench.photos import held_labels, lay_out
@@ -251,7 +251,7 @@ def test_our_log_loss_is_compared_with_the_best_peers_only_if_it_took_no_longer(
 
 
 class _Here:
-    """In the place of a process: this one."""
+    """In the place of a process: this one, in which one row fails."""
 
     def __init__(self, process: str, setup: Setup) -> None:
         self._setup, self._works = setup, dict[str, Work]()
@@ -260,6 +260,8 @@ class _Here:
         assert _answer("prepare", row, self._works, self._setup)[0] == "done"
 
     def measure(self, row: str) -> Any:
+        if row == "data":
+            raise RowFailedError("Traceback\nValueError: broken")
         return _answer("measure", row, self._works, self._setup)[1]
 
     def __enter__(self) -> "_Here":
@@ -271,17 +273,21 @@ class _Here:
 def test_a_bench_writes_all_rounds_with_what_they_ran_on(
     edition: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "Child", _Here)
+    monkeypatch.setattr(child, "Child", _Here)
     heard, amounts = Heard(), Setup(root=Path(), **GIVEN)
     rows = ["step-frozen", "decode-tutorial", "finetune", "score-tutorial"]
-    path = stage.bench(tmp_path, COMPETITION, heard, archive=edition[0], solution=edition[1], names=rows, n_rounds=2, amounts=amounts)
+    path = stage.bench(
+        tmp_path, COMPETITION, heard, archive=edition[0], solution=edition[1], names=[*rows, "data"], n_rounds=2, amounts=amounts
+    )
     written = json.loads(path.read_text())
     assert path.parent == tmp_path / "runs"
     assert [row["name"] for row in written["rows"]] == rows
     assert [len(row["rounds"]) for row in written["rows"]] == [2, 2, 2, 1]
     assert all(one["wall_s"] > 0 and one["core_s"] > 0 for row in written["rows"] for one in row["rounds"])
     assert {row["process"] for row in written["rows"]} == {"ours", "as it is"}
-    assert [sorted(order) for order in written["orders"]] == [["decode-tutorial", "finetune", "step-frozen"]] * 2
+    assert [sorted(order) for order in written["orders"]] == [["data", "decode-tutorial", "finetune", "step-frozen"]] * 2
+    assert written["failed"] == {"data": "Traceback\nValueError: broken"}
+    assert "warning: row data failed and is left out: ValueError: broken" in str(heard)
     assert written["setup"]["model"]["backbone"] == TINY.backbone
     assert {"cpu", "cores", "flags", "memory_gb", "gpu", "environment"} <= set(written["hardware"])
     assert {"python", "torch", "torchvision", "timm", "fastai"} <= set(written["versions"])
@@ -313,10 +319,24 @@ class _Closed:
 
 def test_what_goes_wrong_in_a_process_comes_back_and_the_process_lives_on(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with Child("ours", replace(setup, root=Path("/nowhere"))) as child:
-        with pytest.raises(UserError, match=r"row gpu-step-convnext_tiny: no device 'cuda'"):
-            child.prepare("gpu-step-convnext_tiny")
-        with pytest.raises(RowFailedError, match=r"(?s)row data\nTraceback.*FileNotFoundError"):
-            child.measure("data")
-        child.prepare("step-frozen")
-        assert child.measure("step-frozen").done.n_photos == 3 * setup.batch
+    with Child("ours", replace(setup, root=Path("/nowhere"))) as process:
+        with pytest.raises(RowFailedError, match=r"^no device 'cuda'"):
+            process.prepare("gpu-step-convnext_tiny")
+        with pytest.raises(RowFailedError, match=r"(?s)^Traceback.*FileNotFoundError"):
+            process.measure("data")
+        process.prepare("step-frozen")
+        assert process.measure("step-frozen").done.n_photos == 3 * setup.batch
+        process._process.kill()
+        with pytest.raises(RowFailedError, match="ended with status -9"):
+            process.measure("step-frozen")
+
+
+def test_a_bench_of_which_nothing_could_be_measured_says_why(
+    edition: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "Child", _Here)
+    asked = {"archive": edition[0], "solution": edition[1], "names": ["data"], "amounts": Setup(root=Path(), **GIVEN)}
+    with pytest.raises(UserError, match="no row could be measured; data: ValueError: broken"):
+        stage.bench(tmp_path, COMPETITION, Heard(), **asked)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="at least one round, got 0"):
+        stage.bench(tmp_path, COMPETITION, Heard(), n_rounds=0)

@@ -3,16 +3,21 @@
 import multiprocessing
 import traceback
 import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 from comp.bench.rows import OURS, Clock, Measured, Setup, Work
 from comp.errors import UserError
+from comp.progress import Reporter
 
+Result = TypeVar("Result")
 GOODBYE_S = 10.0
 
 
-class RowFailedError(RuntimeError):
-    """A bug in a row, with the traceback of its process."""
+class RowFailedError(Exception):
+    """A row that cannot be measured: the last line says why, those before it where."""
 
 
 class Child:
@@ -42,11 +47,9 @@ class Child:
         except (EOFError, OSError) as error:
             self._process.join(GOODBYE_S)
             code = self._process.exitcode
-            raise UserError(f"the process of row {row} ended with status {code}: is there memory enough? leave the row out") from error
-        if kind == "refused":
-            raise UserError(f"row {row}: {answer}")
+            raise RowFailedError(f"its process ended with status {code}: is there memory enough?") from error
         if kind == "failed":
-            raise RowFailedError(f"row {row}\n{answer}")
+            raise RowFailedError(answer)
         return answer
 
     def __enter__(self) -> "Child":
@@ -58,6 +61,41 @@ class Child:
         if self._process.is_alive():
             self._process.terminate()
             self._process.join()
+
+
+class Children:
+    """The processes of rows, each started when it is first needed. A row that fails is told of, and left out from then on."""
+
+    def __init__(self, process_of: Mapping[str, str], setup: Setup, reporter: Reporter) -> None:
+        self.failed: dict[str, str] = {}  # why, by row
+        self._process_of, self._setup, self._reporter = process_of, setup, reporter
+        self._children: dict[str, Child] = {}
+        self._stack = ExitStack()
+
+    def prepare(self, row: str) -> None:
+        self._try(row, Child.prepare)
+
+    def measure(self, row: str) -> Measured | None:
+        return self._try(row, Child.measure)
+
+    def _try(self, row: str, what: Callable[[Child, str], Result]) -> Result | None:
+        process = self._process_of[row]
+        if row in self.failed:
+            return None
+        if process not in self._children:
+            self._children[process] = self._stack.enter_context(Child(process, self._setup))
+        try:
+            return what(self._children[process], row)
+        except RowFailedError as error:
+            self.failed[row] = str(error)
+            self._reporter.warn(f"row {row} failed and is left out: {self.failed[row].splitlines()[-1]}")
+            return None
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 def serve(connection: Connection, process: str, setup: Setup, start_method: str) -> None:
@@ -89,6 +127,6 @@ def _answer(what: str, name: str, works: dict[str, Work], setup: Setup) -> tuple
         done = works[name](clock)
         return "done", Measured(wall_s=clock.wall_s, core_s=clock.core_s, done=done)
     except UserError as error:
-        return "refused", str(error)
-    except Exception:  # noqa: BLE001  # raised again at the other end, with its traceback
-        return "failed", traceback.format_exc()
+        return "failed", str(error)
+    except Exception:  # noqa: BLE001  # told at the other end, with its traceback
+        return "failed", traceback.format_exc().strip()

@@ -36,7 +36,7 @@ def forward(setup: Setup, *, n_passes: int, channels_last: bool = True, folded: 
             passes(n_passes)
         return Done(n_photos=n_passes * setup.batch)
 
-    passes(2)
+    passes(1)
     return work
 
 
@@ -95,7 +95,7 @@ def step(
             steps(n_steps)
         return Done(n_photos=n_steps * size)
 
-    steps(2)
+    steps(1)
     return work
 
 

@@ -9,7 +9,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from comp.bench.catalogue import chosen, left_out
-from comp.bench.child import Child
+from comp.bench.child import Children
 from comp.bench.hardware import origin
 from comp.bench.photos import lay_out
 from comp.bench.rows import Measured, Row, Setup
@@ -60,10 +59,18 @@ def bench(
     setup = replace(amounts, root=root, limit_s=None if full else amounts.limit_s)
     reporter.say(f"{len(rows)} rows, {n_rounds} rounds; {counts['learnt']:,} photos to learn from, {counts['held out']:,} held out")
     orders = [_shuffled([row.name for row in rows if not row.once], number) for number in range(n_rounds)]
-    rounds = _measured(rows, setup, orders, reporter)
+    rounds, failed = _measured(rows, setup, orders, reporter)
+    rows = [row for row in rows if row.name not in failed]
     _show(rows, rounds, reporter)
     path = Workspace(home).runs / f"bench-{began:%Y%m%dT%H%M%SZ}.json"
-    found |= {"format": FORMAT, "began": began.isoformat(timespec="seconds"), "photos": counts, "setup": setup, "orders": orders}
+    found |= {
+        "format": FORMAT,
+        "began": began.isoformat(timespec="seconds"),
+        "photos": counts,
+        "setup": setup,
+        "orders": orders,
+        "failed": failed,
+    }
     write_json(path, found | {"rows": [_row_json(row, rounds) for row in rows], "targets": _targets_json(rounds)})
     for line in left_out() if names is None else []:
         reporter.say(line)
@@ -76,35 +83,27 @@ def _shuffled(names: list[str], number: int) -> list[str]:
     return [names[int(index)] for index in order]
 
 
-def _measured(rows: list[Row], setup: Setup, orders: list[list[str]], reporter: Reporter) -> list[Round]:
-    """What was measured in each round by row; what is measured once stands in all of them."""
+def _measured(rows: list[Row], setup: Setup, orders: list[list[str]], reporter: Reporter) -> tuple[list[Round], dict[str, str]]:
+    """What was measured in each round by row, what is measured once in all of them; and why rows failed, which stops no other row."""
     rounds: list[dict[str, Measured]] = [{} for _ in orders]
-    with ExitStack() as stack:
-        processes, process_of = dict[str, Child](), {row.name: row.process for row in rows}
-
-        def child_of(name: str) -> Child:
-            process = process_of[name]
-            if process not in processes:
-                processes[process] = stack.enter_context(Child(process, setup))
-            return processes[process]
-
+    turns = [(name, [one]) for one, order in zip(rounds, orders, strict=True) for name in order]
+    with Children({row.name: row.process for row in rows}, setup, reporter) as children:
         with reporter.track("warming up", len(orders[0]), "rows") as advance:
             for name in orders[0]:
-                child_of(name).prepare(name)
+                children.prepare(name)
                 advance(note=name)
-        with reporter.track("rounds", len(orders) * len(orders[0]), "rows") as advance:
-            for one, order in zip(rounds, orders, strict=True):
-                for name in order:
-                    one[name] = child_of(name).measure(name)
+        for what, these in (("rounds", turns), ("once", [(row.name, rounds) for row in rows if row.once])):
+            with reporter.track(what, len(these), "rows") as advance:
+                for name, into in these:
+                    measured = children.measure(name)
+                    if measured:
+                        for one in into:
+                            one[name] = measured
                     advance(note=name)
-        once = [row.name for row in rows if row.once]
-        with reporter.track("once", len(once), "rows") as advance:
-            for name in once:
-                measured = child_of(name).measure(name)
-                for one in rounds:
-                    one[name] = measured
-                advance(note=name)
-    return list(rounds)
+    if len(children.failed) == len(rows):
+        name, why = next(iter(children.failed.items()))
+        raise UserError(f"no row could be measured; {name}: {why.splitlines()[-1]}")
+    return list(rounds), children.failed
 
 
 def _show(rows: list[Row], rounds: list[Round], reporter: Reporter) -> None:
