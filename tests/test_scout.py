@@ -126,8 +126,8 @@ def test_the_advice_tells_a_difference_from_noise() -> None:
     assert "or near, 5.0 times as fast and not measurably worse: " in lines[-1]
     noise = rng.normal(0, 0.03, 2000)
     weak = Tried(name="slow + near", losses=shared + noise - noise.mean() - 1e-5, photo_s=0.12, n_together=2)
-    slower = Tried(name="slower", losses=shared + noise - noise.mean() + 1e-5, photo_s=0.2)
-    lines = advice([best, weak, slower], np.arange(2000))
+    alike = [Tried(name=f"{s} s", losses=shared + noise - noise.mean() + 1e-5, photo_s=s) for s in (0.2, 0.07)]
+    lines = advice([best, weak, *alike], np.arange(2000))
     assert "does not measurably beat slow alone: a gain of +0.00001" in lines[0]
     assert lines[-1].endswith(f"fine-tune slow: log loss {shared.mean():.5f}")
 

@@ -30,6 +30,7 @@ from comp.train.workbench import Workbench, open_workbench
 
 N_PHOTOS = 2000  # enough to tell .03 from .02, and a few minutes on a CPU
 MOST_TOGETHER = 4  # backbones whose features are laid side by side
+FASTER = 1.5  # times, from which on another backbone is named beside the best
 HEAD = Head(views="none")
 COLUMNS = ("backbone", "log_loss", "low", "high", "photos_per_s", "n_parameters", "front", "n_photos", "note")
 
@@ -171,7 +172,7 @@ def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
         verdict = "beats every single backbone" if found.low > 0 else f"does not measurably beat {best.name} alone"
         lines.append(f"side by side, {together[0].name} {verdict}: a gain of {found}")
     line = f"fine-tune {best.name}: log loss {best.loss:.5f}"
-    rivals = [one for one in singles[1:] if one.photo_s < best.photo_s and gain(one.losses, best.losses, groups).low <= 0]
+    rivals = [one for one in singles[1:] if FASTER * one.photo_s <= best.photo_s and gain(one.losses, best.losses, groups).low <= 0]
     if rivals:
         fast = min(rivals, key=lambda one: one.photo_s)
         lost = gain(fast.losses, best.losses, groups)
