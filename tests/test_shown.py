@@ -19,7 +19,7 @@ from comp.train.features import Embedder, make_embedder
 from comp.train.run import open_run
 from comp.train.selection import learners
 from comp.train.stage import train
-from comp.train.views import View
+from comp.train.views import View, normalise
 from comp.train.workbench import Workbench, input_for, open_workbench
 
 CPU = find_device("cpu")
@@ -94,3 +94,16 @@ def test_features_that_are_kept_are_those_that_are_computed(drawn_copy: Workspac
         computed = embedder.embed(square, view).float().numpy()
     assert first.shape == computed.shape == (len(ids), 4 * 4 * 80)
     assert np.abs(first - computed).max() <= 1e-2 * np.abs(computed).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_colours_are_normalised_channel_by_channel_whatever_the_layout(dtype: torch.dtype) -> None:
+    shown = input_of(Model(backbone="resnet18"))
+    squares = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (shown.mean, shown.std))
+    for images in (squares.permute(0, 3, 1, 2), squares.permute(0, 3, 1, 2).flip(3), squares.permute(0, 3, 1, 2).contiguous()):
+        made = normalise(images, shown, dtype)
+        torch.testing.assert_close(
+            made, ((images / 255 - mean) / std).to(dtype), check_stride=False, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0
+        )
+        assert made.is_contiguous(memory_format=torch.channels_last)
