@@ -213,7 +213,7 @@ def test_the_head_recipe_is_compared_with_its_decoding_and_forward_passes_at_the
     one = rounds_of(
         head=measured(15, 2002, **{"views": 3204, "out-of-fold photos": 1602}),
         decode_fastest=measured(1, 1000),
-        decode_fastest_allocator=measured(1, 2002),
+        decode_allocator=measured(1, 2002),
         forward_folded=measured(1, 100),
         forward_bf16=measured(1, 320.4),  # type: ignore[arg-type]
         tutorial=measured(10, 200),
@@ -221,7 +221,7 @@ def test_the_head_recipe_is_compared_with_its_decoding_and_forward_passes_at_the
     assert found("head recipe / (decode floor + forward floor a view)", one) == pytest.approx(15 / (1 + 10))
     passes = 5 * (2 * 0.8 + 0.2) * 1602
     assert found("tutorial, 5 folds x 2 epochs (extrapolated) / head recipe", one) == pytest.approx(passes / 20 / 15)
-    assert found("decoding into the store / fastest decode and resize", {**one, "data": measured(2, 2002)}) == pytest.approx(0.5)
+    assert found("decoding into the store / fastest decode and resize", {**one, "decode": measured(2, 2002)}) == pytest.approx(0.5)
 
 
 def test_times_to_a_log_loss_are_those_of_the_first_look_at_it() -> None:
@@ -284,7 +284,7 @@ def test_a_bench_writes_all_rounds_with_what_they_ran_on(
     assert [row["name"] for row in written["rows"]] == rows
     assert [len(row["rounds"]) for row in written["rows"]] == [2, 2, 2, 1]
     assert all(one["wall_s"] > 0 and one["core_s"] > 0 for row in written["rows"] for one in row["rounds"])
-    assert {row["process"] for row in written["rows"]} == {"ours", "as it is"}
+    assert {row["process"] for row in written["rows"]} == {"ours", "as it is", "tutorial"}
     assert [sorted(order) for order in written["orders"]] == [["data", "decode-tutorial", "finetune", "step-frozen"]] * 2
     assert written["failed"] == {"data": "Traceback\nValueError: broken"}
     assert "warning: row data failed and is left out: ValueError: broken" in str(heard)

@@ -37,9 +37,10 @@ _FLOORS = (
     Row("step-bf16", OURS, "and in bfloat16 autocast", partial(step, n_steps=2, norms="folded", dtype=BF16)),
     Row("decode-tutorial", AS_IS, "decode, resize, normalise, as tutorials do", decoding.as_tutorials),
     Row("decode-fastest", AS_IS, "decode and resize, fastest known", decoding.fastest),
-    Row("decode-fastest-allocator", OURS, "and our allocator settings", decoding.fastest),
+    Row("decode-allocator", OURS, "and our allocator settings", decoding.fastest),
 )
 _OURS = (
+    Row("decode", OURS, "photos of a manifest into the store of pixels", ours.decode),
     Row("data", OURS, "photos to manifest, folds and pixels", ours.data),
     Row("features", OURS, "features of one view from pixels", partial(ours.features, n_batches=8)),
     Row("head", OURS, "head recipe, photos to out-of-fold logits", ours.run),
@@ -51,12 +52,12 @@ _OURS = (
     Row("predict", OURS, "prediction, four views, real loader", partial(ours.prediction, n_batches=2)),
 )
 _PEERS = (
-    Row("tutorial", AS_IS, "tutorial's loop, frozen backbone", partial(peers.rate, make=TutorialLoop)),
-    Row("timm", AS_IS, "timm's script, all layers, channels-last", partial(peers.rate, make=ScriptLoop)),
+    Row("tutorial", "tutorial", "tutorial's loop, frozen backbone", partial(peers.rate, make=TutorialLoop)),
+    Row("timm", "timm", "timm's script, all layers, channels-last", partial(peers.rate, make=ScriptLoop)),
     Row("fastai", "fastai", "fastai, all layers", fastai_learner.rate, needs="fastai"),
     Row("fastai-tta", "fastai", "fastai's tta", fastai_learner.tta, needs="fastai"),
-    Row("score-tutorial", AS_IS, "tutorial's loop, to its score", partial(peers.score, make=TutorialLoop), once=True),
-    Row("score-timm", AS_IS, "timm's script, to its score", partial(peers.score, make=ScriptLoop), once=True),
+    Row("score-tutorial", "tutorial", "tutorial's loop, to its score", partial(peers.score, make=TutorialLoop), once=True),
+    Row("score-timm", "timm", "timm's script, to its score", partial(peers.score, make=ScriptLoop), once=True),
     Row("score-fastai", "fastai", "fastai's fine_tune, to its score", fastai_learner.score, once=True, needs="fastai"),
 )
 _LONG = (Row("score-tail", OURS, "our tail, to its score", partial(ours.run, name="lite0_tail"), once=True),)

@@ -40,7 +40,7 @@ def as_tutorials(setup: Setup) -> Work:
 
     def work(clock: Clock) -> Done:
         with clock:
-            n_photos = sum(len(images) for images, _ in loader_of(setup, "train", centred(setup), 4 * setup.peer_photos, n_cores()))
+            n_photos = sum(len(images) for images, _ in loader_of(setup, "train", centred(setup), 2 * setup.peer_photos, n_cores()))
         return Done(n_photos=n_photos)
 
     return work

@@ -38,7 +38,7 @@ def rate(setup: Setup) -> Work:
 def tta(setup: Setup) -> Work:
     """`Learner.tta` of some photos; a view of each counts as one."""
     learner = _learner(setup, setup.batch)
-    photos = learner.dls.valid_ds.items[: setup.peer_photos // 2]
+    photos = learner.dls.valid_ds.items[: setup.peer_photos // 4]
 
     def work(clock: Clock) -> Done:
         with clock, learner.no_bar(), learner.no_logging():

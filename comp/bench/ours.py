@@ -14,7 +14,8 @@ from comp.bench.floors import wait
 from comp.bench.photos import files, held_labels
 from comp.bench.rows import Clock, Course, Done, Setup, Silent, Work, unheard
 from comp.competition import COMPETITION
-from comp.data.manifest import SPLITS, write_manifest
+from comp.data.manifest import SPLITS, read_manifest, write_manifest
+from comp.data.pixels import open_pixels
 from comp.data.scan import scan
 from comp.data.stage import manifests_of
 from comp.metric import logit_log_loss
@@ -56,19 +57,37 @@ def data(setup: Setup) -> Work:
     return work
 
 
+def decode(setup: Setup) -> Work:
+    """Photos of a manifest into an empty store of pixels."""
+    recipe = recipe_of(setup, "lite0_head")
+    workspace = _shared(setup, recipe)
+    manifests = [read_manifest(workspace.manifest(split)) for split in SPLITS]
+
+    def work(clock: Clock) -> Done:
+        empty = _empty(setup, "decode")
+        with clock:
+            pixels = open_pixels(empty, manifests, geometry_of(recipe, input_for(recipe)), SILENT)
+        return Done(n_photos=len(pixels))
+
+    return work
+
+
 def features(setup: Setup, *, n_batches: int) -> Work:
     """The frozen backbone over one view of photos in the store, in the precision that suits this machine."""
     bench = workbench(setup, recipe_of(setup, "lite0_head"))
     embedder, _ = bench.embedder(bench.network())
     rows = range(min(n_batches * setup.batch, len(bench.pixels)))
 
+    def over(part: Sequence[int]) -> None:
+        for _ in embedder.features(bench.pixels, part, View(name="centre")):
+            pass
+
     def work(clock: Clock) -> Done:
+        over(rows[: setup.batch])
         with clock:
-            for _ in embedder.features(bench.pixels, rows, View(name="centre")):
-                pass
+            over(rows)
         return Done(n_photos=len(rows))
 
-    work(Clock())
     return work
 
 
@@ -153,11 +172,11 @@ def tail(setup: Setup, *, n_steps: int) -> Work:
         fine_tune(network, islice(batches, n), n, training, None, bench.device, unheard)
 
     def work(clock: Clock) -> Done:
+        steps(2)
         with clock:
             steps(n_steps)
         return Done(n_photos=n_steps * setup.batch)
 
-    steps(2)
     return work
 
 
@@ -198,11 +217,11 @@ def prediction(setup: Setup, *, n_batches: int) -> Work:
     blank = LinearHead(weight=torch.zeros(n_features, dtype=torch.float64), bias=torch.zeros(1, dtype=torch.float64)[0], penalty=0.0)
 
     def work(clock: Clock) -> Done:
+        bench.logits(embedder, blank, ids[: setup.batch])
         with clock:
             bench.logits(embedder, blank, ids)
         return Done(n_photos=len(ids) * _n_views(recipe))
 
-    work(Clock())
     return work
 
 

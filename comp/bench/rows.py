@@ -11,7 +11,7 @@ from pathlib import Path
 from comp.progress import Advance, Reporter
 from comp.recipe import Model
 
-# The processes that rows share. What is measured as others write it must not see our allocator settings.
+# The processes that rows share; each peer has one of its own. What is measured as others write it must not see our allocator settings.
 AS_IS, OURS = "as it is", "ours"
 
 
@@ -24,7 +24,7 @@ class Setup:
     size_px: int = 224
     tail: str = "from:blocks.6"  # what trains on cached activations
     batch: int = 32  # photos
-    peer_photos: int = 64  # on which a peer's loop is timed in each round, beside one batch to start it
+    peer_photos: int = 128  # on which a peer's loop is timed in each round, beside one batch to start it
     limit_s: float | None = 120.0  # after which a peer that runs for its score is cut off; None: never
     epochs: int = 2  # of a peer that runs for its score and has no number of its own
 

@@ -107,7 +107,7 @@ def _measured(rows: list[Row], setup: Setup, orders: list[list[str]], reporter: 
 
 
 def _show(rows: list[Row], rounds: list[Round], reporter: Reporter) -> None:
-    columns = ("row", "seconds", "least-most", "core-s", "n", "n/s", "n/core-s")
+    columns = ("row", "seconds", "least-most", "core-s", "n/s", "n/core-s")
     again = [row for row in rows if not row.once]
     if again:
         reporter.table(f"median of {len(rounds)} rounds; n: photos, or views of them", columns, [_line(row, rounds) for row in again])
@@ -129,7 +129,7 @@ def _line(row: Row, rounds: list[Round]) -> tuple[str, ...]:
     wall, core = ([one.spent(kind) for one in measured] for kind in ("wall", "core"))
     rates = [f"{median(1 / one.cost(kind) for one in measured):,.1f}" for kind in ("wall", "core")]
     spread = f"{min(wall):.2f}-{max(wall):.2f}"
-    return (row.name, f"{median(wall):.2f}", spread, f"{median(core):.2f}", f"{measured[0].done.n_photos:,}", *rates)
+    return (row.name, f"{median(wall):.2f}", spread, f"{median(core):.2f}", *rates)
 
 
 def _score(row: Row, rounds: list[Round]) -> tuple[str, ...]:
