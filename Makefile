@@ -26,7 +26,7 @@ predict: .venv/done ## predict the test photos, calibrate, clip
 	$(COMP) predict $(WITH) $(ON)
 calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities
 	$(COMP) calibrate $(WITH) $(ON)
-blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, or features]
+blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
 	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET)) $(ON)
 ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
 	$(COMP) ablate $(RECIPE) $(AGAINST)

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--run", metavar="RUN", help="a folder of runs/, such as a blend's, instead of the recipe's")
         if name == "blend":
             stage.add_argument("runs", nargs="+", metavar="RUN", help="a folder of runs/, a recipe that has one run there, or ensemble")
-            methods = ("simplex", "greedy", "features")
+            methods = ("simplex", "greedy", "equal", "features")
             stage.add_argument("--method", choices=methods, default="simplex", help="weigh logits, or one head on all their features")
             stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="of prediction., such as prediction.clip=0.01")
         if name == "ablate":

@@ -57,6 +57,12 @@ def test_weights_follow_the_runs_when_they_change_places_and_leave_out_a_useless
     assert found[1] > 0.2
 
 
+def test_equal_weights_ask_no_label_and_mix_as_the_mean_does() -> None:
+    logits, labels, folds = three_models()
+    assert WAYS["equal"](logits, labels).tolist() == [0.25] * 4
+    np.testing.assert_allclose(held_out(logits, labels, folds, WAYS["equal"]), logits.mean(1))
+
+
 def test_greedy_selection_never_gets_worse_with_more_runs_to_pick_from_and_nears_the_optimum() -> None:
     logits, labels, _ = three_models()
     losses = [logit_log_loss(labels, logits[:, :m] @ greedy(logits[:, :m], labels)) for m in (1, 2, 3, 4)]

@@ -20,7 +20,7 @@ from comp.predict.members import Members, Mixture, keep, read_members
 from comp.progress import Reporter
 from comp.store import Workspace
 
-Weighing = Literal["simplex", "greedy"]
+Weighing = Literal["simplex", "greedy", "equal"]
 Weigh = Callable[[Floats, Floats], Floats]
 N_PICKS = 30  # of a greedy selection: a weight is a multiple of 1/30 at the finest
 
@@ -55,7 +55,12 @@ def greedy(logits: Floats, labels: Floats) -> Floats:
     return min(stages, key=lambda stage: stage[0])[1]
 
 
-WAYS: dict[Weighing, Weigh] = {"simplex": simplex, "greedy": greedy}
+def equal(logits: Floats, labels: Floats) -> Floats:  # noqa: ARG001  # it asks no label, and is called like those that do
+    """The same weight for each run: nothing is fitted, so that a dozen errors cannot mislead it. For runs that are equally good."""
+    return np.full(logits.shape[1], 1 / logits.shape[1])
+
+
+WAYS: dict[Weighing, Weigh] = {"simplex": simplex, "greedy": greedy, "equal": equal}
 
 
 def held_out(logits: Floats, labels: Floats, folds: ArrayLike, weigh: Weigh) -> Floats:
