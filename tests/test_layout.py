@@ -31,7 +31,6 @@ DOORS = {
     "scipy": "comp/predict/blend.py",
     "sklearn": "comp/train/classical.py",
     "matplotlib": "comp/plots.py",
-    "openvino": "comp/train/openvino.py",
     "fastai": "comp/bench/fastai_learner.py",
 }
 MODULES = sorted(COMP.rglob("*.py"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from comp.bench import decoding, fastai_learner, memory, ours, peers
-from comp.bench.floors import forward, openvino_forward, step
+from comp.bench.floors import forward, step
 from comp.bench.rows import AS_IS, OURS, Row
 from comp.bench.timm_script import ScriptLoop
 from comp.bench.tutorial import TutorialLoop
@@ -28,12 +28,13 @@ _FLOORS = (
     Row("forward-allocator", OURS, "and our allocator settings", partial(forward, n_passes=8)),
     Row("forward-folded", OURS, "and batch norm folded", partial(forward, n_passes=8, folded=True)),
     Row("forward-bf16", OURS, "and in bfloat16", partial(forward, n_passes=8, folded=True, dtype=BF16)),
-    Row("forward-openvino", OURS, "forward, OpenVINO", partial(openvino_forward, n_passes=8), needs="openvino"),
+    Row("forward-packed", OURS, "and activations in their convolutions", partial(forward, n_passes=8, folded=True, fused=True, dtype=BF16)),
     Row("step-tutorial", AS_IS, "training step, as tutorials write it", partial(step, n_steps=1, channels_last=False, fused=False)),
     Row("step-channels-last", AS_IS, "training step, channels-last", partial(step, n_steps=1, fused=False)),
     Row("step-allocator", OURS, "and our allocator settings, AdamW fused", partial(step, n_steps=3)),
     Row("step-frozen", OURS, "and batch norm frozen", partial(step, n_steps=3, norms="frozen")),
     Row("step-folded", OURS, "and batch norm folded", partial(step, n_steps=3, norms="folded")),
+    Row("step-fused", OURS, "and activations in their convolutions", partial(step, n_steps=3, norms="folded", fused_acts=True)),
     Row("step-bf16", OURS, "and in bfloat16 autocast", partial(step, n_steps=2, norms="folded", dtype=BF16)),
     Row("decode-tutorial", AS_IS, "decode, resize, normalise, as tutorials do", decoding.as_tutorials),
     Row("decode-fastest", AS_IS, "decode and resize, fastest known", decoding.fastest),

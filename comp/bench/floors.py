@@ -9,47 +9,43 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from comp.bench.rows import Clock, Done, Setup, Work
 from comp.recipe import Model
-from comp.train import openvino
-from comp.train.backbone import build, input_of
+from comp.train.backbone import build, embed
 from comp.train.device import Device, find_device
 from comp.train.finetune import set_training
 from comp.train.folding import fold_batch_norm
+from comp.train.fusing import fuse, packed
 
 Norms = Literal["training", "frozen", "folded"]
 
 
-def forward(setup: Setup, *, n_passes: int, channels_last: bool = True, folded: bool = False, dtype: torch.dtype = torch.float32) -> Work:
-    """Logits of the batch, `n_passes` times."""
+def forward(
+    setup: Setup,
+    *,
+    n_passes: int,
+    channels_last: bool = True,
+    folded: bool = False,
+    fused: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Work:
+    """Features of the batch, `n_passes` times."""
     device = find_device("cpu")
     network, images = _resident(setup, setup.model, setup.batch, device, channels_last)
     if folded:
         fold_batch_norm(network, images[:1])
     network, images = network.to(dtype), images.to(dtype)
+    if fused:
+        with torch.inference_mode():
+            network = packed(network, images, embed)
 
     def passes(n: int) -> None:
         with torch.inference_mode():
             for _ in range(n):
-                network(images)
+                embed(network, images)
 
     def work(clock: Clock) -> Done:
         passes(1)  # other rows have used the caches and the heap since
         with clock:
             passes(n_passes)
-        return Done(n_photos=n_passes * setup.batch)
-
-    return work
-
-
-def openvino_forward(setup: Setup, *, n_passes: int) -> Work:
-    """Features of the batch, as uint8, `n_passes` times by OpenVINO."""
-    squares = torch.randint(0, 256, (setup.batch, setup.size_px, setup.size_px, 3), dtype=torch.uint8)
-    features = openvino.compiled(build(setup.model, size_px=setup.size_px), input_of(setup.model), setup.size_px)
-
-    def work(clock: Clock) -> Done:
-        features(squares)
-        with clock:
-            for _ in range(n_passes):
-                features(squares)
         return Done(n_photos=n_passes * setup.batch)
 
     return work
@@ -61,7 +57,8 @@ def step(
     n_steps: int,
     channels_last: bool = True,
     norms: Norms = "training",
-    fused: bool = True,
+    fused: bool = True,  # AdamW
+    fused_acts: bool = False,
     dtype: torch.dtype | None = None,  # of autocast; None: what we train in on this device
     model: Model | None = None,
     batch: int | None = None,
@@ -72,6 +69,8 @@ def step(
     network, images = _resident(setup, model or setup.model, size, where, channels_last)
     if norms == "folded":
         fold_batch_norm(network, images[:1])
+    if fused_acts:
+        fuse(network, images[:1])
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     network.train()

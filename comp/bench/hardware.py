@@ -12,7 +12,7 @@ from comp.store import code_commit
 from comp.train.device import n_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")  # that decide how fast a network runs on a CPU
-LIBRARIES = ("torch", "torchvision", "timm", "fastai", "openvino", "albumentations", "numpy", "pillow", "kaggle")
+LIBRARIES = ("torch", "torchvision", "timm", "fastai", "albumentations", "numpy", "pillow", "kaggle")
 SETTINGS = ("OMP_", "MKL_", "KMP_", "GOMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD", "TORCH", "ONEDNN")  # of the environment, that matter
 
 

@@ -61,12 +61,12 @@ def decode(setup: Setup) -> Work:
     """Photos of a manifest into an empty store of pixels."""
     recipe = recipe_of(setup, "lite0_head")
     workspace = _shared(setup, recipe)
-    manifests = [read_manifest(workspace.manifest(split)) for split in SPLITS]
+    manifests, geometry = [read_manifest(workspace.manifest(split)) for split in SPLITS], geometry_of(recipe, input_for(recipe))
 
     def work(clock: Clock) -> Done:
         empty = _empty(setup, "decode")
         with clock:
-            pixels = open_pixels(empty, manifests, geometry_of(recipe, input_for(recipe)), SILENT)
+            pixels = open_pixels(empty, manifests, geometry, SILENT)
         return Done(n_photos=len(pixels))
 
     return work

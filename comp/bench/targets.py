@@ -132,7 +132,7 @@ TARGETS = (
     Target("decoding into the store / fastest decode and resize", _to_floor(DECODINGS, "decode"), at_least=0.8),
     Target("the same with manifest, groups and folds", _to_floor(DECODINGS, "data")),
     Target("head recipe / (decode floor + forward floor a view)", _head_to_floor, at_most=1.15),
-    Target("the same, with OpenVINO's forward pass", partial(_head_to_floor, forwards=("forward-openvino",))),
+    Target("the same, with activations in their convolutions", partial(_head_to_floor, forwards=("forward-packed",))),
     Target("tutorial, 5 folds x 2 epochs (extrapolated) / head recipe", partial(_tutorial_to_head, n_epochs=2), at_least=25),
     Target("tutorial, 5 folds x 5 epochs (extrapolated) / head recipe", partial(_tutorial_to_head, n_epochs=5), at_least=50),
     Target("head recipe again, seconds", _seconds("head-again"), at_most=5),

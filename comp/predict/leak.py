@@ -27,7 +27,7 @@ def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter:
     if not alike.any():
         reporter.say(f"leak: none, there are no near-duplicates among {len(alike):,} training photos")
         return Gain(mean=0.0, low=0.0, high=0.0)
-    embedder, _ = bench.embedder(bench.backbone(), many=True)
+    embedder, _ = bench.embedder(bench.backbone())
     features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
     # One penalty for both: chosen anew it changes with every dealing of the inner folds, and by more than the leak.
     penalty = solved_head(features, bench.photos.assign(fold=0), 1, training, recipe.seed).penalty

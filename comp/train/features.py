@@ -1,9 +1,10 @@
 """Pooled features of a frozen backbone: computed once for each photo and view, kept, shared by folds and runs."""
 
+import copy
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +18,20 @@ from comp.data.stores import MAX_BYTES
 from comp.errors import DataError, StaleError
 from comp.progress import Advance, Reporter
 from comp.store import fingerprint
-from comp.train import openvino
 from comp.train.activations import Boundary, given_to
 from comp.train.backbone import Input, embed
 from comp.train.device import Device, has_fast_bf16
 from comp.train.folding import fold_batch_norm
+from comp.train.fusing import packed
 from comp.train.kept import SHARD_BYTES, SHARD_PHOTOS, Rows, Store
-from comp.train.views import Seen, View, as_images, as_seen
+from comp.train.views import Seen, View, as_images
 
 BATCH = 32  # photos a forward pass on a CPU; more only makes the cache miss
 BATCH_GPU = 256
 # Largest relative error of features in bfloat16 that is let pass. Lite0's move by 4 to 7 %, which is rounding without a direction: on 2,002
 # photos its out-of-fold log loss went from .0401 to .0398, and that of the 400 from .0331 to .0327.
 BF16_TOLERANCE = 0.10
+_CENTRE = View(name="centre")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,6 @@ class Embedder:
     key: str  # changes with the network's weights, the size, the colours' normalisation, the precision and the boundary
     shape: tuple[int, ...]  # of what it makes of one photo
     boundary: Boundary | None = None  # where it ends; None: at the head
-    compiled: Callable[[Tensor], Tensor] | None = None  # OpenVINO's, of uint8 squares [b, s, s, 3], in the place of `network`
 
     @property
     def makes(self) -> str:
@@ -64,74 +65,50 @@ class Embedder:
 
     def embed(self, square: Tensor, view: Seen) -> Tensor:
         """Features, or activations, [b, *shape] of uint8 `square [b, s, s, 3]`."""
-        if self.compiled is not None:
-            return self.compiled(as_seen(square, view, self.size_px, self.shown).permute(0, 2, 3, 1))
         images = as_images(square.to(self.device.where, non_blocking=True), view, self.size_px, self.shown, self.dtype)
-        return embed(self.network, images) if self.boundary is None else given_to(self.network, self.boundary.module, images)
+        return self.of_images(self.network, images)
+
+    def of_images(self, network: nn.Module, images: Tensor) -> Tensor:
+        """What `network` makes of `images [b, 3, s, s]`, as its own precision wants them."""
+        return embed(network, images) if self.boundary is None else given_to(network, self.boundary.module, images)
 
 
 def make_embedder(
-    network: nn.Module,
-    shown: Input,
-    size_px: int,
-    device: Device,
-    example: Tensor,
-    boundary: Boundary | None = None,
-    *,
-    many: bool = False,
+    network: nn.Module, shown: Input, size_px: int, device: Device, example: Tensor, boundary: Boundary | None = None
 ) -> tuple[Embedder, str]:
     """The embedder and one line that says in what precision it works and why. `example` uint8 [n, s, s, 3] decides.
 
-    `many` photos make it worth compiling by OpenVINO, where that is installed and takes the network. The key comes from the weights as they
-    were before anything was folded.
+    The key comes from the weights as they were before anything was folded.
     """
-    key, view = weights_key(network), View(name="centre")
+    key = weights_key(network)
     network = network.to(device.where).to(memory_format=torch.channels_last)
     embedder = Embedder(
         network=network, shown=shown, size_px=size_px, device=device, dtype=torch.float32, key=key, shape=(), boundary=boundary
     )
     with torch.inference_mode():
-        reference = embedder.embed(example, view)
-    refused = ""
-    if many and boundary is None and device.where.type == "cpu" and openvino.is_here():
-        found, why = _compiled(embedder, example, view, reference)
-        if found is not None:
-            return found, why
-        refused = f"; {why}"
-    fold_batch_norm(network, as_images(example.to(device.where)[:1], view, size_px, shown, torch.float32))
-    dtype, why = torch.float32, "float32: this device has no fast bfloat16"
+        reference = embedder.embed(example, _CENTRE)
+    fold_batch_norm(network, as_images(example.to(device.where)[:1], _CENTRE, size_px, shown, torch.float32))
+    chosen, why = None, "float32: this device has no fast bfloat16"
     if device.is_cuda or has_fast_bf16():
-        dtype, why = _trial(embedder, example, view, reference)
-    network.to(dtype)
-    key = fingerprint(key, size_px, str(dtype), shown, *([boundary.module] if boundary else []))
-    return replace(embedder, dtype=dtype, key=key, shape=tuple(reference.shape[1:])), why + refused
+        tried = _ready(replace(embedder, network=copy.deepcopy(network)), torch.bfloat16, example)
+        with torch.inference_mode():
+            moved = float((tried.embed(example, _CENTRE).float() - reference).norm() / reference.norm())
+        chosen = tried if moved <= BF16_TOLERANCE else None
+        move = f"move by {moved:.2%} on {len(example)} photos"
+        why = f"bfloat16: {embedder.makes} {move}" if chosen else f"float32: in bfloat16 {embedder.makes} would {move}"
+    chosen = chosen or _ready(embedder, torch.float32, example)
+    key = fingerprint(key, size_px, str(chosen.dtype), shown, *([boundary.module] if boundary else []))
+    return replace(chosen, key=key, shape=tuple(reference.shape[1:])), why
 
 
-def _compiled(embedder: Embedder, example: Tensor, view: View, reference: Tensor) -> tuple[Embedder | None, str]:
-    """The embedder that OpenVINO makes of the network, if it makes nearly the same of `example`."""
-    try:
-        compiled = openvino.compiled(embedder.network, embedder.shown, embedder.size_px)
-    except RuntimeError as error:
-        return None, f"OpenVINO cannot take it: {str(error).splitlines()[0]}"
-    key = fingerprint(embedder.key, embedder.size_px, "openvino", embedder.shown)
-    found = replace(embedder, compiled=compiled, key=key, shape=tuple(reference.shape[1:]))
-    moved = float((found.embed(example, view) - reference).norm() / reference.norm())
-    if moved <= BF16_TOLERANCE:
-        return found, f"OpenVINO: {embedder.makes} move by {moved:.2%} on {len(example)} photos"
-    return None, f"with OpenVINO {embedder.makes} would move by {moved:.2%}"
-
-
-def _trial(embedder: Embedder, example: Tensor, view: View, reference: Tensor) -> tuple[torch.dtype, str]:
-    """bfloat16 if what is made hardly moves, measured on `example`; the network comes back in float32."""
-    network = embedder.network
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    network.to(torch.bfloat16)
-    with torch.inference_mode():
-        error = float((replace(embedder, dtype=torch.bfloat16).embed(example, view).float() - reference).norm() / reference.norm())
-    network.to(torch.float32).load_state_dict(state)
-    if error <= BF16_TOLERANCE:
-        return torch.bfloat16, f"bfloat16: {embedder.makes} move by {error:.2%} on {len(example)} photos"
-    return torch.float32, f"float32: in bfloat16 {embedder.makes} would move by {error:.2%} on {len(example)} photos"
+def _ready(embedder: Embedder, dtype: torch.dtype, example: Tensor) -> Embedder:
+    """With its network in `dtype`, and on a CPU with its convolutions packed."""
+    network = embedder.network.to(dtype)
+    if embedder.device.where.type == "cpu":
+        images = as_images(example, _CENTRE, embedder.size_px, embedder.shown, dtype)
+        with torch.inference_mode():
+            network = packed(network, images, embedder.of_images, keep=embedder.boundary.module if embedder.boundary else None)
+    return replace(embedder, network=network, dtype=dtype)
 
 
 def weights_key(network: Any) -> str:

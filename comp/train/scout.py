@@ -96,7 +96,7 @@ def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: Clock) -> 
         network = build(recipe.model, size_px=recipe.pixels.size_px)
         n_parameters = sum(parameter.numel() for parameter in network.parameters())
         bench = open_workbench(open_run(workspace, recipe), device, clock, with_test=False)
-        embedder, _ = bench.embedder(network, many=True)
+        embedder, _ = bench.embedder(network)
         photo_s = _seconds_a_photo(bench, embedder, clock)
         features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
         losses = _losses(features, bench.photos, clock)

@@ -37,6 +37,7 @@ from comp.train.device import Device
 from comp.train.features import Embedder, announce, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
 from comp.train.freezing import freeze
+from comp.train.fusing import fuse
 from comp.train.head import LinearHead, fit_head
 from comp.train.heads import FeatureHead, finished, make_layers, start_from
 from comp.train.kept import Rows
@@ -190,14 +191,14 @@ def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTu
 
 def head_start(bench: Workbench, network: torch.nn.Module) -> NDArray[np.float32]:
     """Features [n, d] of the photos, from which the heads are solved that fine-tuning begins with. `network` is used up."""
-    embedder, why = bench.embedder(network, many=True)
+    embedder, why = bench.embedder(network)
     bench.reporter.say(f"head start in {why}")
     return bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
 
 
 def begin_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> tuple[torch.nn.Module, DataLoader[Batch]]:
     """The network as fine-tuning of `fold` begins it, frozen as `training` says, and all its batches."""
-    network = _begun(bench, fold, head)
+    network = _fused(bench, _begun(bench, fold, head))
     return network, _begin_phase(bench, fold, network, training, derive_seed(bench.recipe.seed, "fine-tune", fold, 0))
 
 
@@ -205,6 +206,13 @@ def _begun(bench: Workbench, fold: int, head: LinearHead | None) -> torch.nn.Mod
     network = bench.network(derive_seed(bench.recipe.seed, "head", fold))
     if head is not None:
         start_from(network.get_classifier(), head)  # type: ignore[operator]  # timm's, which has no types
+    return network
+
+
+def _fused(bench: Workbench, network: torch.nn.Module) -> torch.nn.Module:
+    """`network`, on a CPU with activations in the convolutions before them, as far as norms between them are folded."""
+    if bench.device.where.type == "cpu" and not bench.fine_tune.compile:
+        fuse(network, torch.rand(1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0)))
     return network
 
 
@@ -222,7 +230,7 @@ def _freeze(bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTu
 
 
 def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:
-    network = _begun(bench, fold, head)
+    network = _fused(bench, _begun(bench, fold, head))
     batches_of = partial(_begin_phase, bench, fold, network)
     _train_phases(bench, fold, network, training, bench.shown_for(fold), batches_of)
     save_network(bench.run.checkpoint(fold), network)

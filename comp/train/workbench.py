@@ -96,18 +96,16 @@ class Workbench:
         mean, std = measured(self.pixels, [int(row) for row in self.pixels.rows(list(learns))])
         return replace(self.shown, mean=mean, std=std)
 
-    def embedder(
-        self, network: nn.Module, shown: Input | None = None, boundary: Boundary | None = None, *, many: bool = False
-    ) -> tuple[Embedder, str]:
+    def embedder(self, network: nn.Module, shown: Input | None = None, boundary: Boundary | None = None) -> tuple[Embedder, str]:
         """`network` up to its head, or to `boundary`, made ready for inference and used up by it, and a line about its precision."""
         n_examples = min(N_EXAMPLES, len(self.pixels))
         example = torch.from_numpy(View(name="centre").squares(self.pixels, range(n_examples), self.size_px))
-        return make_embedder(network, shown or self.shown, self.size_px, self.device, example, boundary, many=many)
+        return make_embedder(network, shown or self.shown, self.size_px, self.device, example, boundary)
 
     def frozen(self, network: nn.Module) -> tuple[Embedder, str]:
         """The part of `network`, the backbone, that all folds of a run on kept features or activations share; used up."""
         if self.recipe.on_features:
-            return self.embedder(network, many=True)
+            return self.embedder(network)
         trained = self.network()
         freeze_phases(trained, self.fine_tune)
         return self.embedder(network, boundary=find_boundary(trained, self.size_px))

@@ -1,0 +1,157 @@
+"""Convolutions on a CPU that apply the activation after them while their output is still in the cache.
+
+The operations are oneDNN's, those that torch's own compiler emits for CPUs; put in the place of modules they need no compiling. Where
+memory is the limit, as in convolutions of a few channels, this is worth more than any arithmetic. Measured with EfficientNet-Lite0, batch
+norms folded, 32 photos of 224 px, two cores of an Intel Xeon (Sapphire Rapids): 390 photos a second in bfloat16 instead of 270, 170
+in float32 instead of 150, and in a training step 37 instead of 33.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comp.train.backbone import embed, first_padding
+from comp.train.folding import put, watch
+
+_FLOAT_TOLERANCE, _BF16_TOLERANCE = 1e-4, 0.02  # relative to what the network made before: rounding in another order
+Pad = Callable[[Tensor], Tensor]
+_TRIED = 4  # photos on which that is tried
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """An activation as oneDNN calls it."""
+
+    name: str = "none"
+    numbers: tuple[float, ...] = ()
+    algorithm: str = ""
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.name, list(self.numbers), self.algorithm
+
+
+_ACTS: dict[type[nn.Module], Callable[[Any], Act]] = {
+    nn.ReLU: lambda _: Act("relu"),
+    nn.ReLU6: lambda _: Act("hardtanh", (0.0, 6.0)),
+    nn.SiLU: lambda _: Act("swish"),
+    nn.Hardswish: lambda _: Act("hardswish"),
+    nn.GELU: lambda act: Act("gelu", (), act.approximate),
+}
+_BOUNDS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}  # of activations whose gradient can be told from their output, 1 between these
+
+
+def is_here() -> bool:
+    """Whether torch has these operations on this machine."""
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def packed(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor], Tensor], keep: str | None = None) -> nn.Module:
+    """A copy of `network` for inference: activations in their convolutions, and weights laid out as oneDNN wants them.
+
+    `example [n, 3, s, s]` is in the precision and of the size that `run` will be given. The module called `keep` stays as it is. Comes back
+    as it was where oneDNN is not here, or would make something else of the example.
+    """
+    if not is_here():
+        return network
+    changed, some = copy.deepcopy(network), example[:_TRIED]
+    seen = watch(changed, lambda: run(changed, some), tuple(_ACTS))
+    for name, shape in seen.shapes.items():
+        conv: Any = changed.get_submodule(name)
+        follower = seen.pairs.get(name)
+        act = _act_of(changed, follower) if follower not in (None, keep) else None
+        pad = first_padding(conv)
+        if pad:
+            put(changed, name, _Packed(conv, pad, act or Act(), (len(example), *shape[1:])))
+            if follower and act:
+                put(changed, follower, nn.Identity())
+    return changed if _same(run(changed, some), run(network, some)) else network
+
+
+@torch.no_grad()
+def fuse(network: nn.Module, example: Tensor) -> int:
+    """How many activations of `network`, changed in place, went into the convolution before them; it can be trained as before.
+
+    Parameters and their names stay what they are. Those activations alone are taken whose gradient their output tells, which is then all
+    that is kept of them. 0 where oneDNN is not here, or would make something else of `example [n, 3, s, s]`, on the CPU.
+    """
+    if not is_here():
+        return 0
+    before, changed = embed(network, example), dict[str, nn.Module]()
+    for name, follower in watch(network, lambda: embed(network, example), tuple(_BOUNDS)).pairs.items():
+        conv: Any = network.get_submodule(name)
+        act, pad, bounds = _act_of(network, follower), first_padding(conv), _BOUNDS.get(type(network.get_submodule(follower)))
+        if pad and act and bounds:
+            changed |= {name: conv, follower: network.get_submodule(follower)}
+            put(network, name, _Fused(conv, pad, act, bounds))
+            put(network, follower, nn.Identity())
+    if not _same(embed(network, example), before):
+        for name, module in changed.items():
+            put(network, name, module)
+        return 0
+    return len(changed) // 2
+
+
+def _act_of(network: nn.Module, name: str) -> Act | None:
+    """None: a class of somebody's own, which may do something else."""
+    module = network.get_submodule(name)
+    return _ACTS[type(module)](module) if type(module) in _ACTS else None
+
+
+def _same(made: Tensor, expected: Tensor) -> bool:
+    tolerance = _BF16_TOLERANCE if made.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
+    return bool((made.float() - expected.float()).norm() <= tolerance * expected.float().norm())
+
+
+class _Packed(nn.Module):
+    """A convolution and its activation for inference."""
+
+    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Act, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._place, self._pad, self._act = _place(conv), pad, act.arguments()
+        padded = list(pad(torch.empty(shape, device="meta")).shape)
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self._place, padded)
+        self._bias = conv.bias.detach() if conv.bias is not None else None
+
+    def forward(self, given: Tensor) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(self._pad(given), self._weight, self._bias, *self._place, *self._act)
+        return made
+
+
+class _Fused(nn.Conv2d):
+    """A convolution and its activation for training; its parameters are those of `conv`."""
+
+    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Act, bounds: tuple[float, float]) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, 1, groups=conv.groups, bias=conv.bias is not None, device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+        self._place, self._pad, self._act, self._bounds = _place(conv), pad, act.arguments(), bounds
+
+    def forward(self, given: Tensor) -> Tensor:
+        made: Tensor = _ConvAct.apply(self._pad(given), self.weight, self.bias, self._place, self._act, self._bounds)
+        return made
+
+
+def _place(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+
+
+class _ConvAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None, place: Any, act: Any, bounds: tuple[float, float]) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(given, weight, bias, *place, *act)
+        ctx.save_for_backward(given, weight, made)
+        ctx.place, ctx.bounds, ctx.biases = place, bounds, [len(bias)] if bias is not None else None
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        given, weight, made = ctx.saved_tensors
+        padding, stride, dilation, groups = ctx.place
+        gradient = torch.ops.aten.hardtanh_backward(gradients[0], made, *ctx.bounds)
+        where = (ctx.biases, stride, padding, dilation, False, [0, 0], groups)
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.biases is not None and ctx.needs_input_grad[2]]
+        return (*torch.ops.aten.convolution_backward(gradient, given, weight, *where, wanted), None, None, None)

@@ -1,0 +1,148 @@
+"""Activations in the convolutions before them: the same features, losses, gradients and names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from comp.recipe import Model
+from comp.train import fusing
+from comp.train.backbone import build, embed
+from comp.train.folding import fold_batch_norm
+from comp.train.fusing import fuse, packed
+
+IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+RELU6, RELU, HARDSWISH, GELU, SILU = (
+    "tf_efficientnet_lite0",  # padded as TensorFlow pads
+    "resnet10t",
+    "mobilenetv3_small_050",
+    "convnext_atto",
+    "efficientnet_b0",
+)
+
+
+def folded(backbone: str) -> nn.Module:
+    network = build(Model(backbone=backbone, weights="random"), size_px=64).to(memory_format=torch.channels_last)
+    random = torch.Generator().manual_seed(1)
+    nn.init.normal_(network.get_classifier().weight, std=0.1, generator=random)  # type: ignore[operator]
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias, std=0.3, generator=random)  # fresh norms would fold to biases of 0
+    with torch.no_grad():
+        fold_batch_norm(network, IMAGES[:1])
+    return network.requires_grad_()
+
+
+def n_idle(network: nn.Module) -> int:
+    return sum(type(module) is nn.Identity for module in network.modules())
+
+
+@pytest.fixture(autouse=True)
+def needs_onednn() -> None:
+    if not fusing.is_here():
+        pytest.skip("torch has no oneDNN on this machine")
+
+
+@pytest.mark.parametrize("backbone", [RELU6, RELU, HARDSWISH, SILU])
+def test_packing_leaves_the_features_of_any_number_of_photos_as_they_were_and_takes_activations_over(backbone: str) -> None:
+    network = folded(backbone)
+    with torch.inference_mode():
+        made = packed(network, IMAGES, embed)
+        assert n_idle(made) > n_idle(network)
+        for n_photos in (4, 1):
+            torch.testing.assert_close(embed(made, IMAGES[:n_photos]), embed(network, IMAGES[:n_photos]), rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_convolutions_without_an_activation_are_packed_as_well() -> None:
+    network = folded(GELU)
+    made = packed(network, IMAGES, embed)
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) > 4
+    assert not any(isinstance(module, nn.Conv2d) for module in made.modules())
+    torch.testing.assert_close(embed(made, IMAGES), embed(network, IMAGES), rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_in_bfloat16_packed_features_are_as_near_to_those_of_float32() -> None:
+    exact, half = folded(RELU), folded(RELU).bfloat16()
+    expected, rough, fine = embed(exact, IMAGES), *(embed(one, IMAGES.bfloat16()) for one in (half, packed(half, IMAGES.bfloat16(), embed)))
+    off_rough, off_fine = (float((made.float() - expected).norm() / expected.norm()) for made in (rough, fine))
+    assert 0 < off_fine <= 1.2 * off_rough
+
+
+@pytest.mark.parametrize("backbone", [RELU6, RELU])
+def test_a_fused_network_trains_as_before(backbone: str) -> None:
+    def gradients(network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        images = IMAGES.clone().requires_grad_()
+        loss = network(images).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), {"images": images.grad, **{name: parameter.grad for name, parameter in network.named_parameters()}}  # type: ignore[dict-item]
+
+    plain, fused = folded(backbone), folded(backbone)
+    before = dict(fused.named_parameters())
+    assert fuse(fused, IMAGES[:1]) > 5
+    assert {name: id(parameter) for name, parameter in fused.named_parameters()} == {name: id(one) for name, one in before.items()}
+    loss, expected = gradients(plain)
+    fused_loss, made = gradients(fused)
+    assert float(fused_loss) == pytest.approx(float(loss), rel=1e-4)
+    for name, gradient in expected.items():
+        assert float((made[name] - gradient).norm()) <= 1e-3 * float(gradient.norm()) + 1e-7, name
+    plain.load_state_dict(fused.state_dict())
+
+
+def test_frozen_parts_of_a_fused_network_get_no_gradient() -> None:
+    network = folded(RELU)
+    fuse(network, IMAGES[:1])
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(("layer4", "fc")))
+    network(IMAGES).sum().backward()
+    assert {name for name, parameter in network.named_parameters() if parameter.grad is not None} == {
+        name for name, _ in network.named_parameters() if name.startswith(("layer4", "fc"))
+    }
+
+
+class Around(nn.Module):
+    """Uses what its convolution makes a second time, past the activation."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 3), act or nn.ReLU(), nn.Linear(4, 1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        made: Tensor = self.conv(images)
+        return self.act(made) - made if type(self.act) is nn.ReLU else self.act(made)
+
+    def forward_head(self, made: Tensor, pre_logits: bool = False) -> Tensor:
+        return made.mean((2, 3))
+
+
+class Doubled(nn.ReLU):
+    def forward(self, given: Tensor) -> Tensor:
+        return 2 * super().forward(given)
+
+
+@pytest.mark.parametrize("change", [lambda network: packed(network, IMAGES, embed), lambda network: fuse(network, IMAGES[:1]) and network])
+@pytest.mark.parametrize("network", [Around(), Around(Doubled())], ids=["used twice", "own activation"])
+@torch.no_grad()
+def test_what_cannot_be_fused_stays_what_it_was(network: Any, change: Callable[[nn.Module], nn.Module]) -> None:
+    expected = embed(network, IMAGES)
+    made = change(network) or network
+    assert type(made.act) is type(network.act) is not nn.Identity
+    assert type(network.conv) is nn.Conv2d
+    torch.testing.assert_close(embed(made, IMAGES), expected)
+
+
+@torch.inference_mode()
+def test_an_activation_that_something_else_waits_at_stays() -> None:
+    network = folded(RELU)
+    assert type(packed(network, IMAGES, embed).get_submodule("layer1.0.act1")) is nn.Identity
+    assert type(packed(network, IMAGES, embed, keep="layer1.0.act1").get_submodule("layer1.0.act1")) is nn.ReLU
+
+
+@torch.inference_mode()
+def test_without_onednn_a_network_stays_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusing, "is_here", lambda: False)
+    network = folded(RELU)
+    assert packed(network, IMAGES, embed) is network
+    assert fuse(network, IMAGES[:1]) == 0
