@@ -6,6 +6,7 @@ COMP := .venv/bin/python -m comp
 WITH := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(SET),--set $(SET))
 OF := $(if $(RUN),--run $(RUN))
 ON := $(if $(DEVICE),--device $(DEVICE))
+AT := $(if $(IN),--home $(IN))
 REAL := $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(SOLUTION),--solution $(SOLUTION))
 
 help: ## this list
@@ -20,18 +21,18 @@ help: ## this list
 
 data: .venv/done ## download, check, unpack; manifest, folds, pixels
 	$(COMP) data $(WITH)
-train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10"
-	$(COMP) train $(WITH) $(ON)
+train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [IN=.rehearsal/drawn]
+	$(COMP) train $(WITH) $(ON) $(AT)
 predict: .venv/done ## predict the test photos, calibrate, clip
-	$(COMP) predict $(WITH) $(ON)
+	$(COMP) predict $(WITH) $(ON) $(AT)
 calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities
-	$(COMP) calibrate $(WITH) $(ON)
+	$(COMP) calibrate $(WITH) $(ON) $(AT)
 blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
-	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET)) $(ON)
+	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET)) $(ON) $(AT)
 ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
-	$(COMP) ablate $(RECIPE) $(AGAINST)
+	$(COMP) ablate $(RECIPE) $(AGAINST) $(AT)
 forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-...
-	$(COMP) forecast $(WITH) $(OF)
+	$(COMP) forecast $(WITH) $(OF) $(AT)
 submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
 	$(COMP) submit $(WITH) $(OF) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
@@ -41,14 +42,14 @@ leaderboard: .venv/done ## own best, rank and neighbours, now and on the archive
 doctor: .venv/done ## what a run needs, line by line: fine, or what to do
 	@$(COMP) doctor
 scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
-	$(COMP) scout $(ON) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
+	$(COMP) scout $(ON) $(AT) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
 lr: .venv/done ## find a learning rate: make lr RECIPE=lite0_finetune
-	$(COMP) lr $(WITH) $(ON)
+	$(COMP) lr $(WITH) $(ON) $(AT)
 audit: .venv/done ## labels that are in doubt: make audit [RUNS="a b"]; runs/audit.csv, runs/audit.html
-	$(COMP) audit $(RUNS) $(ON)
+	$(COMP) audit $(RUNS) $(ON) $(AT)
 judge: .venv/done ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
-	$(COMP) judge $(or $(VERDICTS),all) $(WITH) $(ON)
+	$(COMP) judge $(or $(VERDICTS),all) $(WITH) $(ON) $(AT)
 recipes: .venv/done ## list the recipes
 	@$(COMP) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
