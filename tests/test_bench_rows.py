@@ -16,7 +16,7 @@ from heard import Heard
 from comp.__main__ import main
 from comp.bench import child, floors, memory, ours, peers, stage
 from comp.bench.catalogue import PEERS, ROWS, chosen, left_out, row_named
-from comp.bench.child import Child, RowFailedError, _answer, serve
+from comp.bench.child import Child, Children, RowFailedError, _answer, serve
 from comp.bench.photos import held_labels, lay_out
 from comp.bench.rows import Clock, Course, Done, Look, Measured, Row, Setup, Work
 from comp.bench.targets import TARGETS, Round, time_to
@@ -264,6 +264,9 @@ class _Here:
             raise RowFailedError("Traceback\nValueError: broken")
         return _answer("measure", row, self._works, self._setup)[1]
 
+    def is_alive(self) -> bool:
+        return True
+
     def __enter__(self) -> "_Here":
         return self
 
@@ -329,6 +332,38 @@ def test_what_goes_wrong_in_a_process_comes_back_and_the_process_lives_on(setup:
         process._process.kill()
         with pytest.raises(RowFailedError, match="ended with status -9"):
             process.measure("step-frozen")
+
+
+class _Dies(_Here):
+    """A process that ends at the row data, and answers nothing from then on."""
+
+    n_begun = 0
+
+    def __init__(self, process: str, setup: Setup) -> None:
+        super().__init__(process, setup)
+        type(self).n_begun += 1
+        self._alive = True
+
+    def measure(self, row: str) -> Any:
+        self._alive = self._alive and row != "data"
+        if not self._alive:
+            raise RowFailedError("its process ended with status -9: is there memory enough?")
+        return super().measure(row)
+
+    def is_alive(self) -> bool:
+        return self._alive
+
+
+def test_a_row_whose_process_ends_takes_no_other_row_with_it(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "Child", _Dies)
+    heard = Heard()
+    with Children(dict.fromkeys(["data", "step-frozen"], "ours"), setup, heard) as children:
+        assert children.measure("data") is None
+        assert children.measure("step-frozen") is not None
+        assert children.measure("data") is None
+    assert _Dies.n_begun == 2
+    assert list(children.failed) == ["data"]
+    assert str(heard).count("is there memory enough?") == 1
 
 
 def test_a_bench_of_which_nothing_could_be_measured_says_why(

@@ -40,6 +40,9 @@ class Child:
         assert isinstance(answer, Measured)
         return answer
 
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
     def _ask(self, what: str, row: str) -> object:
         try:
             self._connection.send((what, row))
@@ -87,6 +90,8 @@ class Children:
         try:
             return what(self._children[process], row)
         except RowFailedError as error:
+            if not self._children[process].is_alive():
+                del self._children[process]  # the next row of its kind gets a new one
             self.failed[row] = str(error)
             self._reporter.warn(f"row {row} failed and is left out: {self.failed[row].splitlines()[-1]}")
             return None
