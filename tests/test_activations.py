@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from comp.train.freezing import freeze, freeze_phases
 from comp.train.heads import finished
 from comp.train.kept import Store
 from comp.train.stage import train
-from comp.train.views import normalise
+from comp.train.views import View, as_images, normalise
 from comp.train.workbench import load_network, open_workbench
 
 CPU = find_device("cpu")
@@ -104,7 +105,7 @@ def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_o
     for cached in (False, True):
         network = ready("mobilenetv3_small_050", "last:2", size_px)
         if fold_norms:
-            assert fold_batch_norm(network, torch.zeros(1, 3, size_px, size_px)) > 20
+            assert fold_batch_norm(network, partial(network, torch.zeros(1, 3, size_px, size_px))) > 20
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -125,6 +126,24 @@ def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_o
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
     assert losses[0][0] != losses[0][-1]
     torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
+
+
+def test_a_norm_at_which_the_trained_part_begins_is_not_folded_into_what_is_kept() -> None:
+    torch.manual_seed(0)
+    network = build(Model(backbone="mobilenetv3_small_050", weights="random"), size_px=32)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.bias, -1, 1)
+    freeze(network, "from:blocks.5.0.bn1")
+    boundary = find_boundary(network, 32)
+    assert boundary.module == "blocks.5.0.bn1"
+    example = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    shown = input_of(TAIL.model)
+    expected = given_to(network, boundary.module, as_images(example, View(name="centre"), 32, shown, torch.float32)).detach()
+    embedder, _ = features.make_embedder(network, shown, 32, CPU, example, boundary)
+    made = embedder.embed(example, View(name="centre")).float()
+    assert float((made - expected).norm() / expected.norm()) < features.BF16_TOLERANCE
 
 
 def test_frozen_layers_are_left_in_evaluation_mode_so_that_both_paths_see_the_same() -> None:

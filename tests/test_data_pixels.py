@@ -91,24 +91,6 @@ def test_a_canvas_is_a_read_only_view_of_the_file(workspace: Workspace) -> None:
     assert one[0, 0, 0] == again[0, 0, 0] != canvas_of(some(3)["cat.1"], SQUASH)[0, 0, 0]
 
 
-def test_a_stack_holds_the_rows_that_were_asked_for_in_their_order(workspace: Workspace) -> None:
-    photos = some(6)
-    pixels = open_pixels(workspace, [write(workspace, photos)], SQUASH, Heard())
-    ids = ["cat.4", "cat.0", "cat.4"]
-    stack = pixels.stack(pixels.rows(ids))
-    assert np.array_equal(stack, np.stack([canvas_of(photos[id], SQUASH) for id in ids]))
-    out = np.zeros_like(stack)
-    assert pixels.stack(pixels.rows(ids), out) is out
-    assert np.array_equal(out, stack)
-    assert pixels.stack([]).shape == (0, 24, 24, 3)
-
-
-def test_canvases_of_different_sizes_are_not_stacked(workspace: Workspace) -> None:
-    pixels = open_pixels(workspace, [write(workspace, some(2))], SHORTER, Heard())
-    with pytest.raises(ValueError, match="one by one"):
-        pixels.stack([0, 1])
-
-
 def test_a_photo_that_cannot_be_decoded_has_no_pixels_and_asking_for_it_is_an_error(workspace: Workspace) -> None:
     photos = some(2) | {"cat.7": b"", "cat.8": jpeg(8)[:300]}
     pixels = open_pixels(workspace, [write(workspace, photos)], SQUASH, Heard())
@@ -125,7 +107,7 @@ def test_the_second_run_decodes_nothing_and_says_nothing(workspace: Workspace, m
     heard = Heard()
     second = open_pixels(workspace, [manifest], SQUASH, heard)
     assert str(heard) == ""
-    assert second.fingerprint == first.fingerprint
+    assert second.store == first.store
     assert {path: path.stat().st_mtime_ns for path in workspace.pixels.rglob("*")} == before
 
 
@@ -140,7 +122,6 @@ def test_photos_that_come_later_only_add(workspace: Workspace) -> None:
     assert "of 3 photos" in str(heard)
     assert after["pixels.bin"][: 3 * RAW_BYTES] == before["pixels.bin"]
     assert {name: after[name] for name in before if name != "pixels.bin"} == {name: before[name] for name in before if name != "pixels.bin"}
-    assert both.fingerprint != first.fingerprint
     for id in first.ids:
         assert np.array_equal(both.canvas(both.rows([id])[0]), first.canvas(first.rows([id])[0]))
     subset = open_pixels(workspace, [one.iloc[:2]], SQUASH, Heard())
@@ -156,17 +137,12 @@ def test_equal_photos_are_stored_once_and_have_a_row_each(workspace: Workspace) 
     assert np.array_equal(pixels.canvas(0), pixels.canvas(2))
 
 
-def test_the_fingerprint_tells_photos_geometry_and_their_order(workspace: Workspace) -> None:
+def test_the_stores_name_tells_what_decides_the_bytes_and_not_which_photos_are_asked_for(workspace: Workspace) -> None:
     one, two = write(workspace, some(3)), write(workspace, {"cat.9": jpeg(9)})
-    prints = [
-        open_pixels(workspace, [one], SQUASH, Heard()).fingerprint,
-        open_pixels(workspace, [one], SHORTER, Heard()).fingerprint,
-        open_pixels(workspace, [one], Geometry(size_px=25), Heard()).fingerprint,
-        open_pixels(workspace, [one], Geometry(size_px=24, interpolation="bilinear"), Heard()).fingerprint,
-        open_pixels(workspace, [one, two], SQUASH, Heard()).fingerprint,
-        open_pixels(workspace, [two, one], SQUASH, Heard()).fingerprint,
-    ]
-    assert len(set(prints)) == len(prints)
+    ways = [SQUASH, SHORTER, Geometry(size_px=25), Geometry(size_px=24, interpolation="bilinear")]
+    names = [open_pixels(workspace, [one], way, Heard()).store for way in ways]
+    assert len(set(names)) == len(names)
+    assert open_pixels(workspace, [two, one], SQUASH, Heard()).store == names[0]
 
 
 class KillingTrack:
@@ -308,12 +284,10 @@ def test_what_does_not_fit_raw_is_kept_as_jpeg_behind_the_same_interface(workspa
     jpegs = open_pixels(workspace, [manifest], geometry, heard, max_bytes=n_raw - 1)
     assert "jpeg" in str(heard)
     assert jpegs.ids == raw.ids
-    assert jpegs.fingerprint != raw.fingerprint
+    assert jpegs.store != raw.store
     for row in range(8):
         assert jpegs.canvas(row).shape == raw.canvas(row).shape
         assert np.abs(jpegs.canvas(row).astype(int) - raw.canvas(row)).mean() < 3
-    if geometry is SQUASH:
-        assert np.array_equal(jpegs.stack([3, 1]), np.stack([jpegs.canvas(3), jpegs.canvas(1)]))
 
 
 def test_what_does_not_fit_at_all_is_refused_before_anything_is_written(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,13 +307,25 @@ def test_the_disk_it_takes_is_announced(workspace: Workspace) -> None:
     assert "of 3 photos take about 0.01 GB" in str(heard)
 
 
+def test_canvases_stay_what_they_were_when_the_memory_that_they_are_mapped_into_is_given_back(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comp.data.pixels.N_MAPPED", 3)
+    photos = some(4)
+    pixels = open_pixels(workspace, [write(workspace, photos)], SQUASH, Heard())
+    held = pixels.canvas(0)
+    for _ in range(3):
+        assert all(np.array_equal(pixels.canvas(row), canvas_of(photos[id], SQUASH)) for row, id in enumerate(pixels.ids))
+    assert np.array_equal(held, canvas_of(photos[pixels.ids[0]], SQUASH))
+
+
 def test_it_is_small_to_pickle_and_the_copy_sees_the_same_pixels(workspace: Workspace) -> None:
     pixels = open_pixels(workspace, [write(workspace, some(4))], Geometry(size_px=200), Heard())
     data = pickle.dumps(pixels)
     assert len(data) < 5000
     copy: Pixels = pickle.loads(data)  # noqa: S301  # made two lines above
-    assert np.array_equal(copy.stack(range(4)), pixels.stack(range(4)))
-    assert copy.fingerprint == pixels.fingerprint
+    assert all(np.array_equal(copy.canvas(row), pixels.canvas(row)) for row in range(4))
+    assert copy.store == pixels.store
 
 
 def test_an_id_in_two_manifests_is_refused(workspace: Workspace) -> None:

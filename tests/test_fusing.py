@@ -29,8 +29,7 @@ def folded(backbone: str) -> nn.Module:
     nn.init.normal_(network.get_classifier().weight, std=0.1, generator=random)  # type: ignore[operator]
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.normal_(norm.bias, std=0.3, generator=random)  # fresh norms would fold to biases of 0
-    with torch.no_grad():
-        fold_batch_norm(network, IMAGES[:1])
+    fold_batch_norm(network, lambda: network(IMAGES[:1]))
     return network.requires_grad_()
 
 

@@ -12,9 +12,10 @@ from comp.progress import Reporter
 from comp.recipe import FineTune, Model, Pixels, Recipe, override
 from comp.recipes import named
 from comp.store import Workspace
+from comp.train import lr_finder
 from comp.train.backbone import Input, build, input_of
 from comp.train.colours import measured
-from comp.train.device import find_device
+from comp.train.device import Device, find_device
 from comp.train.features import Embedder, make_embedder
 from comp.train.run import open_run
 from comp.train.selection import learners
@@ -63,6 +64,19 @@ def test_a_network_is_scored_with_the_colours_that_it_was_trained_with(drawn_cop
     monkeypatch.setattr(Workbench, "embedder", watched)
     train(drawn_copy, recipe, CPU, Reporter())
     assert seen == [bench_of(drawn_copy, recipe).shown_for(0)]
+
+
+def test_a_learning_rate_is_sought_with_the_colours_that_training_will_see(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Input | None] = []
+    real = lr_finder.Step
+
+    def watched(network: nn.Module, training: FineTune, shown: Input | None, device: Device) -> lr_finder.Step:
+        seen.append(shown)
+        return real(network, training, shown, device)
+
+    monkeypatch.setattr(lr_finder, "Step", watched)
+    lr_finder.find_lr(drawn_copy, TINY, CPU, Reporter())
+    assert seen == [bench_of(drawn_copy, TINY).shown_for(0)]
 
 
 def test_colours_by_fold_are_refused_where_folds_share_features() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
@@ -279,6 +281,42 @@ def test_a_run_does_not_go_on_with_other_weights(workspace: Workspace) -> None:
     write_json(run.folder / "run.json", began | {"weights": "0" * 10})
     with pytest.raises(StaleError, match="began with other weights"):
         train(workspace, recipe, CPU, Reporter())
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(HEAD.model.backbone).state_dict(), path)
+    return path
+
+
+def test_heads_of_weights_that_have_since_been_replaced_are_neither_taken_over_nor_asked(workspace: Workspace, weights_file: Path) -> None:
+    recipe, heard = override(HEAD, [f"model.weights={weights_file}"]), Heard()
+    train(workspace, recipe, CPU, heard)
+    torch.save(timm.create_model(HEAD.model.backbone).state_dict(), weights_file)
+    with pytest.raises(StaleError, match=r"began with other weights than .*weights\.pth: delete it, or name the old file"):
+        predict(workspace, COMPETITION, recipe, CPU, heard)
+    train(workspace, override(recipe, ["prediction.views=none"]), CPU, heard)
+    assert "taken over" not in str(heard)
+
+
+def test_a_fold_that_is_fitted_anew_is_scored_and_predicted_anew(workspace: Workspace) -> None:
+    run = train(workspace, HEAD, CPU, Reporter())
+    predict(workspace, COMPETITION, HEAD, CPU, Reporter())
+    (said,) = run.folder.glob("fold-1-test-*.csv")
+    kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("fold-0*")}
+    right, wrong = pd.read_csv(run.scores(1)), pd.read_csv(run.scores(1)).assign(logit=0.0)
+    wrong.to_csv(run.scores(1), index=False)
+    run.checkpoint(1).unlink()
+    train(workspace, HEAD, CPU, Reporter())
+    assert np.allclose(pd.read_csv(run.scores(1))["logit"], right["logit"])
+    assert not said.exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_views_that_would_see_the_same_are_refused_where_a_photo_fills_its_canvas_in_one_direction(workspace: Workspace) -> None:
+    with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
+        train(workspace, override(HEAD, ["pixels.fit=shorter", "pixels.canvas=1.0", "prediction.views=multi_scale"]), CPU, Reporter())
 
 
 def test_the_command_line_ends_user_errors_in_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def forward(
     device = find_device("cpu")
     network, images = _resident(setup, setup.model, setup.batch, device, channels_last)
     if folded:
-        fold_batch_norm(network, images[:1])
+        fold_batch_norm(network, lambda: network(images[:1]))
     network, images = network.to(dtype), images.to(dtype)
     if fused:
         with torch.inference_mode():
@@ -68,7 +68,7 @@ def step(
     where, size = find_device(device), batch or setup.batch
     network, images = _resident(setup, model or setup.model, size, where, channels_last)
     if norms == "folded":
-        fold_batch_norm(network, images[:1])
+        fold_batch_norm(network, lambda: network(images[:1]))
     if fused_acts:
         fuse(network, images[:1])
     for parameter in network.parameters():

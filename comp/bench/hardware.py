@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from comp.data.pool import n_cores
 from comp.store import code_commit
-from comp.train.device import n_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")  # that decide how fast a network runs on a CPU
 LIBRARIES = ("torch", "torchvision", "timm", "fastai", "albumentations", "numpy", "pillow", "kaggle")

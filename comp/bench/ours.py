@@ -31,7 +31,7 @@ from comp.train.freezing import freeze
 from comp.train.head import LinearHead
 from comp.train.run import Run, open_run
 from comp.train.stage import begin_fold, train
-from comp.train.views import View
+from comp.train.views import View, views_of
 from comp.train.workbench import Workbench, geometry_of, input_for, open_workbench
 
 SILENT = Silent()
@@ -226,7 +226,7 @@ def prediction(setup: Setup, *, n_batches: int) -> Work:
 
 
 def _n_views(recipe: Recipe) -> int:
-    return {"none": 1, "flip": 2, "multi_scale": 4, "five_crop": 10}[recipe.prediction.views]
+    return len(views_of(recipe.prediction.views, has_room=True))
 
 
 def _held_loss(setup: Setup, fitted: Run) -> float:

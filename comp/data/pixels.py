@@ -6,6 +6,7 @@ quality 95 at the reduced size and decodes on reading, behind the same interface
 """
 
 import hashlib
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from comp.data.pool import in_order
 from comp.data.stores import MAX_BYTES, Store, announce, choose_store, is_sound, raw_bytes, writing
 from comp.errors import DataError, StaleError
 from comp.progress import Reporter
-from comp.store import Workspace, fingerprint
+from comp.store import Workspace
+
+N_MAPPED = 2048  # canvases after which the memory that they are mapped into is given back
 
 
 class Pixels:
@@ -36,13 +39,14 @@ class Pixels:
         self.sha256s: tuple[str, ...] = tuple(wanted["sha256"])
         self.heights: NDArray[np.int64] = places["height"].to_numpy(np.int64)
         self.widths: NDArray[np.int64] = places["width"].to_numpy(np.int64)
-        self.fingerprint = fingerprint(folder.name, self.ids, self.sha256s)
+        self.store = folder.name  # tells everything that decides which bytes a photo becomes
         self._store = store
         self._offsets: NDArray[np.int64] = places["offset"].to_numpy(np.int64)
         self._lengths: NDArray[np.int64] = places["length"].to_numpy(np.int64)
         self._row_of = {id: row for row, id in enumerate(self.ids)}
         self._path = data_file(folder)
-        self._bytes = _mapped(self._path)
+        self._map, self._bytes = _mapped(self._path)
+        self._n_seen = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,34 +60,28 @@ class Pixels:
 
     def canvas(self, row: int) -> Canvas:
         """`[h, w, 3]` RGB. A read-only view of the file if it holds raw pixels; decoded now if it holds JPEGs."""
+        self._n_seen += 1
+        if self._map and self._n_seen % N_MAPPED == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)  # the kernel still has the pages, but they are no longer counted as ours
         start = int(self._offsets[row])
         packed = self._bytes[start : start + int(self._lengths[row])]
         return self._store.unpacked(packed, int(self.heights[row]), int(self.widths[row]))
 
-    def stack(self, rows: Sequence[int] | NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """`[n, h, w, 3]` of canvases that all have the same size, as those of a squash store do; into `out` if it is given."""
-        if out is None:
-            size_px = self.geometry.size_px
-            height, width = (int(self.heights[rows[0]]), int(self.widths[rows[0]])) if len(rows) else (size_px, size_px)
-            out = np.empty((len(rows), height, width, 3), np.uint8)
-        canvases = map(self.canvas, rows) if self._store.form == "raw" else in_order(self.canvas, rows)
-        for place, canvas in zip(out, canvases, strict=True):
-            if place.shape != canvas.shape:
-                raise ValueError(f"a canvas of {canvas.shape} among canvases of {place.shape}: take them one by one")
-            place[...] = canvas
-        return out
-
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_map", "_bytes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._bytes = _mapped(self._path)
+        self._map, self._bytes = _mapped(self._path)
 
 
-def _mapped(path: Path) -> NDArray[np.uint8]:
-    # As a plain array: slicing a memmap costs 5 us a photo, and pickling one would copy the whole file.
-    return np.asarray(np.memmap(path, np.uint8, "r")) if path.exists() and path.stat().st_size else np.empty(0, np.uint8)
+def _mapped(path: Path) -> tuple[mmap.mmap | None, NDArray[np.uint8]]:
+    # Not as a memmap: slicing one costs 5 us a photo, and pickling one would copy the whole file.
+    if not path.exists() or not path.stat().st_size:
+        return None, np.empty(0, np.uint8)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return mapped, np.frombuffer(mapped, np.uint8)
 
 
 def open_pixels(

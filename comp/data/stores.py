@@ -63,7 +63,7 @@ def choose_store(geometry: Geometry, sizes: Iterable[tuple[int, int]], max_bytes
     if jpeg.disk_bytes(n_bytes) > max_bytes:
         raise DataError(
             f"pixels {geometry.name} take {_gb(n_bytes)}, about {_gb(jpeg.disk_bytes(n_bytes))} as JPEG, and the bound is "
-            f"{_gb(max_bytes)}: raise the bound or choose a smaller geometry"
+            f"{_gb(max_bytes)}: choose fewer pixels by pixels.size_px or pixels.canvas"
         )
     return raw if n_bytes <= max_bytes else jpeg
 

@@ -80,9 +80,9 @@ def _again(row: LedgerRow, reporter: Reporter) -> LedgerRow:
     """The row of a file that was submitted before, and why it is not uploaded now."""
     before = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref})"
     if row.status == "error":
-        raise SubmissionError(f"{before} and could not be scored: change the run, or upload it again all the same with --force")
+        raise SubmissionError(f"{before} and could not be scored: change the run, or upload it again all the same with FORCE=1")
     result = "still waits for its score" if row.public_score is None else f"scored {row.public_score:.5f}"
-    reporter.say(f"{before} and {result}: not uploaded again (--force does)")
+    reporter.say(f"{before} and {result}: not uploaded again (FORCE=1 does)")
     return row
 
 

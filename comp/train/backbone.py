@@ -143,7 +143,8 @@ def _load(network: Any, model: Model) -> None:
         raise WeightsError(f"{source} gives no weights for {model.backbone}: {_first_line(error)}; {_REMEDY}") from error
     if missing:
         raise WeightsError(
-            f"{model.weights} lacks {len(missing)} tensors of {model.backbone}, {missing[0]} first; name a file made for this backbone"
+            f"{model.weights or package or 'the model hub'} lacks {len(missing)} tensors of {model.backbone}, {missing[0]} first; name a "
+            "file made for this backbone"
         )
 
 

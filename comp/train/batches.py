@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from comp.data.pool import n_cores
 from comp.recipe import FineTune
 from comp.seeds import derive_seed
 from comp.store import fingerprint
-from comp.train.device import Device, n_cores
+from comp.train.device import Device
 from comp.train.views import Canvases, Photos
 
 Batch = tuple[Tensor, Tensor]  # uint8 [b, s, s, 3], or features or activations float32 [b, ...]; and labels float32 [b]

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -46,11 +45,6 @@ def find_device(wanted: str | None = None) -> Device:
         return Device(where=device, name=torch.cuda.get_device_name(device), train_dtype=torch.bfloat16 if bf16 else torch.float16)
     # bf16 autocast made CPU training of small convolutional nets slower, not faster: README, "Speed".
     return Device(where=device, name=platform.processor() or platform.machine(), train_dtype=torch.float32)
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_big_blocks() -> bool:

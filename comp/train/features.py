@@ -87,7 +87,7 @@ def make_embedder(
     )
     with torch.inference_mode():
         reference = embedder.embed(example, _CENTRE)
-    fold_batch_norm(network, as_images(example.to(device.where)[:1], _CENTRE, size_px, shown, torch.float32))
+    fold_batch_norm(network, lambda: embedder.embed(example[:1], _CENTRE), keep=boundary.module if boundary else None)
     chosen, why = None, "float32: this device has no fast bfloat16"
     if device.is_cuda or has_fast_bf16():
         tried = _ready(replace(embedder, network=copy.deepcopy(network)), torch.bfloat16, example)
@@ -134,9 +134,9 @@ def announce(folder: Path, embedder: Embedder, n_photos: int, n_views: int, repo
     reporter.say(f"{line}; {free / 1e9:.2f} GB are free")
 
 
-def features_of(folder: Path, embedder: Embedder, pixels: Pixels, ids: Sequence[str], view: Seen, reporter: Reporter) -> tuple[Rows, int]:
-    """What `embedder` makes of `ids` under one view, in order, and of how many photos it had to be computed."""
-    store = Store(folder / fingerprint(embedder.key, pixels.geometry) / view.name)
+def features_of(folder: Path, embedder: Embedder, pixels: Pixels, ids: Sequence[str], view: Seen, reporter: Reporter) -> Rows:
+    """What `embedder` makes of `ids` under one view, in order; computed where it is not kept already."""
+    store = Store(folder / fingerprint(embedder.key, pixels.store) / view.name)
     rows = pixels.rows(ids)
     keys = [pixels.sha256s[row] for row in rows]
     known = store.keys()
@@ -144,7 +144,7 @@ def features_of(folder: Path, embedder: Embedder, pixels: Pixels, ids: Sequence[
     if missing:
         with reporter.track(f"{embedder.makes}, {view.name}", len(missing), "photos") as advance:
             _compute(store, embedder, pixels, missing, view, advance)
-    return store.rows(keys), len(missing)
+    return store.rows(keys)
 
 
 def _compute(store: Store, embedder: Embedder, pixels: Pixels, missing: dict[str, int], view: Seen, advance: Advance) -> None:

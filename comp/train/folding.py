@@ -10,14 +10,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 @torch.no_grad()
-def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
+def fold_batch_norm(network: nn.Module, run: Callable[[], object], keep: str | None = None) -> int:
     """How many batch norms of `network`, changed in place, went into the convolution whose output alone feeds them.
 
-    Pairs are found by watching one forward pass of `example [n, 3, s, s]`, so that any architecture is understood. In float32 the result
-    is the same up to rounding (about 1e-5 in pooled features). The network must be in evaluation mode and must not be trained afterwards.
+    Pairs are found by watching `run` take one picture through the network, or through its first part, so that any architecture is
+    understood; the module called `keep` is no part of it. In float32 the result is the same up to rounding (about 1e-5 in pooled features).
+    The network must be in evaluation mode.
     """
     assert not network.training
-    pairs = watch(network, lambda: network(example), (nn.BatchNorm2d,)).pairs
+    pairs = watch(network, run, (nn.BatchNorm2d,), keep).pairs
     for conv_name, norm_name in pairs.items():
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
@@ -35,8 +36,8 @@ class Watched:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the input of those that run once
 
 
-def watch(network: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Module], ...]) -> Watched:
-    """Which modules of `kinds` are given a convolution's output, as it was made, while `run` runs `network`."""
+def watch(network: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Module], ...], keep: str | None = None) -> Watched:
+    """Which modules of `kinds`, but for `keep`, are given a convolution's output, as it was made, while `run` runs `network`."""
     made: dict[int, tuple[Tensor, str, int]] = {}  # the tensor is kept, so that its id is not given to another
     uses: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
@@ -62,7 +63,7 @@ def watch(network: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Mo
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(after_conv(name)))
-        elif isinstance(module, kinds):
+        elif isinstance(module, kinds) and name != keep:
             hooks.append(module.register_forward_pre_hook(before(name)))
     try:
         with torch.inference_mode(False), torch.no_grad():  # only so do tensors count what happens to them

@@ -59,11 +59,11 @@ def packed(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor
     if not is_here():
         return network
     changed, some = copy.deepcopy(network), example[:_TRIED]
-    seen = watch(changed, lambda: run(changed, some), tuple(_ACTS))
+    seen = watch(changed, lambda: run(changed, some), tuple(_ACTS), keep)
     for name, shape in seen.shapes.items():
         conv: Any = changed.get_submodule(name)
         follower = seen.pairs.get(name)
-        act = _act_of(changed, follower) if follower not in (None, keep) else None
+        act = _act_of(changed, follower) if follower else None
         pad = first_padding(conv)
         if pad:
             put(changed, name, _Packed(conv, pad, act or Act(), (len(example), *shape[1:])))

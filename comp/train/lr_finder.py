@@ -114,7 +114,7 @@ def find_lr(workspace: Workspace, recipe: Recipe, device: Device, reporter: Repo
     with torch.random.fork_rng(devices=[device.where] if device.is_cuda else []):
         torch.manual_seed(derive_seed(recipe.seed, "range test"))
         with reporter.track("range test", n_steps, "steps") as advance:
-            found = range_test(Step(network, training, bench.shown, device), batches, n_steps, advance)
+            found = range_test(Step(network, training, bench.shown_for(0), device), batches, n_steps, advance)
     _show(bench, found, training, reporter)
     return found
 

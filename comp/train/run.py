@@ -90,12 +90,9 @@ def trained_run(workspace: Workspace, recipe: Recipe) -> Run:
 
 def start(run: Run, weights_key: str, device_name: str) -> None:
     """Write run.json, where a run begins. StaleError if it began with other weights: a fold must not differ from the next one."""
+    refuse_other_weights(run, weights_key)
     origin = run.folder / "run.json"
     if origin.exists():
-        began = read_json(origin)
-        if began["weights"] != weights_key:
-            now = run.recipe.model.weights or "those found now"
-            raise StaleError(f"{run.folder} began with other weights than {now}: delete it, or name the old file")
         return
     write_json(
         origin,
@@ -114,11 +111,19 @@ def start(run: Run, weights_key: str, device_name: str) -> None:
     )
 
 
-def adopt(run: Run) -> list[int]:
-    """Take over the checkpoints that other runs with the same fit have already, and say of which folds."""
-    taken = []
+def refuse_other_weights(run: Run, weights_key: str) -> None:
+    """StaleError where `run` began with a backbone of other weights than `weights_key` tells of."""
+    origin = run.folder / "run.json"
+    if origin.exists() and read_json(origin)["weights"] != weights_key:
+        now = run.recipe.model.weights or "those found now"
+        raise StaleError(f"{run.folder} began with other weights than {now}: delete it, or name the old file")
+
+
+def adopt(run: Run, weights_key: str) -> list[int]:
+    """Take over the checkpoints that other runs with the same fit of the same weights have already, and say of which folds."""
+    taken, same = [], {"fit_fingerprint": run.fit_fingerprint, "weights": weights_key}
     for other in sorted(run.workspace.runs.glob("*/run.json")):
-        if other.parent == run.folder or read_json(other).get("fit_fingerprint") != run.fit_fingerprint:
+        if other.parent == run.folder or not same.items() <= read_json(other).items():
             continue
         for fold in run.folds:
             source = other.parent / run.checkpoint(fold).name
@@ -128,14 +133,20 @@ def adopt(run: Run) -> list[int]:
     return taken
 
 
+def forget_scores(run: Run, fold: int) -> None:
+    """Delete what an earlier fit of `fold` said, before there is another."""
+    for path in (run.oof, run.scores(fold), *run.folder.glob(f"fold-{fold}-test-*.csv")):
+        path.unlink(missing_ok=True)
+
+
 def write_scores(run: Run, fold: int, ids: Sequence[str], by_view: Mapping[str, NDArray[np.float64]]) -> None:
     """The mean over views as `logit`; with several, each in a column of its own beside it."""
     views = by_view if len(by_view) > 1 else {}
     write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": np.mean(list(by_view.values()), axis=0), **views}))
 
 
-def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
-    """oof.csv: id, label, fold, logit and its views of every photo of the fitted folds, in the order of `photos`; written, and returned.
+def collect_oof(run: Run, photos: pd.DataFrame) -> None:
+    """Write oof.csv: id, label, fold, logit and its views of every photo of the fitted folds, in the order of `photos`.
 
     The fold of a split is 0 in its validation part and 1 in its test part: whoever cross-fits, fits on the one and scores the other.
     StaleError if a fold lacks a photo, or has one twice: then its file is not of this run.
@@ -150,7 +161,6 @@ def collect_oof(run: Run, photos: pd.DataFrame) -> pd.DataFrame:
         )
     table = held_out[["id", "label", "part"]].rename(columns={"part": "fold"}).merge(scored, on="id", how="left", validate="1:1")
     write_table(run.oof, table)
-    return table
 
 
 def read_scores(path: Path) -> pd.DataFrame:

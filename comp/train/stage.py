@@ -61,8 +61,9 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     bench = open_workbench(run, device, reporter)
     bench.views()  # refuses views that the canvas has no room for, before any work
-    runs.start(run, weights_key(network), device.name)
-    taken = runs.adopt(run)
+    began_with = weights_key(network)
+    runs.start(run, began_with, device.name)
+    taken = runs.adopt(run, began_with)
     if taken:
         reporter.say(f"{run.name}: {len(taken)} folds taken over from a run with the same fit")
     start = time.perf_counter()
@@ -88,7 +89,9 @@ def _train_heads(bench: Workbench, network: torch.nn.Module) -> None:
                 training = bench.recipe.training
                 views = bench.views("none" if isinstance(training, FineTune) else training.views)
                 features = bench.mean_features(embedder, list(bench.photos["id"]), views)
-            save_head(bench.run.checkpoint(fold), _fitted_head(bench, features, fold))
+            head = _fitted_head(bench, features, fold)
+            runs.forget_scores(bench.run, fold)
+            save_head(bench.run.checkpoint(fold), head)
         _score(bench, fold, embedder)
 
 
@@ -156,7 +159,7 @@ def _train_tails(bench: Workbench, network: torch.nn.Module) -> None:
             network = _begun(bench, fold, head)
             resume(network, embedder.boundary, bench.size_px)
             _train_phases(bench, fold, network, training, None, partial(_begin_kept_phase, bench, fold, network, draws))
-            save_network(bench.run.checkpoint(fold), network)
+            _keep(bench, fold, network)
         _score(bench, fold, embedder)
 
 
@@ -233,6 +236,11 @@ def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead 
     network = _fused(bench, _begun(bench, fold, head))
     batches_of = partial(_begin_phase, bench, fold, network)
     _train_phases(bench, fold, network, training, bench.shown_for(fold), batches_of)
+    _keep(bench, fold, network)
+
+
+def _keep(bench: Workbench, fold: int, network: torch.nn.Module) -> None:
+    runs.forget_scores(bench.run, fold)
     save_network(bench.run.checkpoint(fold), network)
 
 
@@ -283,7 +291,7 @@ def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:
     """Say what a fine-tune will take on a CPU before it starts."""
     recipe = run.recipe
     photos = select(read_manifest(run.workspace.manifest("train")), recipe.folds, recipe.seed)
-    n_learnt = sum(int((photos["fold"] != fold).sum()) for fold in run.folds)
+    n_learnt = sum(int((photos["fold"] != fold).sum()) for fold in run.folds if not run.checkpoint(fold).exists())
     seconds = sum(n_learnt * phase.epochs * _seconds_a_photo(recipe, phase) for phase in training.phases())
     took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
     reporter.warn(f"no GPU: {recipe.name} will train for about {took} on this CPU; RECIPE={ON_CPU} is made for CPUs")

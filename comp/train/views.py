@@ -90,16 +90,11 @@ def cut_square(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[n
 
 def as_images(square: Tensor, view: Seen, size_px: int, shown: Input, dtype: torch.dtype) -> Tensor:
     """What the network is given: [n, 3, s, s] channels-last and normalised, from uint8 `square [n, s', s', 3]` on the same device."""
-    return normalise(as_seen(square, view, size_px, shown), shown, dtype)
-
-
-def as_seen(square: Tensor, view: Seen, size_px: int, shown: Input) -> Tensor:
-    """The same before it is normalised: uint8 [n, 3, s, s]."""
     images = square.permute(0, 3, 1, 2)
     if images.shape[-1] != size_px:
         mode = InterpolationMode.BILINEAR if shown.interpolation == "bilinear" else InterpolationMode.BICUBIC
         images = transforms.resize(images, [size_px, size_px], interpolation=mode, antialias=True)
-    return images.flip(3) if view.flip else images
+    return normalise(images.flip(3) if view.flip else images, shown, dtype)
 
 
 def normalise(images: Tensor, shown: Input, dtype: torch.dtype) -> Tensor:

@@ -22,12 +22,12 @@ from comp.train.activations import Boundary, Tail, find_boundary, resume
 from comp.train.backbone import Input, build, input_of
 from comp.train.colours import measured
 from comp.train.device import Device
-from comp.train.features import Embedder, features_of, make_embedder
+from comp.train.features import Embedder, features_of, make_embedder, weights_key
 from comp.train.folding import fold_batch_norm
 from comp.train.freezing import freeze_phases
 from comp.train.heads import FeatureHead, finished, head_from, set_head, tensors_of
 from comp.train.kept import Rows
-from comp.train.run import Run
+from comp.train.run import Run, refuse_other_weights
 from comp.train.selection import learners, select
 from comp.train.verdicts import chosen_verdicts, refuse_unknown, summed_up, targets
 from comp.train.views import Seen, View, views_of
@@ -77,7 +77,7 @@ class Workbench:
 
     def views(self, name: str | None = None) -> tuple[View, ...]:
         """The views called `name`, or those that the recipe predicts with."""
-        has_room = self.recipe.pixels.fit == "shorter" or _canvas_ratio(self.recipe, self.shown) > 1
+        has_room = _canvas_ratio(self.recipe, self.shown) > 1
         return views_of(name or self.recipe.prediction.views, has_room=has_room)  # type: ignore[arg-type]  # a ViewsName by the recipe's own check
 
     def network(self, seed: int = 0) -> nn.Module:
@@ -85,8 +85,10 @@ class Workbench:
         return _network(self.recipe, self.recipe.model, seed)
 
     def backbone(self) -> nn.Module:
-        """The backbone with its weights, as nobody has trained it."""
-        return build(self.recipe.model, size_px=self.recipe.pixels.size_px)
+        """The backbone with its weights, as nobody has trained it; StaleError if they are not those that the run began with."""
+        network = build(self.recipe.model, size_px=self.recipe.pixels.size_px)
+        refuse_other_weights(self.run, weights_key(network))
+        return network
 
     def shown_for(self, fold: int) -> Input:
         """What the network of `fold` is shown: with the colours of its own training photos where the recipe measures them."""
@@ -130,7 +132,7 @@ class Workbench:
 
     def features(self, embedder: Embedder, ids: Sequence[str], view: Seen) -> Rows:
         """Features or activations of one view, kept on disk."""
-        return features_of(self.run.workspace.features, embedder, self.pixels, ids, view, self.reporter)[0]
+        return features_of(self.run.workspace.features, embedder, self.pixels, ids, view, self.reporter)
 
     def mean_features(self, embedder: Embedder, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
         """Features [n, d] averaged over `views`."""
@@ -209,7 +211,7 @@ def _network(recipe: Recipe, model: Model, seed: int) -> nn.Module:
         set_head(network, shape, seed)
     if isinstance(training, FineTune) and training.fold_norms:
         size_px = recipe.pixels.size_px or input_of(model).size_px
-        fold_batch_norm(network, torch.zeros(1, 3, size_px, size_px))
+        fold_batch_norm(network, lambda: network(torch.zeros(1, 3, size_px, size_px)))
     return network
 
 
