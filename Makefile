@@ -56,7 +56,7 @@ rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE
 	$(COMP) rehearsal $(WITH) $(ON) $(REAL)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
-	  training.head_start=false training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(SET) $(ON) $(REAL)
+	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(SET) $(ON) $(REAL)
 bench: .venv/done ## speed and score beside bare models and peers: make bench [ARCHIVE=... SOLUTION=...] [ROWS="head timm"] [ROUNDS=3] [FULL=1]
 	$(COMP) bench $(REAL) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FULL),--full)
 bench-peers: .venv/peers ## install the peers that the bench compares with

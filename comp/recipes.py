@@ -79,15 +79,16 @@ def lite2_views() -> Recipe:
 
 
 def lite0_finetune() -> Recipe:
-    """EfficientNet-Lite0, all layers, from the solved head: out of fold .0348 (.0198-.0527), worse than the head on so few photos.
+    """EfficientNet-Lite0, all layers, from the solved head: out of fold .0310 (.0189-.0458), no better than the head on so few photos.
 
     All numbers are ours: one epoch in batches of 32, because a CPU pays for more; 1e-4, convnext_tiny's rate, because this head is
-    solved already too; layer decay .8, with which ConvNeXt's authors tune.
+    solved already too; layer decay .8, with which ConvNeXt's authors tune. Norms are folded, for speed, and a quarter of the way that
+    training goes is kept: with all of it, norms not folded, the out-of-fold log loss was .0348.
     """
     return Recipe(
         name="lite0_finetune",
         model=Model(backbone="tf_efficientnet_lite0"),
-        training=FineTune(epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8),
+        training=FineTune(fold_norms=True, epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8, wise_ft=0.25),
     )
 
 

@@ -90,6 +90,21 @@ def test_a_fused_network_trains_as_before(backbone: str) -> None:
     plain.load_state_dict(fused.state_dict())
 
 
+@pytest.mark.parametrize("backbone", [RELU6, RELU, HARDSWISH])
+def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_float32(backbone: str) -> None:
+    def gradient(network: nn.Module) -> Tensor:
+        network(IMAGES).square().mean().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])  # type: ignore[union-attr]
+
+    plain, half = folded(backbone), folded(backbone)
+    assert fuse(half, IMAGES[:1], half=True) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
+    expected, made = gradient(plain), gradient(half)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32} == {made.dtype}
+    assert torch.cosine_similarity(made, expected, dim=0) > 0.98
+    assert not torch.equal(made, expected)
+    assert list(half.state_dict()) == list(plain.state_dict())
+
+
 def test_frozen_parts_of_a_fused_network_get_no_gradient() -> None:
     network = folded(RELU)
     fuse(network, IMAGES[:1])

@@ -19,7 +19,7 @@ BF16 = torch.bfloat16
 PEERS = ("tutorial", "timm", "fastai")
 GPU_BACKBONES = ("convnext_tiny", "vit_small_patch16_224")
 STORES = (2_000, 25_000)  # photos
-FOLDED = ("training.fold_norms=true",)
+FROZEN, FOLDED = ("training.fold_norms=false",), ("training.fold_norms=true",)
 ONE_VIEW = ("training.views=none", "prediction.views=none")
 
 _FLOORS = (
@@ -35,6 +35,7 @@ _FLOORS = (
     Row("step-frozen", OURS, "and batch norm frozen", partial(step, n_steps=3, norms="frozen")),
     Row("step-folded", OURS, "and batch norm folded", partial(step, n_steps=3, norms="folded")),
     Row("step-fused", OURS, "and activations in their convolutions", partial(step, n_steps=3, norms="folded", fused_acts=True)),
+    Row("step-half", OURS, "and convolutions in bfloat16", partial(step, n_steps=3, norms="folded", fused_acts=True, half=True)),
     Row("step-bf16", OURS, "and in bfloat16 autocast", partial(step, n_steps=2, norms="folded", dtype=BF16)),
     Row("decode-tutorial", AS_IS, "decode, resize, normalise, as tutorials do", decoding.as_tutorials),
     Row("decode-fastest", AS_IS, "decode and resize, fastest known", decoding.fastest),
@@ -47,7 +48,7 @@ _OURS = (
     Row("head", OURS, "head recipe, photos to out-of-fold logits", ours.run),
     Row("head-one-view", OURS, "the same with one view", partial(ours.run, settings=ONE_VIEW)),
     Row("head-again", OURS, "head recipe again, features cached", ours.head_again),
-    Row("finetune", OURS, "fine-tuning, all layers, real loader", partial(ours.finetune, n_steps=3)),
+    Row("finetune", OURS, "fine-tuning, all layers, real loader", partial(ours.finetune, n_steps=3, settings=FROZEN)),
     Row("finetune-folded", OURS, "and batch norm folded", partial(ours.finetune, n_steps=3, settings=FOLDED)),
     Row("finetune-tail", OURS, "last stage, on cached activations", partial(ours.tail, n_steps=40)),
     Row("predict", OURS, "prediction, four views, real loader", partial(ours.prediction, n_batches=2)),

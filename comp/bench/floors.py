@@ -59,6 +59,7 @@ def step(
     norms: Norms = "training",
     fused: bool = True,  # AdamW
     fused_acts: bool = False,
+    half: bool = False,
     dtype: torch.dtype | None = None,  # of autocast; None: what we train in on this device
     model: Model | None = None,
     batch: int | None = None,
@@ -70,7 +71,7 @@ def step(
     if norms == "folded":
         fold_batch_norm(network, lambda: network(images[:1]))
     if fused_acts:
-        fuse(network, images[:1])
+        fuse(network, images[:1], half=half)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     network.train()

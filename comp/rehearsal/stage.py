@@ -1,7 +1,6 @@
 """The rehearsal: the four stages, for real, against a stand-in for Kaggle on this machine, in a workspace of its own."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +63,8 @@ def rehearse(
     for run in runs:
         check_learning(run)
     reporter.say(f"rehearsal of {', '.join(recipe.name for recipe in recipes)} done; everything is under {workspace.root}")
-    reporter.say(f"to go on there: make train predict forecast RECIPE=... IN={os.path.relpath(workspace.root)}")
+    place = workspace.root.relative_to(Path.cwd()) if workspace.root.is_relative_to(Path.cwd()) else workspace.root
+    reporter.say(f"to go on there: make train predict forecast RECIPE=... IN={place}")
     return row
 
 

@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from comp.train.backbone import embed, first_padding
 from comp.train.folding import put, watch
 
-_FLOAT_TOLERANCE, _BF16_TOLERANCE = 1e-4, 0.02  # relative to what the network made before: rounding in another order
+_FLOAT_TOLERANCE, _BF16_TOLERANCE, _FEATURES_TOLERANCE = (
+    1e-4,
+    0.02,
+    0.10,
+)  # relative to what the network made before: rounding in another order
 Pad = Callable[[Tensor], Tensor]
+Bounds = tuple[float, float]
 _TRIED = 4  # photos on which that is tried
 
 
@@ -69,31 +74,46 @@ def packed(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor
             put(changed, name, _Packed(conv, pad, act or Act(), (len(example), *shape[1:])))
             if follower and act:
                 put(changed, follower, nn.Identity())
-    return changed if _same(run(changed, some), run(network, some)) else network
+    tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
+    return changed if _same(run(changed, some), run(network, some), tolerance) else network
 
 
 @torch.no_grad()
-def fuse(network: nn.Module, example: Tensor) -> int:
-    """How many activations of `network`, changed in place, went into the convolution before them; it can be trained as before.
+def fuse(network: Any, example: Tensor, *, half: bool = False) -> int:
+    """How many convolutions of `network`, changed in place, apply what follows them or compute in `half` precision; trained as before.
 
-    Parameters and their names stay what they are. Those activations alone are taken whose gradient their output tells, which is then all
-    that is kept of them. 0 where oneDNN is not here, or would make something else of `example [n, 3, s, s]`, on the CPU.
+    Parameters and their names stay what they are, and in float32. Those activations alone are taken over whose gradient their output tells,
+    which is then all that is kept of them. `half` computes in bfloat16, but for the gradients of depthwise convolutions, for which oneDNN
+    has no fast way then. 0 where oneDNN is not here, or would make something else of `example [n, 3, s, s]`, on the CPU.
     """
     if not is_here():
         return 0
     before, changed = embed(network, example), dict[str, nn.Module]()
-    for name, follower in watch(network, lambda: embed(network, example), tuple(_BOUNDS)).pairs.items():
+    seen = watch(network, lambda: embed(network, example), tuple(_BOUNDS))
+    for name in seen.shapes if half else seen.pairs:
         conv: Any = network.get_submodule(name)
-        act, pad, bounds = _act_of(network, follower), first_padding(conv), _BOUNDS.get(type(network.get_submodule(follower)))
-        if pad and act and bounds:
-            changed |= {name: conv, follower: network.get_submodule(follower)}
-            put(network, name, _Fused(conv, pad, act, bounds))
-            put(network, follower, nn.Identity())
-    if not _same(embed(network, example), before):
+        pad, follower = first_padding(conv), seen.pairs.get(name)
+        act, bounds = None, None
+        if follower:
+            act, bounds = _act_of(network, follower), _BOUNDS.get(type(network.get_submodule(follower)))
+        if pad and (half or bounds):
+            changed[name] = conv
+            put(network, name, _Fused(conv, pad, act if act and bounds else Act(), bounds, half))
+            if follower and bounds:
+                changed[follower] = network.get_submodule(follower)
+                put(network, follower, nn.Identity())
+    n_convs = sum(isinstance(module, nn.Conv2d) for module in changed.values())
+    if not _same(embed(network, example), before, _FEATURES_TOLERANCE if half else _FLOAT_TOLERANCE):
         for name, module in changed.items():
             put(network, name, module)
         return 0
-    return len(changed) // 2
+    if half:
+        network.get_classifier().register_forward_pre_hook(_in_float)
+    return n_convs
+
+
+def _in_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].float(), *inputs[1:])
 
 
 def _act_of(network: nn.Module, name: str) -> Act | None:
@@ -102,8 +122,7 @@ def _act_of(network: nn.Module, name: str) -> Act | None:
     return _ACTS[type(module)](module) if type(module) in _ACTS else None
 
 
-def _same(made: Tensor, expected: Tensor) -> bool:
-    tolerance = _BF16_TOLERANCE if made.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
+def _same(made: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((made.float() - expected.float()).norm() <= tolerance * expected.float().norm())
 
 
@@ -125,13 +144,13 @@ class _Packed(nn.Module):
 class _Fused(nn.Conv2d):
     """A convolution and its activation for training; its parameters are those of `conv`."""
 
-    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Act, bounds: tuple[float, float]) -> None:
+    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Act, bounds: Bounds | None, half: bool) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 1, groups=conv.groups, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
-        self._place, self._pad, self._act, self._bounds = _place(conv), pad, act.arguments(), bounds
+        self._pad, self._how = pad, (_place(conv), act.arguments(), bounds, half)
 
     def forward(self, given: Tensor) -> Tensor:
-        made: Tensor = _ConvAct.apply(self._pad(given), self.weight, self.bias, self._place, self._act, self._bounds)
+        made: Tensor = _ConvAct.apply(self._pad(given), self.weight, self.bias, self._how)
         return made
 
 
@@ -141,17 +160,22 @@ def _place(conv: nn.Conv2d) -> tuple[Any, ...]:
 
 class _ConvAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None, place: Any, act: Any, bounds: tuple[float, float]) -> Tensor:
-        made: Tensor = torch.ops.mkldnn._convolution_pointwise(given, weight, bias, *place, *act)
-        ctx.save_for_backward(given, weight, made)
-        ctx.place, ctx.bounds, ctx.biases = place, bounds, [len(bias)] if bias is not None else None
+    def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+        place, act, bounds, half = how
+        ctx.how, ctx.biases = how, [len(bias)] if bias is not None else None
+        dtype = torch.bfloat16 if half else torch.float32
+        given, in_dtype = given.to(dtype), (weight.to(dtype), bias.to(dtype) if bias is not None else None)
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(given, *in_dtype, *place, *act)
+        ctx.save_for_backward(given, weight, *([made] if bounds else []))  # where nothing hangs on it, a shortcut may be added in place
         return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        given, weight, made = ctx.saved_tensors
-        padding, stride, dilation, groups = ctx.place
-        gradient = torch.ops.aten.hardtanh_backward(gradients[0], made, *ctx.bounds)
+        given, weight, *made = ctx.saved_tensors
+        (padding, stride, dilation, groups), _, bounds, half = ctx.how
+        gradient = torch.ops.aten.hardtanh_backward(gradients[0], *made, *bounds) if bounds else gradients[0]
+        dtype = torch.bfloat16 if half and groups == 1 else torch.float32
         where = (ctx.biases, stride, padding, dilation, False, [0, 0], groups)
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.biases is not None and ctx.needs_input_grad[2]]
-        return (*torch.ops.aten.convolution_backward(gradient, given, weight, *where, wanted), None, None, None)
+        made_of = torch.ops.aten.convolution_backward(gradient.to(dtype), given.to(dtype), weight.to(dtype), *where, wanted)
+        return (*made_of, None)  # autograd brings each into the precision of what it is of

@@ -33,7 +33,7 @@ from comp.train import run as runs
 from comp.train.activations import BATCH, given_to, resume
 from comp.train.backbone import Input, build, input_of
 from comp.train.batches import Batch, Draw, InMemory, kept_batches, training_batches
-from comp.train.device import Device
+from comp.train.device import Device, has_fast_bf16
 from comp.train.features import Embedder, announce, weights_key
 from comp.train.finetune import Point, fine_tune, set_training
 from comp.train.freezing import freeze
@@ -213,9 +213,12 @@ def _begun(bench: Workbench, fold: int, head: LinearHead | None) -> torch.nn.Mod
 
 
 def _fused(bench: Workbench, network: torch.nn.Module) -> torch.nn.Module:
-    """`network`, on a CPU with activations in the convolutions before them, as far as norms between them are folded."""
+    """`network`, on a CPU with activations in their convolutions; where norms are folded and this CPU is fast at it, in bfloat16."""
     if bench.device.where.type == "cpu" and not bench.fine_tune.compile:
-        fuse(network, torch.rand(1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0)))
+        example = torch.rand(1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0))
+        half = bench.fine_tune.fold_norms and has_fast_bf16()
+        if fuse(network, example, half=half) and half:
+            bench.reporter.say("convolutions train in bfloat16, their weights in float32")
     return network
 
 
