@@ -105,6 +105,14 @@ def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_fl
     assert list(half.state_dict()) == list(plain.state_dict())
 
 
+def test_a_network_with_layers_that_take_no_half_precision_stays_what_it_was() -> None:
+    network = build(Model(backbone="eca_resnet33ts", weights="random"), size_px=64)
+    kinds, expected = [type(module) for module in network.modules()], embed(network, IMAGES)
+    assert fuse(network, IMAGES[:1], half=True) == 0
+    assert [type(module) for module in network.modules()] == kinds
+    assert torch.equal(embed(network, IMAGES), expected)
+
+
 def test_frozen_parts_of_a_fused_network_get_no_gradient() -> None:
     network = folded(RELU)
     fuse(network, IMAGES[:1])

@@ -87,7 +87,8 @@ def make_embedder(
     )
     with torch.inference_mode():
         reference = embedder.embed(example, _CENTRE)
-    fold_batch_norm(network, lambda: embedder.embed(example[:1], _CENTRE), keep=boundary.module if boundary else None)
+    one = as_images(example[:1].to(device.where), _CENTRE, size_px, shown, torch.float32)
+    fold_batch_norm(network, lambda: embedder.of_images(network, one), keep=boundary.module if boundary else None)
     chosen, why = None, "float32: this device has no fast bfloat16"
     if device.is_cuda or has_fast_bf16():
         tried = _ready(replace(embedder, network=copy.deepcopy(network)), torch.bfloat16, example)

@@ -18,11 +18,8 @@ from torch import Tensor, nn
 from comp.train.backbone import embed, first_padding
 from comp.train.folding import put, watch
 
-_FLOAT_TOLERANCE, _BF16_TOLERANCE, _FEATURES_TOLERANCE = (
-    1e-4,
-    0.02,
-    0.10,
-)  # relative to what the network made before: rounding in another order
+# What a changed network may make, relative to what it made: rounding in another order, in either precision, and in one for the other.
+_FLOAT_TOLERANCE, _BF16_TOLERANCE, _MIXED_TOLERANCE = 1e-4, 0.02, 0.10
 Pad = Callable[[Tensor], Tensor]
 Bounds = tuple[float, float]
 _TRIED = 4  # photos on which that is tried
@@ -92,24 +89,26 @@ def fuse(network: Any, example: Tensor, *, half: bool = False) -> int:
     seen = watch(network, lambda: embed(network, example), tuple(_BOUNDS))
     for name in seen.shapes if half else seen.pairs:
         conv: Any = network.get_submodule(name)
-        pad, follower = first_padding(conv), seen.pairs.get(name)
-        act, bounds = None, None
-        if follower:
-            act, bounds = _act_of(network, follower), _BOUNDS.get(type(network.get_submodule(follower)))
-        if pad and (half or bounds):
+        follower, pad = seen.pairs.get(name), first_padding(conv)
+        bounds = _BOUNDS.get(type(network.get_submodule(follower))) if follower else None
+        if pad and follower and bounds:
+            changed |= {name: conv, follower: network.get_submodule(follower)}
+            put(network, name, _Fused(conv, pad, _act_of(network, follower) or Act(), bounds, half))
+            put(network, follower, nn.Identity())
+        elif pad and half:
             changed[name] = conv
-            put(network, name, _Fused(conv, pad, act if act and bounds else Act(), bounds, half))
-            if follower and bounds:
-                changed[follower] = network.get_submodule(follower)
-                put(network, follower, nn.Identity())
-    n_convs = sum(isinstance(module, nn.Conv2d) for module in changed.values())
-    if not _same(embed(network, example), before, _FEATURES_TOLERANCE if half else _FLOAT_TOLERANCE):
+            put(network, name, _Fused(conv, pad, Act(), None, half))
+    try:
+        is_same = _same(embed(network, example), before, _MIXED_TOLERANCE if half else _FLOAT_TOLERANCE)
+    except RuntimeError:  # a layer of another kind, whose weights are in float32, does not take bfloat16
+        is_same = False
+    if not is_same:
         for name, module in changed.items():
             put(network, name, module)
         return 0
-    if half:
+    if half and changed:
         network.get_classifier().register_forward_pre_hook(_in_float)
-    return n_convs
+    return sum(isinstance(module, nn.Conv2d) for module in changed.values())
 
 
 def _in_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -216,9 +216,10 @@ def _fused(bench: Workbench, network: torch.nn.Module) -> torch.nn.Module:
     """`network`, on a CPU with activations in their convolutions; where norms are folded and this CPU is fast at it, in bfloat16."""
     if bench.device.where.type == "cpu" and not bench.fine_tune.compile:
         example = torch.rand(1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0))
-        half = bench.fine_tune.fold_norms and has_fast_bf16()
-        if fuse(network, example, half=half) and half:
+        if bench.fine_tune.fold_norms and has_fast_bf16() and fuse(network, example, half=True):
             bench.reporter.say("convolutions train in bfloat16, their weights in float32")
+        else:
+            fuse(network, example)
     return network
 
 
