@@ -43,7 +43,7 @@ def find_device(wanted: str | None = None) -> Device:
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Device(where=device, name=torch.cuda.get_device_name(device), train_dtype=torch.bfloat16 if bf16 else torch.float16)
-    # bf16 autocast made CPU training of small convolutional nets slower, not faster: README, "Speed".
+    # bf16 autocast halves the speed of CPU training of small convolutional nets (README, "Speed"); comp/train/fusing.py has another way.
     return Device(where=device, name=platform.processor() or platform.machine(), train_dtype=torch.float32)
 
 
