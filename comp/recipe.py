@@ -190,7 +190,7 @@ class FineTune:
     # layers make of it is computed once and kept, and epochs take the draws in turn; what is frozen is then the same in every fold
     cached_views: int = 0
     fold_norms: bool = False  # batch norms become part of their convolutions before training: the same network, in fewer and faster steps
-    compile: bool = False  # torch.compile the step; pays back only in long runs
+    compile: bool = False  # torch.compile the step; on a CPU it took 40 s and halved the speed (LOG.md), on a GPU it is not measured
 
     def __post_init__(self) -> None:
         _need(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kaggle_stand import ARCHIVE, HASTE, Notebook, Stand, stand
@@ -196,3 +197,14 @@ def test_room_and_permission_are_of_the_nearest_folder_that_exists(tmp_path: Pat
     (workspace.data / "archive").write_bytes(bytes(1000))
     monkeypatch.setattr(machine, "DISK_BYTES", 1000)
     assert machine.disk(workspace).level == "ok"
+
+
+def test_of_what_is_on_the_disk_only_that_which_a_run_needs_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(tmp_path)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(machine, "DISK_GB", {"raw": 1e-6})
+    monkeypatch.setattr(machine, "DISK_BYTES", 1500)
+    for place, level in (("features", "bad"), ("raw", "ok")):
+        (workspace.data / place).mkdir(parents=True)
+        (workspace.data / place / "file").write_bytes(bytes(1000))
+        assert machine.disk(workspace).level == level
