@@ -14,7 +14,7 @@ import pytest
 from finished_run import SAMPLE_IDS, edit_json, make_run, make_workspace
 
 from comp.competition import COMPETITION
-from comp.errors import DataError, NotFoundError, StaleError, SubmissionError, UnavailableError, UserError
+from comp.errors import DataError, KaggleError, NotFoundError, RulesError, StaleError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Limits, Submission
 from comp.progress import Reporter
 from comp.store import Workspace
@@ -385,3 +385,16 @@ def test_photos_too_few_to_foretell_from_are_enough_to_submit(
     edit_json(run / "calibration.json", of=None)
     assert submit(workspace, kaggle, run).public_score == 0.02417
     assert "no forecast: 15 out-of-fold photos are too few" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "is_left"), [(RulesError("accept the rules"), False), (UnavailableError("no answer"), True)])
+def test_only_an_upload_of_which_nothing_is_known_leaves_its_mark(
+    workspace: Workspace, kaggle: KnownKaggle, run: Path, monkeypatch: pytest.MonkeyPatch, error: KaggleError, is_left: bool
+) -> None:
+    def refused(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(kaggle, "upload", refused)
+    with pytest.raises(type(error)):
+        submit(workspace, kaggle, run)
+    assert bool(list(workspace.submissions.glob(".*.uploading"))) == is_left

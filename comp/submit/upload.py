@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from comp.errors import SubmissionError
+from comp.errors import CredentialsError, NotFoundError, RulesError, SubmissionError
 from comp.kaggle import Kaggle, Submission
 from comp.predict.finished import FinishedRun
 from comp.progress import Reporter
@@ -16,6 +16,7 @@ from comp.submit.ledger import LedgerRow, read_ledger, write_row
 CODE = Path(__file__).resolve().parents[1]
 LISTED_S = 60.0  # from the begin of an upload that was cut off until it is in Kaggle's list, or never will be
 LOOK_EVERY_S = 5.0
+REFUSALS = (CredentialsError, RulesError, NotFoundError)  # answers after which nothing was submitted
 
 
 def upload_once(workspace: Workspace, kaggle: Kaggle, finished: FinishedRun, path: Path, reporter: Reporter, *, force: bool) -> LedgerRow:
@@ -36,7 +37,11 @@ def upload_once(workspace: Workspace, kaggle: Kaggle, finished: FinishedRun, pat
     else:
         _ask_limits(kaggle, reporter)
         begun.touch()
-        ref = kaggle.upload(path, draft.message)
+        try:
+            ref = kaggle.upload(path, draft.message)
+        except REFUSALS:
+            begun.unlink(missing_ok=True)  # nothing to look for
+            raise
         row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
     write_row(workspace.ledger, row)
     begun.unlink(missing_ok=True)
