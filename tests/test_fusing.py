@@ -33,6 +33,14 @@ def folded(backbone: str) -> nn.Module:
     return network.requires_grad_()
 
 
+def has_bf16() -> bool:
+    """Whether oneDNN has bfloat16 for this CPU."""
+    return fusing.is_here() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="oneDNN has no bfloat16 for this CPU")
+
+
 def n_idle(network: nn.Module) -> int:
     return sum(type(module) is nn.Identity for module in network.modules())
 
@@ -62,6 +70,7 @@ def test_convolutions_without_an_activation_are_packed_as_well() -> None:
     torch.testing.assert_close(embed(made, IMAGES), embed(network, IMAGES), rtol=1e-3, atol=1e-4)
 
 
+@needs_bf16
 @torch.inference_mode()
 def test_in_bfloat16_packed_features_are_as_near_to_those_of_float32() -> None:
     exact, half = folded(RELU), folded(RELU).bfloat16()
@@ -90,6 +99,7 @@ def test_a_fused_network_trains_as_before(backbone: str) -> None:
     plain.load_state_dict(fused.state_dict())
 
 
+@needs_bf16
 @pytest.mark.parametrize("backbone", [RELU6, RELU, HARDSWISH])
 def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_float32(backbone: str) -> None:
     def gradient(network: nn.Module) -> Tensor:

@@ -61,18 +61,25 @@ def packed(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor
     if not is_here():
         return network
     changed, some = copy.deepcopy(network), example[:_TRIED]
-    seen = watch(changed, lambda: run(changed, some), tuple(_ACTS), keep)
-    for name, shape in seen.shapes.items():
-        conv: Any = changed.get_submodule(name)
-        follower = seen.pairs.get(name)
-        act = _act_of(changed, follower) if follower else None
-        pad = first_padding(conv)
-        if pad:
-            put(changed, name, _Packed(conv, pad, act or Act(), (len(example), *shape[1:])))
-            if follower and act:
-                put(changed, follower, nn.Identity())
     tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
-    return changed if _same(run(changed, some), run(network, some), tolerance) else network
+    try:
+        _pack(changed, some, run, len(example), keep)
+        is_same = _same(run(changed, some), run(network, some), tolerance)
+    except RuntimeError:  # oneDNN has no bfloat16 for this CPU
+        is_same = False
+    return changed if is_same else network
+
+
+def _pack(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor], Tensor], n_photos: int, keep: str | None) -> None:
+    seen = watch(network, lambda: run(network, example), tuple(_ACTS), keep)
+    for name, shape in seen.shapes.items():
+        conv: Any = network.get_submodule(name)
+        follower, pad = seen.pairs.get(name), first_padding(conv)
+        act = _act_of(network, follower) if follower else None
+        if pad:
+            put(network, name, _Packed(conv, pad, act or Act(), (n_photos, *shape[1:])))
+            if follower and act:
+                put(network, follower, nn.Identity())
 
 
 @torch.no_grad()
