@@ -36,54 +36,158 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m comp", description="Dogs vs. Cats Redux, from Kaggle's archive to a score.")
+    parser = argparse.ArgumentParser(
+        prog="python -m comp", description="Dogs vs. Cats Redux, from Kaggle's archive to a score."
+    )
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for name, (call, text) in _STAGES.items():
         stage = stages.add_parser(name, help=text, description=text)
         stage.set_defaults(call=call)
-        stage.add_argument("--home", type=Path, default=Path(), help="folder of data/, runs/ and submissions/ (default: here)")
-        if name in ("data", "train", "predict", "calibrate", "forecast", "submit", "rehearsal", "lr", "judge"):
+        stage.add_argument(
+            "--home",
+            type=Path,
+            default=Path(),
+            help="folder of data/, runs/ and submissions/ (default: here)",
+        )
+        if name in (
+            "data",
+            "train",
+            "predict",
+            "calibrate",
+            "forecast",
+            "submit",
+            "rehearsal",
+            "lr",
+            "judge",
+        ):
             default = ON_CPU if name == "rehearsal" else DEFAULT
             known = [*RECIPES, *ENSEMBLES] if name in _OF_SEVERAL else RECIPES
-            stage.add_argument("--recipe", default=default, metavar="NAME", help=f"one of {', '.join(known)} (default: {default})")
-            stage.add_argument("--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="such as training.epochs=3")
-        if name in ("train", "predict", "calibrate", "blend", "rehearsal", "scout", "lr", "audit", "judge"):
+            stage.add_argument(
+                "--recipe",
+                default=default,
+                metavar="NAME",
+                help=f"one of {', '.join(known)} (default: {default})",
+            )
+            stage.add_argument(
+                "--set",
+                nargs="+",
+                action="extend",
+                default=[],
+                metavar="KNOB=VALUE",
+                help="such as training.epochs=3",
+            )
+        if name in (
+            "train",
+            "predict",
+            "calibrate",
+            "blend",
+            "rehearsal",
+            "scout",
+            "lr",
+            "audit",
+            "judge",
+        ):
             stage.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
         if name == "scout":
             stage.add_argument(
-                "--backbones", nargs="+", metavar="NAME[=WEIGHTS]", help="of timm (default: those whose weights are packaged)"
+                "--backbones",
+                nargs="+",
+                metavar="NAME[=WEIGHTS]",
+                help="of timm (default: those whose weights are packaged)",
             )
-            stage.add_argument("--budget", default="10m", help="of time: 90s, 10m, 1.5h (default: 10m)")
-            stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="for all, such as folds.n_photos=5000")
+            stage.add_argument(
+                "--budget", default="10m", help="of time: 90s, 10m, 1.5h (default: 10m)"
+            )
+            stage.add_argument(
+                "--set",
+                nargs="+",
+                default=[],
+                metavar="KNOB=VALUE",
+                help="for all, such as folds.n_photos=5000",
+            )
         if name == "audit":
             stage.add_argument(
-                "runs", nargs="*", metavar="RUN", help="a folder of runs/, or a recipe that has one run there (default: all)"
+                "runs",
+                nargs="*",
+                metavar="RUN",
+                help="a folder of runs/, or a recipe that has one run there (default: all)",
             )
         if name == "judge":
-            stage.add_argument("verdicts", help="all, drop, flip, soft or the id of one photo in data/verdicts.csv")
+            stage.add_argument(
+                "verdicts", help="all, drop, flip, soft or the id of one photo in data/verdicts.csv"
+            )
         if name == "lr":
             stage.add_argument("--steps", type=int, default=100, help="of the test (default: 100)")
         if name in ("forecast", "submit"):
-            stage.add_argument("--run", metavar="RUN", help="a folder of runs/, such as a blend's, instead of the recipe's")
+            stage.add_argument(
+                "--run",
+                metavar="RUN",
+                help="a folder of runs/, such as a blend's, instead of the recipe's",
+            )
         if name == "blend":
-            stage.add_argument("runs", nargs="+", metavar="RUN", help="a folder of runs/, a recipe that has one run there, or ensemble")
+            stage.add_argument(
+                "runs",
+                nargs="+",
+                metavar="RUN",
+                help="a folder of runs/, a recipe that has one run there, or ensemble",
+            )
             methods = ("simplex", "greedy", "equal", "features")
-            stage.add_argument("--method", choices=methods, default="simplex", help="weigh logits, or one head on all their features")
-            stage.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="of prediction., such as prediction.clip=0.01")
+            stage.add_argument(
+                "--method",
+                choices=methods,
+                default="simplex",
+                help="weigh logits, or one head on all their features",
+            )
+            stage.add_argument(
+                "--set",
+                nargs="+",
+                default=[],
+                metavar="KNOB=VALUE",
+                help="of prediction., such as prediction.clip=0.01",
+            )
         if name == "ablate":
-            stage.add_argument("runs", nargs=2, metavar="RUN", help="the run that is judged, and the one that it is compared with")
+            stage.add_argument(
+                "runs",
+                nargs=2,
+                metavar="RUN",
+                help="the run that is judged, and the one that it is compared with",
+            )
         if name == "submit":
-            stage.add_argument("--force", action="store_true", help="upload even a file that was uploaded before")
+            stage.add_argument(
+                "--force", action="store_true", help="upload even a file that was uploaded before"
+            )
         if name == "bench":
-            stage.add_argument("--rows", nargs="+", metavar="ROW", help="only these; memory for the passes that show its peak")
-            stage.add_argument("--rounds", type=int, default=3, help="in which every row is measured once (default: 3)")
-            stage.add_argument("--photos", type=int, default=2000, help="where there are more (default: 2000)")
-            stage.add_argument("--full", action="store_true", help="let the peers' runs for a score come to their end: an hour")
+            stage.add_argument(
+                "--rows",
+                nargs="+",
+                metavar="ROW",
+                help="only these; memory for the passes that show its peak",
+            )
+            stage.add_argument(
+                "--rounds",
+                type=int,
+                default=3,
+                help="in which every row is measured once (default: 3)",
+            )
+            stage.add_argument(
+                "--photos", type=int, default=2000, help="where there are more (default: 2000)"
+            )
+            stage.add_argument(
+                "--full",
+                action="store_true",
+                help="let the peers' runs for a score come to their end: an hour",
+            )
         if name == "leaderboard":
-            stage.add_argument("--refresh", action="store_true", help="download the board even if the one here is less than an hour old")
+            stage.add_argument(
+                "--refresh",
+                action="store_true",
+                help="download the board even if the one here is less than an hour old",
+            )
         if name in ("rehearsal", "bench"):
             stage.add_argument("--archive", type=Path, help="a zip like Kaggle's")
-            stage.add_argument("--solution", type=Path, help="its labels: a CSV of id,label with 0 or 1")
+            stage.add_argument(
+                "--solution", type=Path, help="its labels: a CSV of id,label with 0 or 1"
+            )
     return parser
 
 
@@ -111,7 +215,11 @@ def _run_folder(options: argparse.Namespace) -> Path:
     from comp.predict.finished import find_run
 
     workspace = _workspace(options)
-    return find_run(workspace, options.run) if options.run else made_of(workspace, COMPETITION, _chosen(options))
+    return (
+        find_run(workspace, options.run)
+        if options.run
+        else made_of(workspace, COMPETITION, _chosen(options))
+    )
 
 
 def _kaggle(reporter: Reporter) -> "Kaggle":
@@ -127,7 +235,14 @@ def _data(options: argparse.Namespace, reporter: Reporter) -> None:
 
     recipe, workspace, kaggle = _chosen(options)[0], _workspace(options), _kaggle(reporter)
     geometry = geometry_of(recipe, input_of(recipe.model))
-    prepare(workspace, COMPETITION, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
+    prepare(
+        workspace,
+        COMPETITION,
+        lambda: kaggle.download(workspace.raw),
+        kaggle.is_real,
+        geometry,
+        reporter,
+    )
 
 
 def _train(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -182,7 +297,14 @@ def _forecast(options: argparse.Namespace, reporter: Reporter) -> None:
 def _submit(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.submit.stage import submit
 
-    submit(_workspace(options), COMPETITION, _kaggle(reporter), _run_folder(options), reporter, force=options.force)
+    submit(
+        _workspace(options),
+        COMPETITION,
+        _kaggle(reporter),
+        _run_folder(options),
+        reporter,
+        force=options.force,
+    )
 
 
 def _scores(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -194,21 +316,33 @@ def _scores(options: argparse.Namespace, reporter: Reporter) -> None:
 def _leaderboard(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.submit.leaderboard import leaderboard
 
-    leaderboard(_workspace(options), COMPETITION, _kaggle(reporter), reporter, refresh=options.refresh)
+    leaderboard(
+        _workspace(options), COMPETITION, _kaggle(reporter), reporter, refresh=options.refresh
+    )
 
 
 def _doctor(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.doctor.stage import PATIENCE, Quiet, examine
     from comp.kaggle import Kaggle
 
-    examine(_workspace(options), COMPETITION, Kaggle(COMPETITION, Quiet(), patience=PATIENCE), reporter)
+    examine(
+        _workspace(options), COMPETITION, Kaggle(COMPETITION, Quiet(), patience=PATIENCE), reporter
+    )
 
 
 def _rehearsal(options: argparse.Namespace, reporter: Reporter) -> None:
     recipes, device = _chosen(options), _device(options)
     from comp.rehearsal.stage import rehearse
 
-    rehearse(options.home.resolve(), COMPETITION, recipes, device, options.archive, options.solution, reporter)
+    rehearse(
+        options.home.resolve(),
+        COMPETITION,
+        recipes,
+        device,
+        options.archive,
+        options.solution,
+        reporter,
+    )
 
 
 def _scout(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -245,8 +379,20 @@ def _judge(options: argparse.Namespace, reporter: Reporter) -> None:
 def _bench(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.bench.stage import bench
 
-    asked = {"names": options.rows, "n_rounds": options.rounds, "n_photos": options.photos, "full": options.full}
-    bench(options.home.resolve(), COMPETITION, reporter, archive=options.archive, solution=options.solution, **asked)
+    asked = {
+        "names": options.rows,
+        "n_rounds": options.rounds,
+        "n_photos": options.photos,
+        "full": options.full,
+    }
+    bench(
+        options.home.resolve(),
+        COMPETITION,
+        reporter,
+        archive=options.archive,
+        solution=options.solution,
+        **asked,
+    )
 
 
 def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
@@ -254,7 +400,14 @@ def _recipes(_: argparse.Namespace, reporter: Reporter) -> None:
         reporter.say(line)
 
 
-_OF_SEVERAL = ("data", "train", "predict", "forecast", "submit", "rehearsal")  # that an ensemble goes through like a recipe
+_OF_SEVERAL = (
+    "data",
+    "train",
+    "predict",
+    "forecast",
+    "submit",
+    "rehearsal",
+)  # that an ensemble goes through like a recipe
 _STAGES = {
     "data": (_data, "download, check and unpack the photos; manifest, folds and pixels"),
     "train": (_train, "fit the recipe's folds; out-of-fold log loss"),

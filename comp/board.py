@@ -21,14 +21,18 @@ def archived_scores(path: Path = ARCHIVE) -> Floats:
     try:
         return best_first(path.read_text(encoding="utf-8").split()[1:])
     except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} is not a column of scores ({error}): restore it from git") from None
+        raise DataError(
+            f"{path.name} is not a column of scores ({error}): restore it from git"
+        ) from None
 
 
 def best_first(scores: Sequence[float] | Sequence[str]) -> Floats:
     """`scores` in order. DataError if there are none, since nothing has a rank among them."""
     ordered = np.sort(np.asarray(scores, np.float64))
     if not ordered.size or not np.isfinite(ordered).all():
-        raise DataError(f"a board with {int(np.isfinite(ordered).sum()):,} scores of {ordered.size:,} teams ranks nobody")
+        raise DataError(
+            f"a board with {int(np.isfinite(ordered).sum()):,} scores of {ordered.size:,} teams ranks nobody"
+        )
     return ordered
 
 

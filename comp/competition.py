@@ -16,8 +16,12 @@ class Competition:
     n_train: int  # photos in the real edition; a rehearsal may hold fewer
     n_test: int
     noise_rate: float  # share of the test labels that contradict any confident model, as believed before there are scores
-    noise_spread: float  # standard deviation of that belief; comp/submit/forecast.py learns from scores
-    max_member_bytes: int  # a photo larger than this, unpacked, is refused: the archive is not what it says
+    noise_spread: (
+        float  # standard deviation of that belief; comp/submit/forecast.py learns from scores
+    )
+    max_member_bytes: (
+        int  # a photo larger than this, unpacked, is refused: the archive is not what it says
+    )
 
     @property
     def rules_url(self) -> str:

@@ -18,7 +18,10 @@ def sigmoid(logits: ArrayLike) -> Floats:
 
 def per_photo_loss(labels: ArrayLike, probs: ArrayLike) -> Floats:
     """Natural log loss of each photo, `[n]`, as the board counts it: finite for probabilities of exactly 0 and 1 too."""
-    truth, p = np.asarray(labels, np.float64), np.clip(np.asarray(probs, np.float64), BOARD_EPSILON, 1 - BOARD_EPSILON)
+    truth, p = (
+        np.asarray(labels, np.float64),
+        np.clip(np.asarray(probs, np.float64), BOARD_EPSILON, 1 - BOARD_EPSILON),
+    )
     return -truth * np.log(p) - (1 - truth) * np.log1p(-p)
 
 
@@ -44,12 +47,19 @@ def prior_logit(labels: ArrayLike) -> float:
     """
     truth = np.asarray(labels, np.float64)
     if not truth.size:
-        raise DataError("no labels to take the prior from: 0 labelled photos; run `make data` and look at the verdicts in data/train.csv")
+        raise DataError(
+            "no labels to take the prior from: 0 labelled photos; run `make data` and look at the verdicts in data/train.csv"
+        )
     return float(np.log(truth.sum() + 0.5) - np.log((1 - truth).sum() + 0.5))
 
 
 def bootstrap_interval(
-    losses: ArrayLike, groups: ArrayLike | None = None, *, seed: int, n_draws: int = 1000, level: float = 0.95
+    losses: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    seed: int,
+    n_draws: int = 1000,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """The central `level` of the mean of `losses [n]` over draws with replacement.
 
@@ -62,14 +72,24 @@ def bootstrap_interval(
     return _bootstrap(values, np.ones_like(values), groups, seed, n_draws, level)
 
 
-def bootstrap_ratio(losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_ratio(
+    losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
+) -> tuple[float, float]:
     """The central `level` of the mean of `losses [n]` / that of `others [n]`, which are of the same photos and drawn together."""
-    return _bootstrap(np.asarray(losses, np.float64), np.asarray(others, np.float64), groups, seed, 1000, level)
+    return _bootstrap(
+        np.asarray(losses, np.float64), np.asarray(others, np.float64), groups, seed, 1000, level
+    )
 
 
-def _bootstrap(above: Floats, below: Floats, groups: ArrayLike | None, seed: int, n_draws: int, level: float) -> tuple[float, float]:
+def _bootstrap(
+    above: Floats, below: Floats, groups: ArrayLike | None, seed: int, n_draws: int, level: float
+) -> tuple[float, float]:
     """The central `level` of the sum of `above [n]` / that of `below [n]` over draws of whole `groups [n]`."""
-    index = np.arange(above.size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    index = (
+        np.arange(above.size)
+        if groups is None
+        else np.unique(np.asarray(groups), return_inverse=True)[1]
+    )
     tops, bottoms = np.bincount(index, above), np.bincount(index, below)
     rng = np.random.default_rng(seed)
     ratios = np.empty(n_draws)

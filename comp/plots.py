@@ -17,7 +17,14 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def curve_png(
-    path: Path, x: ArrayLike, curves: Mapping[str, ArrayLike], marks: Mapping[str, float], *, title: str, x_label: str, y_label: str
+    path: Path,
+    x: ArrayLike,
+    curves: Mapping[str, ArrayLike],
+    marks: Mapping[str, float],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
 ) -> None:
     """`curves` over `x`, which is positive and drawn on a logarithmic axis, with a vertical line for each of `marks`."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -34,7 +41,12 @@ def curve_png(
 
 def text_curve(y: ArrayLike, *, width: int = 64, height: int = 8) -> list[str]:
     """Lines of text, top first, on which block characters rise to `y [n]`, from its least to its largest value."""
-    values = np.array([part.mean() for part in np.array_split(np.asarray(y, np.float64), min(width, np.size(y)))])
+    values = np.array(
+        [part.mean() for part in np.array_split(np.asarray(y, np.float64), min(width, np.size(y)))]
+    )
     spread = np.ptp(values) or 1.0
     eighths = 1 + np.rint((values - values.min()) / spread * (8 * height - 1)).astype(int)
-    return ["".join(_EIGHTHS[min(max(n - 8 * row, 0), 8)] for n in eighths.tolist()) for row in reversed(range(height))]
+    return [
+        "".join(_EIGHTHS[min(max(n - 8 * row, 0), 8)] for n in eighths.tolist())
+        for row in reversed(range(height))
+    ]

@@ -8,7 +8,14 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
@@ -42,25 +49,42 @@ class Reporter:
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*(f"{cell:.5f}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
+            table.add_row(
+                *(f"{cell:.5f}" if isinstance(cell, float) else escape(str(cell)) for cell in row)
+            )
         self._out.print(table)
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar with throughput and time left on a terminal; a line now and then, and one at the end, elsewhere."""
-        with self._bar(label, total, unit) if self._err.is_terminal else self._lines(label, total, unit) as advance:
+        with (
+            self._bar(label, total, unit)
+            if self._err.is_terminal
+            else self._lines(label, total, unit) as advance
+        ):
             yield advance
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True))
-        extra = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(show_speed=True),
+        )
+        extra = (
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, *extra, console=self._err) as progress:
             task = progress.add_task(escape(label), total=total, note="", rate="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
-                progress.update(task, advance=n, note=escape(note), rate=_rate(speed, unit) if speed else "")
+                progress.update(
+                    task, advance=n, note=escape(note), rate=_rate(speed, unit) if speed else ""
+                )
 
             yield advance
 
@@ -76,11 +100,17 @@ class Reporter:
             if now - last > LINE_EVERY_S and done < total:
                 last = now
                 left = (total - done) * (now - start) / done
-                self._err.print(escape(f"{label}: {done:,}/{total:,} {unit}, {left:.0f} s left {note}".rstrip()))
+                self._err.print(
+                    escape(f"{label}: {done:,}/{total:,} {unit}, {left:.0f} s left {note}".rstrip())
+                )
 
         yield advance
         took = time.monotonic() - start
-        self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({_rate(done / max(took, 1e-9), unit)})"))
+        self._err.print(
+            escape(
+                f"{label}: {done:,} {unit} in {took:.1f} s ({_rate(done / max(took, 1e-9), unit)})"
+            )
+        )
 
 
 def _rate(speed: float, unit: str) -> str:

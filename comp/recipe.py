@@ -32,13 +32,22 @@ class Model:
     """The network: a timm backbone, and where its weights come from."""
 
     backbone: str = "convnext_tiny"  # any name that timm.list_models() knows, with or without a tag
-    weights: str | None = None  # a .safetensors or .pth file; None: a package that carries them, else timm's hub; "random": none
-    layer: str | None = None  # timm's name of the layer under the head, where the backbone then ends; None: all of it, in its own pooling
+    weights: str | None = (
+        None  # a .safetensors or .pth file; None: a package that carries them, else timm's hub; "random": none
+    )
+    layer: str | None = (
+        None  # timm's name of the layer under the head, where the backbone then ends; None: all of it, in its own pooling
+    )
     pool: Pool = "mean"  # of a layer's output, over places or tokens; flatten: every number of it, for which size_px must stay
     drop_path: float = 0.0  # largest rate of stochastic depth, rising linearly with depth
 
     def __post_init__(self) -> None:
-        _need(self.pool == "mean" or self.layer is not None, "model.pool", "mean where model.layer names no layer", self.pool)
+        _need(
+            self.pool == "mean" or self.layer is not None,
+            "model.pool",
+            "mean where model.layer names no layer",
+            self.pool,
+        )
         _need(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
 
 
@@ -50,16 +59,34 @@ class Pixels:
     # side to the canvas, the rest kept for crops, of which prediction takes the centre; center-crop: the middle of it, not resized
     fit: Fit = "squash"
     size_px: int | None = None  # side of what the network sees; None: the backbone's own
-    canvas: float | None = None  # canvas side / size_px, at least 1; None: 1 / the backbone's own crop_pct
+    canvas: float | None = (
+        None  # canvas side / size_px, at least 1; None: 1 / the backbone's own crop_pct
+    )
     normalise: Normalise = "backbone"  # by the backbone's own mean and std, by those below, or by those of the fold's own training photos
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of red, green, blue in [0, 1], where normalise=constants
+    mean: tuple[float, ...] = (
+        0.5,
+        0.5,
+        0.5,
+    )  # of red, green, blue in [0, 1], where normalise=constants
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         _need(len(self.mean) == 3, "pixels.mean", "three numbers", self.mean)
-        _need(len(self.std) == 3 and min(self.std) > 0, "pixels.std", "three positive numbers", self.std)
-        _need(self.size_px is None or 16 <= self.size_px <= 2048, "pixels.size_px", "in [16, 2048]", self.size_px)
-        _need(self.canvas is None or 1 <= self.canvas <= 2, "pixels.canvas", "in [1, 2]", self.canvas)
+        _need(
+            len(self.std) == 3 and min(self.std) > 0,
+            "pixels.std",
+            "three positive numbers",
+            self.std,
+        )
+        _need(
+            self.size_px is None or 16 <= self.size_px <= 2048,
+            "pixels.size_px",
+            "in [16, 2048]",
+            self.size_px,
+        )
+        _need(
+            self.canvas is None or 1 <= self.canvas <= 2, "pixels.canvas", "in [1, 2]", self.canvas
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +94,45 @@ class Folds:
     """Cross-validation: who is held out when."""
 
     n: int = 5  # folds
-    fit: int | None = None  # how many of them are fitted, from fold 0 on; None: all. Fewer leave photos without an out-of-fold logit
-    split: tuple[float, ...] | None = None  # instead of folds: shares for validation and for test, both held out by one fit on the rest
-    n_photos: int | None = None  # a stratified subset of whole groups with about this many training photos; None: all
-    verdicts: str | None = None  # of data/verdicts.csv, what is applied: all, drop, flip, soft or one photo's id; None: nothing
+    fit: int | None = (
+        None  # how many of them are fitted, from fold 0 on; None: all. Fewer leave photos without an out-of-fold logit
+    )
+    split: tuple[float, ...] | None = (
+        None  # instead of folds: shares for validation and for test, both held out by one fit on the rest
+    )
+    n_photos: int | None = (
+        None  # a stratified subset of whole groups with about this many training photos; None: all
+    )
+    verdicts: str | None = (
+        None  # of data/verdicts.csv, what is applied: all, drop, flip, soft or one photo's id; None: nothing
+    )
 
     def __post_init__(self) -> None:
         _need(2 <= self.n <= 100, "folds.n", "in [2, 100]", self.n)
-        _need(self.fit is None or 1 <= self.fit <= self.n, "folds.fit", f"in [1, {self.n}]", self.fit)
-        both = self.split is None or (len(self.split) == 2 and min(self.split) > 0 and sum(self.split) < 1)
-        _need(both, "folds.split", "two positive shares that leave photos to train on, such as [0.1,0.1]", self.split)
-        _need(self.split is None or self.fit is None, "folds.fit", "none where folds.split holds photos out", self.fit)
-        _need(self.n_photos is None or self.n_photos >= 2 * self.n, "folds.n_photos", "at least two a fold", self.n_photos)
+        _need(
+            self.fit is None or 1 <= self.fit <= self.n, "folds.fit", f"in [1, {self.n}]", self.fit
+        )
+        both = self.split is None or (
+            len(self.split) == 2 and min(self.split) > 0 and sum(self.split) < 1
+        )
+        _need(
+            both,
+            "folds.split",
+            "two positive shares that leave photos to train on, such as [0.1,0.1]",
+            self.split,
+        )
+        _need(
+            self.split is None or self.fit is None,
+            "folds.fit",
+            "none where folds.split holds photos out",
+            self.fit,
+        )
+        _need(
+            self.n_photos is None or self.n_photos >= 2 * self.n,
+            "folds.n_photos",
+            "at least two a fold",
+            self.n_photos,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +156,12 @@ class Head:
     views: ViewsName = "flip"  # whose features are averaged for the fit
 
     def __post_init__(self) -> None:
-        _need(len(self.penalties) > 0 and min(self.penalties) > 0, "training.penalties", "one or more positive numbers", self.penalties)
+        _need(
+            len(self.penalties) > 0 and min(self.penalties) > 0,
+            "training.penalties",
+            "one or more positive numbers",
+            self.penalties,
+        )
         _need(2 <= self.n_inner <= 20, "training.n_inner", "in [2, 20]", self.n_inner)
 
 
@@ -132,7 +191,12 @@ class HeadShape:
     dropout: float = 0.0  # rate, after each of them; where there are none, on the features
 
     def __post_init__(self) -> None:
-        _need(all(width >= 1 for width in self.widths), "training.head.widths", "whole numbers from 1", self.widths)
+        _need(
+            all(width >= 1 for width in self.widths),
+            "training.head.widths",
+            "whole numbers from 1",
+            self.widths,
+        )
         _need(0 <= self.dropout < 1, "training.head.dropout", "in [0, 1)", self.dropout)
 
 
@@ -159,20 +223,28 @@ class FineTune:
     trains: str = "all"  # all | head | last:N (the last N of timm's blocks) | from:NAME (timm's module and what comes after), with the head
     epochs: int = 3
     batch_size: int = 64  # photos a step, over all micro-batches
-    micro_batch: int | None = None  # photos in memory at once; None: the whole batch, or as much of it as fits
+    micro_batch: int | None = (
+        None  # photos in memory at once; None: the whole batch, or as much of it as fits
+    )
     optimiser: str = "adamw"  # sgd | rmsprop | adam | adamw, torch's; or any other that timm.optim.list_optimizers() knows
     momentum: float = 0.9  # of sgd, rmsprop and those of timm's that have one
     nesterov: bool = False  # look ahead by the momentum; sgd's alone
-    peak_lr: float = 1e-4  # of the head; the block at depth d from the end gets layer_decay ** d of it
+    peak_lr: float = (
+        1e-4  # of the head; the block at depth d from the end gets layer_decay ** d of it
+    )
     layer_decay: float = 0.75  # learning-rate factor from one block to the one before it
-    weight_decay: float = 0.05  # the optimiser's; never on norms, biases and other one-dimensional parameters
+    weight_decay: float = (
+        0.05  # the optimiser's; never on norms, biases and other one-dimensional parameters
+    )
     warmup: float = 0.1  # fraction of all steps that the learning rate rises in: along a line from 0, in one-cycle along a cosine
     schedule: Schedule = "cosine"  # of the learning rate after the warm-up
     final_lr: float = 0.01  # fraction of the peak that cosine and one-cycle end at, and that step and exponential do not fall below
     decay: float = 0.1  # factor of the learning rate: of step every `step_epochs`, of exponential over the whole schedule
     step_epochs: int = 7  # epochs between two steps of the schedule step
     clip_norm: float | None = 1.0  # largest norm of all gradients together; None: no bound
-    ema: float = 0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
+    ema: float = (
+        0.99  # decay a step of the averaged weights that are kept; 0: keep the last weights
+    )
     # share of the way from the weights before to those after that is kept: 1 all of it, less where tuning ends overconfident. Source:
     # Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"
     wise_ft: float = 1.0
@@ -195,11 +267,23 @@ class FineTune:
     def __post_init__(self) -> None:
         _need(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
         _need(self.batch_size >= 2, "training.batch_size", "at least 2", self.batch_size)
-        whole = self.micro_batch is None or (self.micro_batch >= 1 and self.batch_size % self.micro_batch == 0)
-        _need(whole, "training.micro_batch", f"a divisor of batch_size {self.batch_size}", self.micro_batch)
+        whole = self.micro_batch is None or (
+            self.micro_batch >= 1 and self.batch_size % self.micro_batch == 0
+        )
+        _need(
+            whole,
+            "training.micro_batch",
+            f"a divisor of batch_size {self.batch_size}",
+            self.micro_batch,
+        )
         _need(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
         looks_ahead = not self.nesterov or (self.optimiser == "sgd" and self.momentum > 0)
-        _need(looks_ahead, "training.nesterov", f"false with {self.optimiser} of momentum {self.momentum}", self.nesterov)
+        _need(
+            looks_ahead,
+            "training.nesterov",
+            f"false with {self.optimiser} of momentum {self.momentum}",
+            self.nesterov,
+        )
         _need(self.peak_lr > 0, "training.peak_lr", "positive", self.peak_lr)
         _need(0 < self.layer_decay <= 1, "training.layer_decay", "in (0, 1]", self.layer_decay)
         _need(self.weight_decay >= 0, "training.weight_decay", "0 or more", self.weight_decay)
@@ -207,26 +291,50 @@ class FineTune:
         _need(0 <= self.final_lr <= 1, "training.final_lr", "in [0, 1]", self.final_lr)
         _need(0 < self.decay <= 1, "training.decay", "in (0, 1]", self.decay)
         _need(self.step_epochs >= 1, "training.step_epochs", "at least 1", self.step_epochs)
-        _need(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", "positive or none", self.clip_norm)
+        _need(
+            self.clip_norm is None or self.clip_norm > 0,
+            "training.clip_norm",
+            "positive or none",
+            self.clip_norm,
+        )
         _need(0 <= self.ema < 1, "training.ema", "in [0, 1)", self.ema)
         _need(0 < self.wise_ft <= 1, "training.wise_ft", "in (0, 1]", self.wise_ft)
-        _need(0 <= self.label_smoothing < 0.5, "training.label_smoothing", "in [0, 0.5)", self.label_smoothing)
+        _need(
+            0 <= self.label_smoothing < 0.5,
+            "training.label_smoothing",
+            "in [0, 0.5)",
+            self.label_smoothing,
+        )
         _need(0 < self.crop_area <= 1, "training.crop_area", "in (0, 1]", self.crop_area)
         _need(self.crop_aspect >= 1, "training.crop_aspect", "at least 1", self.crop_aspect)
-        _need(0 <= self.crop_pad_px <= 1024, "training.crop_pad_px", "in [0, 1024]", self.crop_pad_px)
+        _need(
+            0 <= self.crop_pad_px <= 1024, "training.crop_pad_px", "in [0, 1024]", self.crop_pad_px
+        )
         _need(0 <= self.colour <= 1, "training.colour", "in [0, 1]", self.colour)
         _need_policy("training.trains", self.trains)
         frozen = self.trains != "all" and not (self.first.epochs and self.first.trains == "all")
         _need(self.cached_views >= 0, "training.cached_views", "0 or more", self.cached_views)
-        _need(frozen or not self.cached_views, "training.cached_views", "0 where all layers train", self.cached_views)
-        _need(not (self.head_start and self.head.widths), "training.head_start", "false with hidden layers in the head", self.head_start)
+        _need(
+            frozen or not self.cached_views,
+            "training.cached_views",
+            "0 where all layers train",
+            self.cached_views,
+        )
+        _need(
+            not (self.head_start and self.head.widths),
+            "training.head_start",
+            "false with hidden layers in the head",
+            self.head_start,
+        )
 
     def phases(self) -> tuple["FineTune", ...]:
         """The fine-tunes that follow one another, each with an optimiser and a schedule of its own."""
         main, first = dataclasses.replace(self, first=Phase()), self.first
         if not first.epochs:
             return (main,)
-        return dataclasses.replace(main, trains=first.trains, epochs=first.epochs, peak_lr=first.peak_lr, wise_ft=1.0), main
+        return dataclasses.replace(
+            main, trains=first.trains, epochs=first.epochs, peak_lr=first.peak_lr, wise_ft=1.0
+        ), main
 
     @property
     def on_features(self) -> bool:
@@ -237,7 +345,11 @@ class FineTune:
 
 def _need_policy(knob: str, trains: str) -> None:
     kind, _, what = trains.partition(":")
-    known = trains in ("all", "head") or (kind == "last" and what.isdigit() and int(what) > 0) or (kind == "from" and what != "")
+    known = (
+        trains in ("all", "head")
+        or (kind == "last" and what.isdigit() and int(what) > 0)
+        or (kind == "from" and what != "")
+    )
     _need(known, knob, "all, head, last:N or from:NAME", trains)
 
 
@@ -247,11 +359,18 @@ class Prediction:
 
     views: ViewsName = "flip"  # test-time augmentation: none, mirrored, four corners and centre, or two scales; all but none also mirrored
     calibration: Method = "temperature"  # the map from logits to probabilities, fitted out of fold; `make calibrate` compares them
-    noise_rate: float | None = None  # share of the board's labels that contradict any confident model; None: the competition's
+    noise_rate: float | None = (
+        None  # share of the board's labels that contradict any confident model; None: the competition's
+    )
     clip: float = 0.005  # probabilities stay in [clip, 1 - clip]; of six published scores of one model the best was at .005
 
     def __post_init__(self) -> None:
-        _need(self.noise_rate is None or 0 <= self.noise_rate < 0.5, "prediction.noise_rate", "in [0, 0.5)", self.noise_rate)
+        _need(
+            self.noise_rate is None or 0 <= self.noise_rate < 0.5,
+            "prediction.noise_rate",
+            "in [0, 0.5)",
+            self.noise_rate,
+        )
         _need(0 < self.clip < 0.5, "prediction.clip", "in (0, 0.5)", self.clip)
 
 
@@ -268,9 +387,20 @@ class Recipe:
     prediction: Prediction = field(default_factory=Prediction)
 
     def __post_init__(self) -> None:
-        by_fold = isinstance(self.training, FineTune) and not self.on_kept and not self.training.head_start
-        measured = self.pixels.normalise == "measured"  # each fold has colours of its own, and features that are shared have not
-        _need(by_fold or not measured, "pixels.normalise", "backbone or constants where features are computed for all folds", "measured")
+        by_fold = (
+            isinstance(self.training, FineTune)
+            and not self.on_kept
+            and not self.training.head_start
+        )
+        measured = (
+            self.pixels.normalise == "measured"
+        )  # each fold has colours of its own, and features that are shared have not
+        _need(
+            by_fold or not measured,
+            "pixels.normalise",
+            "backbone or constants where features are computed for all folds",
+            "measured",
+        )
 
     @property
     def on_features(self) -> bool:
@@ -280,7 +410,9 @@ class Recipe:
     @property
     def on_kept(self) -> bool:
         """Whether what trains is given features or activations of a frozen part that all folds share, computed once."""
-        return self.on_features or (isinstance(self.training, FineTune) and self.training.cached_views > 0)
+        return self.on_features or (
+            isinstance(self.training, FineTune) and self.training.cached_views > 0
+        )
 
     def fit_key(self) -> str:
         """Told apart: what changes the fitted folds. Two recipes with one key share their checkpoints."""
@@ -311,12 +443,20 @@ def _replaced(owner: Any, values: dict[str, str], above: str) -> Any:
         name, _, rest = path.removeprefix(above).partition(".")
         current = getattr(owner, name, None)
         if name not in hints or name == "name":
-            raise RecipeError(f"no knob {path!r}: {type(owner).__name__} has {', '.join(hint for hint in hints if hint != 'name')}")
+            raise RecipeError(
+                f"no knob {path!r}: {type(owner).__name__} has {', '.join(hint for hint in hints if hint != 'name')}"
+            )
         if dataclasses.is_dataclass(current) and not rest:
-            raise RecipeError(f"{path!r} is a section: name one of its knobs, such as {path}.{dataclasses.fields(current)[0].name}")
+            raise RecipeError(
+                f"{path!r} is a section: name one of its knobs, such as {path}.{dataclasses.fields(current)[0].name}"
+            )
         if dataclasses.is_dataclass(current):
             section = f"{above}{name}."
-            changes[name] = _replaced(current, {path: text for path, text in values.items() if path.startswith(section)}, section)
+            changes[name] = _replaced(
+                current,
+                {path: text for path, text in values.items() if path.startswith(section)},
+                section,
+            )
         elif rest:
             raise RecipeError(f"{path!r} goes below the knob {name!r}, which has no parts")
         else:
@@ -343,9 +483,16 @@ def _parsed(text: str, kind: Any, path: str) -> Any:
 
 def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
+        return isinstance(value, tuple) and all(
+            _fits(item, typing.get_args(kind)[0]) for item in value
+        )
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and value == value
+            and abs(value) != float("inf")
+        )
     return type(value) is kind
 
 
@@ -366,7 +513,14 @@ def restored(value: Any) -> Any:
         return tuple(map(restored, value))
     if not isinstance(value, dict):
         return value
-    kind, knobs = globals().get(str(value.get("type"))), {name: restored(item) for name, item in value.items() if name != "type"}
-    if not dataclasses.is_dataclass(kind) or not set(knobs) <= {knob.name for knob in dataclasses.fields(kind)}:
-        raise RecipeError(f"a run was made with knobs of {value.get('type')} that are no more: train it again")
+    kind, knobs = (
+        globals().get(str(value.get("type"))),
+        {name: restored(item) for name, item in value.items() if name != "type"},
+    )
+    if not dataclasses.is_dataclass(kind) or not set(knobs) <= {
+        knob.name for knob in dataclasses.fields(kind)
+    }:
+        raise RecipeError(
+            f"a run was made with knobs of {value.get('type')} that are no more: train it again"
+        )
     return kind(**knobs)  # type: ignore[operator]  # a class

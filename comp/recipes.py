@@ -36,7 +36,11 @@ GUIDE = {  # the rule of thumb above: (photos, to ImageNet) -> recipes, the firs
     ("many", "unlike"): ("vgg16_finetune",),
 }
 ENSEMBLES = {  # names that stand for several recipes, whose runs are blended
-    "ensemble": ("lite0_head", "lite1_head", "lite2_views"),  # heads on several backbones, all of whose weights come as packages
+    "ensemble": (
+        "lite0_head",
+        "lite1_head",
+        "lite2_views",
+    ),  # heads on several backbones, all of whose weights come as packages
 }
 # A head that is solved, its penalty chosen on held-out photos, is calibrated as it is: a temperature fitted to one of ours lies between
 # .89 and 1.01, and costs .0006 to .0025 of log loss where it is cross-fitted (LOG.md, 2026-11-22).
@@ -88,7 +92,9 @@ def lite0_finetune() -> Recipe:
     return Recipe(
         name="lite0_finetune",
         model=Model(backbone="tf_efficientnet_lite0"),
-        training=FineTune(fold_norms=True, epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8, wise_ft=0.25),
+        training=FineTune(
+            fold_norms=True, epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8, wise_ft=0.25
+        ),
     )
 
 
@@ -102,7 +108,15 @@ def lite0_tail() -> Recipe:
         name="lite0_tail",
         model=Model(backbone="tf_efficientnet_lite0"),
         pixels=Pixels(fit="shorter", canvas=1.143),
-        training=FineTune(trains="from:blocks.6", cached_views=4, fold_norms=True, epochs=4, batch_size=32, layer_decay=0.8, wise_ft=0.25),
+        training=FineTune(
+            trains="from:blocks.6",
+            cached_views=4,
+            fold_norms=True,
+            epochs=4,
+            batch_size=32,
+            layer_decay=0.8,
+            wise_ft=0.25,
+        ),
     )
 
 
@@ -147,7 +161,9 @@ def convnext_base() -> Recipe:
     return Recipe(
         name="convnext_base",
         model=Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2),
-        training=FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8),
+        training=FineTune(
+            epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8
+        ),
         prediction=Prediction(views="multi_scale"),
     )
 
@@ -191,13 +207,17 @@ _GROUPS: dict[str, tuple[Callable[[], Recipe], ...]] = {
         *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
     ),
 }
-RECIPES: dict[str, Callable[[], Recipe]] = {make.__name__: make for group in _GROUPS.values() for make in group}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    make.__name__: make for group in _GROUPS.values() for make in group
+}
 
 
 def named(name: str) -> Recipe:
     """The recipe called `name`; RecipeError lists the names there are."""
     if name in ENSEMBLES:
-        raise RecipeError(f"{name} is several recipes, and one is wanted here: {', '.join(ENSEMBLES[name])}")
+        raise RecipeError(
+            f"{name} is several recipes, and one is wanted here: {', '.join(ENSEMBLES[name])}"
+        )
     if name not in RECIPES:
         raise RecipeError(f"no recipe {name!r}; there are {', '.join([*RECIPES, *ENSEMBLES])}")
     return RECIPES[name]()
@@ -215,9 +235,17 @@ def members(runs: Iterable[str]) -> list[str]:
 
 def listed() -> list[str]:
     """Each recipe and ensemble with the first line of its claim, by group, and the guide to which of them to take; lines for a terminal."""
-    rows = {title: {make.__name__: (make.__doc__ or "").strip().splitlines()[0] for make in group} for title, group in _GROUPS.items()}
-    rows["Several recipes, blended"] = {name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()}
-    rows["Which to take"] = {f"{photos} photos, {like} ImageNet's": " or ".join(names) + "." for (photos, like), names in GUIDE.items()}
+    rows = {
+        title: {make.__name__: (make.__doc__ or "").strip().splitlines()[0] for make in group}
+        for title, group in _GROUPS.items()
+    }
+    rows["Several recipes, blended"] = {
+        name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()
+    }
+    rows["Which to take"] = {
+        f"{photos} photos, {like} ImageNet's": " or ".join(names) + "."
+        for (photos, like), names in GUIDE.items()
+    }
     lines = []
     for title, claims in rows.items():
         width = 2 + max(map(len, claims)) + 2

@@ -108,7 +108,9 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def plain(value: Any) -> Any:
     """`value` in terms of JSON: dataclasses become objects under their type's name, paths and tuples the obvious."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+        return {"type": type(value).__name__} | {
+            item.name: plain(getattr(value, item.name)) for item in fields(value)
+        }
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -131,7 +133,13 @@ def code_commit(folder: Path) -> str:
     """The git commit of the code in `folder`, "-dirty" if a file there differs from it, "none" outside a repository or without git."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         return done.stdout.strip()
 
     try:

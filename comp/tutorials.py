@@ -38,7 +38,13 @@ def vgg16_mlp() -> Recipe:
         model=Model(backbone="vgg16.tv_in1k", layer="features", pool="flatten"),
         pixels=replace(SQUASHED, normalise="constants"),
         training=replace(
-            PLAIN, trains="head", head=HeadShape(widths=(4096, 4096), dropout=0.5), optimiser="adam", peak_lr=1e-3, epochs=5, batch_size=64
+            PLAIN,
+            trains="head",
+            head=HeadShape(widths=(4096, 4096), dropout=0.5),
+            optimiser="adam",
+            peak_lr=1e-3,
+            epochs=5,
+            batch_size=64,
         ),
         prediction=ONE_VIEW,
     )
@@ -58,7 +64,14 @@ def vgg16_last_layer() -> Recipe:
         model=Model(backbone="vgg16.tv_in1k"),
         pixels=SQUASHED,
         training=replace(
-            PLAIN, trains="head", head=HeadShape(dropout=0.5), optimiser="sgd", momentum=0.0, peak_lr=1e-3, epochs=1, batch_size=64
+            PLAIN,
+            trains="head",
+            head=HeadShape(dropout=0.5),
+            optimiser="sgd",
+            momentum=0.0,
+            peak_lr=1e-3,
+            epochs=1,
+            batch_size=64,
         ),
         prediction=ONE_VIEW,
     )
@@ -103,7 +116,14 @@ def vgg16_last_block() -> Recipe:
         model=Model(backbone="vgg16.tv_in1k"),
         pixels=SQUASHED,
         training=replace(
-            PLAIN, trains="from:features.24", epochs=3, batch_size=32, optimiser="sgd", peak_lr=1e-4, head_start=True, flip=True
+            PLAIN,
+            trains="from:features.24",
+            epochs=3,
+            batch_size=32,
+            optimiser="sgd",
+            peak_lr=1e-4,
+            head_start=True,
+            flip=True,
         ),
         prediction=ONE_VIEW,
     )

@@ -13,9 +13,16 @@ from comp.data.stage import prepare
 from comp.progress import Reporter
 from comp.store import Workspace
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with Ctrl-C ignored, and so would its children
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a job in the background begins with Ctrl-C ignored, and so would its children
 torch.set_num_threads(1)  # tests are small: more threads only wait for each other
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("repeatable")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -74,7 +74,11 @@ class Stand:
 
     def asked(self, target: str) -> list[str]:
         """The Range headers of the requests for `target` since `arm`."""
-        return [request.range for request in self.server.requests[self.n_before :] if request.target == target]
+        return [
+            request.range
+            for request in self.server.requests[self.n_before :]
+            if request.target == target
+        ]
 
     def another(self, patience: Patience = HASTE, **variables: str) -> tuple[Kaggle, Notebook]:
         """Another run, in an environment that differs by `variables`; an empty one is absent."""
@@ -91,11 +95,15 @@ def make_competition(folder: Path, n_bytes: int = 3_000_000) -> tuple[Path, Path
     for name, share in (("train.zip", 0.8), ("test.zip", 0.2)):
         with zipfile.ZipFile(folder / name, "w") as inner:
             inner.writestr(f"{name[:-4]}/1.jpg", noise.randbytes(int(share * n_bytes)))
-    (folder / "sample_submission.csv").write_text("id,label\n" + "".join(f"{key},0.5\n" for key in IDS))
+    (folder / "sample_submission.csv").write_text(
+        "id,label\n" + "".join(f"{key},0.5\n" for key in IDS)
+    )
     with zipfile.ZipFile(folder / ARCHIVE, "w") as outer:
         for name in ("train.zip", "test.zip", "sample_submission.csv"):
             outer.write(folder / name, name)
-    (folder / "solution.csv").write_text("id,label\n" + "".join(f"{key},{int(key) % 2}\n" for key in IDS))
+    (folder / "solution.csv").write_text(
+        "id,label\n" + "".join(f"{key},{int(key) % 2}\n" for key in IDS)
+    )
     return folder / ARCHIVE, folder / "solution.csv"
 
 

@@ -17,9 +17,13 @@ from comp.competition import COMPETITION
 def scene(seed: int, width: int = 96, height: int = 72) -> Image.Image:
     """A picture like no other: smooth blots with a hard-edged box in front."""
     rng = np.random.default_rng(seed)
-    blots = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    blots = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     left, top = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
-    blots.paste(tuple(rng.integers(0, 256, 3).tolist()), (left, top, left + width // 3, top + height // 4))
+    blots.paste(
+        tuple(rng.integers(0, 256, 3).tolist()), (left, top, left + width // 3, top + height // 4)
+    )
     return blots
 
 
@@ -49,7 +53,10 @@ def pixels_of(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def zipped(members: Mapping[str, bytes] | list[tuple[str | zipfile.ZipInfo, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(
+    members: Mapping[str, bytes] | list[tuple[str | zipfile.ZipInfo, bytes]],
+    method: int = zipfile.ZIP_STORED,
+) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, data in members.items() if isinstance(members, Mapping) else members:
@@ -80,12 +87,18 @@ def packed(
     }
 
 
-def write_archive(path: Path, members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+def write_archive(
+    path: Path, members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED
+) -> Path:
     path.write_bytes(zipped(members, method))
     return path
 
 
 def some_photos(n_each: int, n_test: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Training photos cat.0, dog.0, cat.1, ... and test photos 1, 2, ..., all different."""
-    train = {f"{name}.{index}": jpeg(2 * index + label) for index in range(n_each) for label, name in enumerate(COMPETITION.classes)}
+    train = {
+        f"{name}.{index}": jpeg(2 * index + label)
+        for index in range(n_each)
+        for label, name in enumerate(COMPETITION.classes)
+    }
     return train, {str(number): jpeg(10_000 + number) for number in range(1, n_test + 1)}

@@ -69,7 +69,11 @@ def test_nothing_that_trains_runs_before_the_boundary_and_the_rest_says_what_the
     for called, part in network.named_modules():
         part.register_forward_pre_hook(lambda *_, called=called: ran.append(called))  # type: ignore[misc]
     kept = given_to(network, boundary.module, images).detach()
-    owners = {called.rpartition(".")[0] for called, parameter in network.named_parameters() if parameter.requires_grad}
+    owners = {
+        called.rpartition(".")[0]
+        for called, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
     assert not set(ran[:-1]) & owners - {boundary.module}
     ran.clear()
     names = list(network.state_dict())
@@ -85,7 +89,10 @@ def test_nothing_that_trains_runs_before_the_boundary_and_the_rest_says_what_the
 
 def test_a_network_whose_parts_all_see_the_input_is_refused() -> None:
     network = ready("coat_tiny", "last:1", 224)
-    with pytest.raises(RecipeError, match=r"coat_tiny cannot be cut where its trained part begins: set training\.cached_views=0"):
+    with pytest.raises(
+        RecipeError,
+        match=r"coat_tiny cannot be cut where its trained part begins: set training\.cached_views=0",
+    ):
         find_boundary(network, 224)
 
 
@@ -96,16 +103,27 @@ def test_the_boundary_lies_before_what_any_phase_trains() -> None:
 
 
 @pytest.mark.parametrize("fold_norms", [False, True])
-def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_on_pixels(fold_norms: bool) -> None:
-    size_px, training = 32, FineTune(trains="last:2", epochs=3, batch_size=4, peak_lr=1e-3, ema=0.0, fold_norms=fold_norms)
+def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_on_pixels(
+    fold_norms: bool,
+) -> None:
+    size_px, training = (
+        32,
+        FineTune(
+            trains="last:2", epochs=3, batch_size=4, peak_lr=1e-3, ema=0.0, fold_norms=fold_norms
+        ),
+    )
     shown = input_of(TAIL.model)
-    squares = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, size_px, size_px, 3), dtype=np.uint8))
+    squares = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (16, size_px, size_px, 3), dtype=np.uint8)
+    )
     labels = [float(row % 2) for row in range(16)]
     losses, weights = [], []
     for cached in (False, True):
         network = ready("mobilenetv3_small_050", "last:2", size_px)
         if fold_norms:
-            assert fold_batch_norm(network, partial(network, torch.zeros(1, 3, size_px, size_px))) > 20
+            assert (
+                fold_batch_norm(network, partial(network, torch.zeros(1, 3, size_px, size_px))) > 20
+            )
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -120,9 +138,13 @@ def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_o
             given, seen = InMemory(half.float().numpy()), None  # type: ignore[assignment]
             resume(network, boundary, size_px)
         batches = kept_batches([given], range(16), labels, training, seed=0)
-        points = fine_tune(network, batches, len(batches), training, seen, CPU, lambda n=1, note="": None)
+        points = fine_tune(
+            network, batches, len(batches), training, seen, CPU, lambda n=1, note="": None
+        )
         losses.append([point.loss for point in points])
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+        weights.append(
+            torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        )
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
     assert losses[0][0] != losses[0][-1]
     torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
@@ -138,20 +160,33 @@ def test_a_norm_at_which_the_trained_part_begins_is_not_folded_into_what_is_kept
     freeze(network, "from:blocks.5.0.bn1")
     boundary = find_boundary(network, 32)
     assert boundary.module == "blocks.5.0.bn1"
-    example = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    example = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    )
     shown = input_of(TAIL.model)
-    expected = given_to(network, boundary.module, as_images(example, View(name="centre"), 32, shown, torch.float32)).detach()
+    expected = given_to(
+        network, boundary.module, as_images(example, View(name="centre"), 32, shown, torch.float32)
+    ).detach()
     embedder, _ = features.make_embedder(network, shown, 32, CPU, example, boundary)
     made = embedder.embed(example, View(name="centre")).float()
     assert float((made - expected).norm() / expected.norm()) < features.BF16_TOLERANCE
 
 
 def test_frozen_layers_are_left_in_evaluation_mode_so_that_both_paths_see_the_same() -> None:
-    network = build(Model(backbone="vit_tiny_patch16_224", weights="random", drop_path=0.5), size_px=32)
+    network = build(
+        Model(backbone="vit_tiny_patch16_224", weights="random", drop_path=0.5), size_px=32
+    )
     freeze(network, "last:3")
     set_training(network)
-    modes = {name: module.training for name, module in network.named_modules() if name.startswith("blocks.") and name.count(".") == 1}
-    trains = {name: any(parameter.requires_grad for parameter in network.get_submodule(name).parameters()) for name in modes}
+    modes = {
+        name: module.training
+        for name, module in network.named_modules()
+        if name.startswith("blocks.") and name.count(".") == 1
+    }
+    trains = {
+        name: any(parameter.requires_grad for parameter in network.get_submodule(name).parameters())
+        for name in modes
+    }
     assert modes == trains
     assert set(modes.values()) == {False, True}
 
@@ -185,7 +220,9 @@ def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     network = load_network(run.checkpoint(0), recipe, CPU)
     ids = list(bench.photos["id"][bench.photos["fold"] == 0])
     embedder, _ = bench.embedder(network)
-    (logits,) = bench.view_logits_of_pixels(embedder, finished(network.get_classifier()), ids).values()
+    (logits,) = bench.view_logits_of_pixels(
+        embedder, finished(network.get_classifier()), ids
+    ).values()
     np.testing.assert_allclose(oof[ids], logits, atol=0.02)
 
 
@@ -201,23 +238,51 @@ def test_draws_are_the_photos_own_and_taken_in_turn() -> None:
     both = first.squares(Photos(), [0, 1], 32)
     assert np.array_equal(both[1], first.squares(Photos(), [1], 32)[0])  # whatever it is cut with
     assert not np.array_equal(both[0], second.squares(Photos(), [0], 32)[0])
-    assert not np.array_equal(both[0], first.squares(Photos(), [2], 32)[0])  # the same canvas of another photo
-    assert len({first.name, second.name, Draw(replace(training, colour=0.5), 7, 0).name, Draw(training, 8, 0).name}) == 4
+    assert not np.array_equal(
+        both[0], first.squares(Photos(), [2], 32)[0]
+    )  # the same canvas of another photo
+    assert (
+        len(
+            {
+                first.name,
+                second.name,
+                Draw(replace(training, colour=0.5), 7, 0).name,
+                Draw(training, 8, 0).name,
+            }
+        )
+        == 4
+    )
     held = [InMemory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
-    batches = list(kept_batches(held, range(4), [0.0] * 4, replace(training, epochs=3, batch_size=4), seed=0))
-    assert torch.cat([values for values, _ in batches]).flatten().long().bincount().tolist() == [4, 4, 4]
+    batches = list(
+        kept_batches(held, range(4), [0.0] * 4, replace(training, epochs=3, batch_size=4), seed=0)
+    )
+    assert torch.cat([values for values, _ in batches]).flatten().long().bincount().tolist() == [
+        4,
+        4,
+        4,
+    ]
 
 
-def test_what_would_not_fit_is_refused_before_any_work(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_not_fit_is_refused_before_any_work(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features, "MAX_BYTES", 1000)
     monkeypatch.setattr(features, "_compute", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(DataError, match=r"activations before .* in 4 views take .* the bound is 0 GB: lower training\.cached_views"):
+    with pytest.raises(
+        DataError,
+        match=r"activations before .* in 4 views take .* the bound is 0 GB: lower training\.cached_views",
+    ):
         train(drawn_copy, TAIL, CPU, Reporter())
 
 
-def test_a_store_gives_back_what_was_kept_across_shards_and_says_so_where_it_is_damaged(tmp_path: Path) -> None:
+def test_a_store_gives_back_what_was_kept_across_shards_and_says_so_where_it_is_damaged(
+    tmp_path: Path,
+) -> None:
     store, rng = Store(tmp_path), np.random.default_rng(0)
-    small, large = rng.normal(size=(3, 2, 2)).astype(np.float32), np.full((2, 2, 2), 1e6, np.float32)
+    small, large = (
+        rng.normal(size=(3, 2, 2)).astype(np.float32),
+        np.full((2, 2, 2), 1e6, np.float32),
+    )
     store.append(["a", "b", "c"], small)
     store.append(["d", "e"], large)  # more than half precision holds
     rows = store.rows(["e", "a", "c", "a"])
@@ -234,7 +299,9 @@ def test_a_store_gives_back_what_was_kept_across_shards_and_says_so_where_it_is_
 
 
 def test_caching_is_refused_where_everything_trains() -> None:
-    with pytest.raises(RecipeError, match=r"training\.cached_views must be 0 where all layers train, got 2"):
+    with pytest.raises(
+        RecipeError, match=r"training\.cached_views must be 0 where all layers train, got 2"
+    ):
         override(TAIL, ["training.trains=all"])
     with pytest.raises(RecipeError, match=r"pixels\.normalise"):
         override(TAIL, ["pixels.normalise=measured", "training.head_start=false"])

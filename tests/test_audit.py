@@ -49,7 +49,9 @@ def test_flipped_labels_are_doubted_and_few_others() -> None:
     assert not doubted(labels, logits).any()
 
 
-def test_a_photo_is_doubted_where_the_other_class_is_as_probable_as_its_own_photos_are_on_average() -> None:
+def test_a_photo_is_doubted_where_the_other_class_is_as_probable_as_its_own_photos_are_on_average() -> (
+    None
+):
     labels, probs = np.array([1] * 10 + [0] * 10), np.array([0.9] * 10 + [0.3] * 10)
     below, above = labels.copy(), probs.copy()
     above[0] = 0.30  # its P(cat) 0.70 is the mean P(cat) of cats
@@ -59,7 +61,9 @@ def test_a_photo_is_doubted_where_the_other_class_is_as_probable_as_its_own_phot
 
 
 def test_too_few_photos_for_an_average_are_refused() -> None:
-    with pytest.raises(DataError, match="4 out-of-fold photos of one class are too few for an audit"):
+    with pytest.raises(
+        DataError, match="4 out-of-fold photos of one class are too few for an audit"
+    ):
         doubted([0] * 20 + [1] * 4, np.zeros(24))
 
 
@@ -68,7 +72,9 @@ def photos(*rows: tuple[str, int, int]) -> pd.DataFrame:
 
 
 def test_near_duplicates_that_disagree_and_pairs_across_the_splits_are_named() -> None:
-    train_photos = photos(("cat.0", 0, 1), ("dog.0", 1, 1), ("cat.1", 0, 2), ("cat.2", 0, 2), ("dog.9", 1, 3))
+    train_photos = photos(
+        ("cat.0", 0, 1), ("dog.0", 1, 1), ("cat.1", 0, 2), ("cat.2", 0, 2), ("dog.9", 1, 3)
+    )
     assert conflicts(train_photos) == {"cat.0": "dog.0", "dog.0": "cat.0"}
     twins = twins_across(train_photos, pd.DataFrame({"id": ["7", "8"], "group": [2, 9]}))
     assert twins.to_numpy().tolist() == [["cat.1", "7"], ["cat.2", "7"]]
@@ -76,7 +82,9 @@ def test_near_duplicates_that_disagree_and_pairs_across_the_splits_are_named() -
 
 def test_a_row_for_whatever_speaks_against_a_photo_and_for_nothing_else() -> None:
     train_photos = photos(*((f"cat.{n}", 0, n) for n in range(4)), ("dog.0", 1, 3))
-    votes = train_photos[["id", "label"]].assign(votes=[0, 2, 0, 0, 0], logit=[-9.0, 3.0, -9.0, -9.0, 9.0])
+    votes = train_photos[["id", "label"]].assign(
+        votes=[0, 2, 0, 0, 0], logit=[-9.0, 3.0, -9.0, -9.0, 9.0]
+    )
     table = evidence(votes, train_photos, {"cat.2": "keep"}, {"cat.0": 3}).set_index("id")
     assert list(table.index[:1]) == ["cat.1"]
     assert set(table.index) == {"cat.0", "cat.1", "cat.2", "cat.3", "dog.0"}
@@ -90,7 +98,9 @@ def test_the_published_list_names_138_photos_of_which_seven_are_in_all_five_list
     table = pd.read_csv(SUSPECTS)
     assert len(table) == table["id"].nunique() == 138
     assert table["id"].str.fullmatch(r"(cat|dog)\.\d+").all()
-    assert set(table["id"][table["n_lists"] == 5]) == {f"dog.{n}" for n in (5604, 8736, 9517, 10161, 10190, 10237, 10747)}
+    assert set(table["id"][table["n_lists"] == 5]) == {
+        f"dog.{n}" for n in (5604, 8736, 9517, 10161, 10190, 10237, 10747)
+    }
 
 
 def test_ungrouped_folds_split_every_group_and_move_nobody_else() -> None:
@@ -100,10 +110,16 @@ def test_ungrouped_folds_split_every_group_and_move_nobody_else() -> None:
     assert split["group"].is_unique
 
 
-def test_an_audit_writes_a_table_and_a_gallery_and_leaves_runs_manifests_and_verdicts_alone(drawn_copy: Workspace) -> None:
+def test_an_audit_writes_a_table_and_a_gallery_and_leaves_runs_manifests_and_verdicts_alone(
+    drawn_copy: Workspace,
+) -> None:
     train(drawn_copy, TINY, CPU, Reporter())
     drawn_copy.verdicts.write_text("id,verdict,reason,by\ncat.3,keep,looked,me\n")
-    before = {path: path.read_bytes() for path in drawn_copy.root.rglob("*") if path.is_file() and path.parent.name != "pixels"}
+    before = {
+        path: path.read_bytes()
+        for path in drawn_copy.root.rglob("*")
+        if path.is_file() and path.parent.name != "pixels"
+    }
     heard = Heard()
     table = audit(drawn_copy, ["tiny"], CPU, heard)
     assert all(path.read_bytes() == data for path, data in before.items())
@@ -118,7 +134,9 @@ def test_the_leak_is_seen_where_copies_of_a_photo_would_be_split(drawn_copy: Wor
     manifest = read_manifest(drawn_copy.manifest("train"))
     used = list(manifest.index[manifest["fold"].notna()])
     columns = {name: manifest[name].copy() for name in ("sha256", "group", "fold", "label")}
-    for copy, original in zip(used[30:50], used[:10] * 2, strict=True):  # ten photos, twice more each under other names
+    for copy, original in zip(
+        used[30:50], used[:10] * 2, strict=True
+    ):  # ten photos, twice more each under other names
         path = drawn_copy.photos / "train" / f"{manifest['id'][copy]}.jpg"
         path.write_bytes((path.parent / f"{manifest['id'][original]}.jpg").read_bytes())
         for name in columns:
@@ -129,14 +147,20 @@ def test_the_leak_is_seen_where_copies_of_a_photo_would_be_split(drawn_copy: Wor
     assert "an apparent gain of +0." in str(heard)
 
 
-def test_without_near_duplicates_there_is_no_leak_and_nothing_is_computed(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_near_duplicates_there_is_no_leak_and_nothing_is_computed(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n_rows = len(read_manifest(drawn_copy.manifest("train")))
     rewritten(drawn_copy, "train", group=np.arange(n_rows))
-    monkeypatch.setattr("comp.train.features.Embedder.embed", lambda *_: pytest.fail("a backbone was run"))
+    monkeypatch.setattr(
+        "comp.train.features.Embedder.embed", lambda *_: pytest.fail("a backbone was run")
+    )
     assert measure_leak(drawn_copy, TINY, CPU, Reporter()).mean == 0
 
 
-def test_a_verdict_is_tested_in_one_call_on_the_labels_that_were_there(drawn_copy: Workspace) -> None:
+def test_a_verdict_is_tested_in_one_call_on_the_labels_that_were_there(
+    drawn_copy: Workspace,
+) -> None:
     drawn_copy.verdicts.write_text("id,verdict,reason,by\ncat.3,flip,looked,me\n")
     heard = Heard()
     gain = judge(drawn_copy, TINY, "cat.3", CPU, heard)
@@ -146,9 +170,13 @@ def test_a_verdict_is_tested_in_one_call_on_the_labels_that_were_there(drawn_cop
         judge(drawn_copy, TINY, "drop", CPU, heard)
 
 
-def test_a_gallery_needs_no_other_file_and_escapes_what_it_shows(drawn: Workspace, tmp_path: Path) -> None:
+def test_a_gallery_needs_no_other_file_and_escapes_what_it_shows(
+    drawn: Workspace, tmp_path: Path
+) -> None:
     evil = '<script>alert("1")</script>'
-    section = Section(title="a < b", photos=[("train", "cat.0", evil), ("train", "cat.999", "gone")])
+    section = Section(
+        title="a < b", photos=[("train", "cat.0", evil), ("train", "cat.999", "gone")]
+    )
     assert write_gallery(tmp_path / "g.html", "t & u", [section], drawn) == 2
     page = (tmp_path / "g.html").read_text()
     assert "<script" not in page
@@ -183,4 +211,6 @@ def test_runs_that_cannot_be_audited_end_in_one_line(drawn_copy: Workspace) -> N
     with pytest.raises(StaleError, match=r"are not in data/train\.csv with the same label"):
         audit(drawn_copy, [name], CPU, Reporter())
     with pytest.raises(RecipeError, match="solves no head"):
-        measure_leak(drawn_copy, Recipe(name="tune", training=FineTune(), folds=Folds()), CPU, Reporter())
+        measure_leak(
+            drawn_copy, Recipe(name="tune", training=FineTune(), folds=Folds()), CPU, Reporter()
+        )

@@ -12,7 +12,13 @@ from comp.train.backbone import PACKAGED, build, embed, input_of, parameter_grou
 from comp.train.folding import fold_batch_norm
 
 RANDOM = "random"
-VARIED = ["tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "resnet18", "mobilenetv3_small_050"]
+VARIED = [
+    "tf_efficientnet_lite0",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "resnet18",
+    "mobilenetv3_small_050",
+]
 
 
 def noise(n: int, size_px: int) -> torch.Tensor:
@@ -22,7 +28,11 @@ def noise(n: int, size_px: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", sorted(PACKAGED))
 def test_packaged_weights_fill_every_tensor_but_the_head(name: str) -> None:
     packaged, fresh = build(Model(backbone=name)), build(Model(backbone=name, weights=RANDOM))
-    same = [key for key, value in packaged.state_dict().items() if value.numel() > 1 and torch.equal(value, fresh.state_dict()[key])]
+    same = [
+        key
+        for key, value in packaged.state_dict().items()
+        if value.numel() > 1 and torch.equal(value, fresh.state_dict()[key])
+    ]
     assert same == ["classifier.weight"]
 
 
@@ -43,21 +53,34 @@ def test_a_new_head_says_one_half(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_local_file_fills_the_backbone_whatever_head_it_has(tmp_path: Path, suffix: str) -> None:
     source = build(Model(backbone="resnet18", weights=RANDOM))
-    state = {key: value for key, value in source.state_dict().items() if not key.startswith("fc.")} | {"fc.weight": torch.ones(1000, 512)}
+    state = {
+        key: value for key, value in source.state_dict().items() if not key.startswith("fc.")
+    } | {"fc.weight": torch.ones(1000, 512)}
     path = tmp_path / f"w{suffix}"
-    safetensors.torch.save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    safetensors.torch.save_file(state, path) if suffix == ".safetensors" else torch.save(
+        {"state_dict": state}, path
+    )
     loaded = build(Model(backbone="resnet18", weights=str(path)))
     torch.testing.assert_close(embed(loaded, noise(2, 64)), embed(source, noise(2, 64)))
 
 
-def test_weights_that_are_missing_damaged_or_of_another_backbone_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_weights_that_are_missing_damaged_or_of_another_backbone_are_refused_in_one_line(
+    tmp_path: Path,
+) -> None:
     other = tmp_path / "other.safetensors"
-    safetensors.torch.save_file(build(Model(backbone="resnet18", weights=RANDOM)).state_dict(), other)
+    safetensors.torch.save_file(
+        build(Model(backbone="resnet18", weights=RANDOM)).state_dict(), other
+    )
     part = tmp_path / "part.safetensors"
     safetensors.torch.save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, part)
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not weights")
-    for path, says in ((tmp_path / "none.pth", "no weights at"), (broken, "cannot be read"), (part, "lacks"), (other, "gives no weights")):
+    for path, says in (
+        (tmp_path / "none.pth", "no weights at"),
+        (broken, "cannot be read"),
+        (part, "lacks"),
+        (other, "gives no weights"),
+    ):
         backbone = "convnext_atto" if path == other else "resnet18"
         with pytest.raises(WeightsError, match=says) as caught:
             build(Model(backbone=backbone, weights=str(path)))
@@ -75,7 +98,9 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_with_no_hub_in_reach_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_with_no_hub_in_reach_the_message_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("comp.train.backbone._reachable", lambda endpoint: False)
     monkeypatch.setattr("comp.train.backbone.try_to_load_from_cache", lambda repo, file: None)
     with pytest.raises(WeightsError, match=r"out of reach; name a file by SET=model.weights=PATH"):
@@ -102,10 +127,21 @@ def test_learning_rates_fall_from_the_head_down_and_vectors_do_not_decay(backbon
     assert scale[id(network.get_classifier().weight)] == max(scale.values()) == 1.0
     assert scale[id(next(network.parameters()))] == min(scale.values()) < 0.1
     for group in groups:
-        assert all(group["weight_decay"] == 0 for parameter in group["params"] if parameter.ndim <= 1)
+        assert all(
+            group["weight_decay"] == 0 for parameter in group["params"] if parameter.ndim <= 1
+        )
 
 
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_050", "legacy_xception", "densenet121"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "tf_efficientnet_lite0",
+        "resnet18",
+        "mobilenetv3_small_050",
+        "legacy_xception",
+        "densenet121",
+    ],
+)
 def test_folding_batch_norms_leaves_the_features_as_they_were(backbone: str) -> None:
     network = build(Model(backbone=backbone, weights=RANDOM))
     images = noise(4, 96)

@@ -13,7 +13,15 @@ from comp.competition import COMPETITION
 from comp.data.manifest import read_manifest, write_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import Floats, log_loss, logit_log_loss, sigmoid
-from comp.predict.bench import Line, averages, chosen, compare, means_over_folds, show_bench, ways_of
+from comp.predict.bench import (
+    Line,
+    averages,
+    chosen,
+    compare,
+    means_over_folds,
+    show_bench,
+    ways_of,
+)
 from comp.predict.calibrate import Settings, board_losses
 from comp.predict.fold_means import fold_logits
 from comp.progress import Reporter
@@ -41,13 +49,23 @@ def overconfident(n: int = 1500, seed: int = 0) -> pd.DataFrame:
     z = rng.normal(0, 4, n)
     views = 2 * z[:, None] + rng.normal(0, 1, (n, 2))
     table = pd.DataFrame(
-        {"id": [str(i) for i in range(n)], "label": (rng.random(n) < sigmoid(z)).astype(np.int64), "fold": np.arange(n) % 5}
+        {
+            "id": [str(i) for i in range(n)],
+            "label": (rng.random(n) < sigmoid(z)).astype(np.int64),
+            "fold": np.arange(n) % 5,
+        }
     )
     return table.assign(logit=views.mean(1), centre=views[:, 0], mirrored=views[:, 1])
 
 
 def table_of(oof: pd.DataFrame) -> dict[str, Line]:
-    lines = compare(ways_of(oof, "flip", RECIPE), oof["label"].to_numpy(), oof["fold"], np.arange(len(oof)), 0.004)
+    lines = compare(
+        ways_of(oof, "flip", RECIPE),
+        oof["label"].to_numpy(),
+        oof["fold"],
+        np.arange(len(oof)),
+        0.004,
+    )
     return {line.name: line for line in lines}
 
 
@@ -56,30 +74,44 @@ def lines() -> dict[str, Line]:
     return table_of(overconfident())
 
 
-def test_the_first_line_is_the_plain_mean_and_both_its_losses_are_the_metrics(lines: dict[str, Line]) -> None:
+def test_the_first_line_is_the_plain_mean_and_both_its_losses_are_the_metrics(
+    lines: dict[str, Line],
+) -> None:
     oof = overconfident()
     first = next(iter(lines.values()))
     assert first.clean == pytest.approx(logit_log_loss(oof["label"], oof["logit"]), rel=1e-9)
-    assert first.board == pytest.approx(board_losses(oof["label"], sigmoid(oof["logit"]), 0.004).mean(), rel=1e-9)
+    assert first.board == pytest.approx(
+        board_losses(oof["label"], sigmoid(oof["logit"]), 0.004).mean(), rel=1e-9
+    )
     assert (first.clean_gain.mean, first.board_gain.low, first.board_gain.high) == (0, 0, 0)
 
 
 def test_what_is_known_of_the_model_stands_in_the_table(lines: dict[str, Line]) -> None:
-    assert all(lines[f"{method} alone"].clean_gain.low > 0 for method in ("temperature", "platt", "beta", "isotonic"))
+    assert all(
+        lines[f"{method} alone"].clean_gain.low > 0
+        for method in ("temperature", "platt", "beta", "isotonic")
+    )
     assert lines["recipe's choice"].board_gain.low > 0
     assert lines["recipe's choice"].board < lines["recipe's, but none"].board
     assert lines["recipe's choice"].board < lines["recipe's, but noise rate 0"].board
     assert lines["recipe's choice"].board < lines["recipe's, but clip 0.03"].board
     assert lines["recipe's choice"].board < lines["recipe's, but views none"].board
     assert lines["temperature alone"].clean < lines["recipe's choice"].clean
-    assert lines["the best of these, chosen by inner folds"].board <= lines["recipe's choice"].board + 0.002
+    assert (
+        lines["the best of these, chosen by inner folds"].board
+        <= lines["recipe's choice"].board + 0.002
+    )
     for line in lines.values():
         assert line.board_gain.low <= line.board_gain.mean <= line.board_gain.high
 
 
 def test_no_label_of_a_fold_has_a_say_in_what_is_chosen_for_it() -> None:
     oof = overconfident(400)
-    ways, labels, folds = ways_of(oof, "flip", RECIPE), oof["label"].to_numpy(), oof["fold"].to_numpy(np.float64)
+    ways, labels, folds = (
+        ways_of(oof, "flip", RECIPE),
+        oof["label"].to_numpy(),
+        oof["fold"].to_numpy(np.float64),
+    )
     honest = chosen(ways, labels, folds, 0.004)
     after = chosen(ways, np.where(folds == 3, 1 - labels, labels), folds, 0.004)
     assert np.array_equal(honest[folds == 3], after[folds == 3])
@@ -89,7 +121,11 @@ def test_no_label_of_a_fold_has_a_say_in_what_is_chosen_for_it() -> None:
 def test_the_inner_folds_choose_the_way_that_is_best_where_it_is_plain_which_one_is() -> None:
     oof = overconfident(400)
     labels, folds = oof["label"].to_numpy(), oof["fold"].to_numpy(np.float64)
-    ways = [way for way in ways_of(oof, "flip", RECIPE) if way.name in ("recipe's choice", "recipe's, but clip 0.03")]
+    ways = [
+        way
+        for way in ways_of(oof, "flip", RECIPE)
+        if way.name in ("recipe's choice", "recipe's, but clip 0.03")
+    ]
     best = compare(ways, labels, folds, np.arange(400), 0.004)
     assert best[0].board < best[1].board
     assert best[2].board == best[0].board
@@ -127,7 +163,9 @@ def test_averages_are_of_the_views_that_they_name() -> None:
     ]
     np.testing.assert_allclose(four["views none"], views[:, 0])
     np.testing.assert_allclose(four["views flip"], views[:, :2].mean(1))
-    np.testing.assert_allclose(sigmoid(four["views multi_scale, mean of probabilities"]), sigmoid(views).mean(1))
+    np.testing.assert_allclose(
+        sigmoid(four["views multi_scale, mean of probabilities"]), sigmoid(views).mean(1)
+    )
     assert averages(oof, "none") == {}
 
 
@@ -139,7 +177,9 @@ def test_the_table_of_a_run_has_the_losses_that_its_calibration_reports(tmp_path
     folder = _trained(workspace)
     lines = {line.name: line for line in show_bench(workspace, COMPETITION, recipe, CPU, heard)}
     oof = pd.read_csv(folder / "oof.csv")
-    assert lines["plain mean of logits"].clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))
+    assert lines["plain mean of logits"].clean == pytest.approx(
+        log_loss(oof["label"], sigmoid(oof["logit"]))
+    )
     assert "the recipe's choice (none, noise rate 0.004, clip 0.005) gains" in str(heard)
 
 
@@ -168,19 +208,29 @@ def fold_logits_of(workspace: Workspace) -> pd.DataFrame:
     return pd.read_csv(run.oof)[["id", "fold"]].join(pd.DataFrame(logits))
 
 
-def test_no_label_of_a_fold_has_a_say_in_the_logits_that_other_heads_give_it(drawn_copy: Workspace) -> None:
+def test_no_label_of_a_fold_has_a_say_in_the_logits_that_other_heads_give_it(
+    drawn_copy: Workspace,
+) -> None:
     before = fold_logits_of(drawn_copy)
     manifest = read_manifest(drawn_copy.manifest("train"))
     turned = manifest["id"].isin(before["id"][before["fold"] == 1])
-    write_manifest(drawn_copy.manifest("train"), manifest.assign(label=manifest["label"].where(~turned, 1 - manifest["label"])))
+    write_manifest(
+        drawn_copy.manifest("train"),
+        manifest.assign(label=manifest["label"].where(~turned, 1 - manifest["label"])),
+    )
     after, here = fold_logits_of(drawn_copy), before["fold"] == 1
     assert before[here].equals(after[here])
     assert ((before[~here] != after[~here]).sum()[list(range(4))] > 0).all()
     assert before[list(range(4))].nunique(axis=1).eq(4).all()
 
 
-def test_runs_whose_heads_cannot_leave_out_two_folds_have_no_means_over_folds(drawn_copy: Workspace) -> None:
-    others = [replace(TINY, folds=folds) for folds in (Folds(n=2), Folds(n=5, fit=2), Folds(split=(0.2, 0.2)))]
+def test_runs_whose_heads_cannot_leave_out_two_folds_have_no_means_over_folds(
+    drawn_copy: Workspace,
+) -> None:
+    others = [
+        replace(TINY, folds=folds)
+        for folds in (Folds(n=2), Folds(n=5, fit=2), Folds(split=(0.2, 0.2)))
+    ]
     for recipe in (*others, named("lite0_finetune")):
         assert fold_logits(drawn_copy, recipe, CPU, Reporter()) is None
 

@@ -14,7 +14,17 @@ from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError, UserError
 from comp.metric import Floats, Gain, logit_log_loss
 from comp.predict.ablate import ablate
-from comp.predict.blend import WAYS, Weighing, blend, error_correlations, greedy, held_out, simplex, verdict, worths
+from comp.predict.blend import (
+    WAYS,
+    Weighing,
+    blend,
+    error_correlations,
+    greedy,
+    held_out,
+    simplex,
+    verdict,
+    worths,
+)
 from comp.predict.finished import find_run, read_run
 from comp.predict.members import read_members
 from comp.recipe import described, override
@@ -30,7 +40,11 @@ def three_models(n: int = 900, seed: int = 0) -> tuple[Floats, Floats, Floats]:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n).astype(np.float64)
     sides = 2 * labels[:, None] - 1
-    return sides * [2.0, 1.8, 0.8, 0.0] + rng.normal(0, [1.5, 1.5, 1.5, 3.0], (n, 4)), labels, (np.arange(n) % 5).astype(np.float64)
+    return (
+        sides * [2.0, 1.8, 0.8, 0.0] + rng.normal(0, [1.5, 1.5, 1.5, 3.0], (n, 4)),
+        labels,
+        (np.arange(n) % 5).astype(np.float64),
+    )
 
 
 def test_simplex_weights_are_the_best_of_a_grid_over_the_whole_simplex() -> None:
@@ -46,7 +60,9 @@ def test_simplex_weights_are_the_best_of_a_grid_over_the_whole_simplex() -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_weights_follow_the_runs_when_they_change_places_and_leave_out_a_useless_one(method: Weighing) -> None:
+def test_weights_follow_the_runs_when_they_change_places_and_leave_out_a_useless_one(
+    method: Weighing,
+) -> None:
     logits, labels, _ = three_models()
     found = WAYS[method](logits, labels)
     order = [3, 1, 0, 2]
@@ -63,9 +79,13 @@ def test_equal_weights_ask_no_label_and_mix_as_the_mean_does() -> None:
     np.testing.assert_allclose(held_out(logits, labels, folds, WAYS["equal"]), logits.mean(1))
 
 
-def test_greedy_selection_never_gets_worse_with_more_runs_to_pick_from_and_nears_the_optimum() -> None:
+def test_greedy_selection_never_gets_worse_with_more_runs_to_pick_from_and_nears_the_optimum() -> (
+    None
+):
     logits, labels, _ = three_models()
-    losses = [logit_log_loss(labels, logits[:, :m] @ greedy(logits[:, :m], labels)) for m in (1, 2, 3, 4)]
+    losses = [
+        logit_log_loss(labels, logits[:, :m] @ greedy(logits[:, :m], labels)) for m in (1, 2, 3, 4)
+    ]
     assert all(after <= before for before, after in pairwise(losses[:2]))
     best = logit_log_loss(labels, logits @ simplex(logits, labels))
     assert best <= losses[-1] < best + 1e-3
@@ -100,14 +120,20 @@ def test_errors_of_a_run_and_its_copy_are_one_and_those_of_strangers_are_not() -
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     workspace = make_workspace(tmp_path)
-    for name, fingerprint, seed in (("a", "0000000000", 1), ("b", "1111111111", 2), ("c", "2222222222", 3)):
+    for name, fingerprint, seed in (
+        ("a", "0000000000", 1),
+        ("b", "1111111111", 2),
+        ("c", "2222222222", 3),
+    ):
         make_run(workspace, name, fingerprint, seed)
     return workspace
 
 
 def blended(workspace: Workspace, *names: str, **options: Any) -> Path:
     asked: dict[str, Any] = {"method": "simplex", "settings": (), "reporter": Heard()} | options
-    return blend(workspace, COMPETITION, names, asked["method"], asked["settings"], asked["reporter"])
+    return blend(
+        workspace, COMPETITION, names, asked["method"], asked["settings"], asked["reporter"]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,9 +143,13 @@ def test_a_blend_is_a_run_like_any_other(workspace: Workspace, method: Weighing)
     run = read_run(folder)
     weights = read_json(folder / "run.json")["members"]
     assert list(weights) == ["a-0000000000", "b-1111111111", "c-2222222222"]
-    members = [read_run(workspace.runs / name).predictions.set_index("id")["logit"] for name in weights]
+    members = [
+        read_run(workspace.runs / name).predictions.set_index("id")["logit"] for name in weights
+    ]
     mixed = sum(weight * member for weight, member in zip(weights.values(), members, strict=True))
-    pd.testing.assert_series_equal(run.predictions.set_index("id")["logit"], mixed.loc[list(run.predictions["id"])], atol=1e-12)
+    pd.testing.assert_series_equal(
+        run.predictions.set_index("id")["logit"], mixed.loc[list(run.predictions["id"])], atol=1e-12
+    )
     assert (run.settings.noise_rate, run.settings.clip) == (COMPETITION.noise_rate, 0.005)
     assert run.cv_raw == pytest.approx(logit_log_loss(run.oof["label"], run.oof["logit"]))
     assert run.cv_raw < min(read_run(workspace.runs / name).cv_raw for name in weights)
@@ -129,7 +159,9 @@ def test_a_blend_is_a_run_like_any_other(workspace: Workspace, method: Weighing)
     assert "of that of its best run" in str(heard)
 
 
-def test_the_same_blend_is_the_same_run_byte_for_byte_whatever_the_order_of_its_members(workspace: Workspace) -> None:
+def test_the_same_blend_is_the_same_run_byte_for_byte_whatever_the_order_of_its_members(
+    workspace: Workspace,
+) -> None:
     folder = blended(workspace, "a", "b")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert blended(workspace, "b", "a", "b") == folder
@@ -154,7 +186,9 @@ def spoil(workspace: Workspace, column: str, value: Any) -> None:
     else:
         table.loc[:2, column] = value
     table.to_csv(path, index=False)
-    (path.with_name("calibration.json")).write_text((path.with_name("calibration.json")).read_text().replace('"of"', '"was of"'))
+    (path.with_name("calibration.json")).write_text(
+        (path.with_name("calibration.json")).read_text().replace('"of"', '"was of"')
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,9 +199,14 @@ def spoil(workspace: Workspace, column: str, value: Any) -> None:
         ("label", 1, "differ in the label of 2 photos"),
     ],
 )
-def test_runs_of_other_photos_folds_or_labels_are_refused_in_one_line(workspace: Workspace, column: str, value: Any, words: str) -> None:
+def test_runs_of_other_photos_folds_or_labels_are_refused_in_one_line(
+    workspace: Workspace, column: str, value: Any, words: str
+) -> None:
     spoil(workspace, column, value)
-    for call in (lambda: blended(workspace, "a", "b"), lambda: ablate(workspace, COMPETITION, "a", "b", Heard())):
+    for call in (
+        lambda: blended(workspace, "a", "b"),
+        lambda: ablate(workspace, COMPETITION, "a", "b", Heard()),
+    ):
         with pytest.raises(DataError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
@@ -176,39 +215,67 @@ def test_runs_of_other_photos_folds_or_labels_are_refused_in_one_line(workspace:
 @pytest.mark.parametrize(
     ("names", "kind", "words"),
     [
-        (("a", "nothing"), RecipeError, "no run 'nothing' is here; there is a-0000000000, b-1111111111, c-2222222222"),
+        (
+            ("a", "nothing"),
+            RecipeError,
+            "no run 'nothing' is here; there is a-0000000000, b-1111111111, c-2222222222",
+        ),
         (("a", "a-0000000000"), RecipeError, "needs 2 or more runs, got 1"),
     ],
 )
-def test_runs_that_are_not_there_are_named(workspace: Workspace, names: tuple[str, ...], kind: type[UserError], words: str) -> None:
+def test_runs_that_are_not_there_are_named(
+    workspace: Workspace, names: tuple[str, ...], kind: type[UserError], words: str
+) -> None:
     with pytest.raises(kind, match=words):
         blended(workspace, *names)
 
 
 def test_a_name_with_two_runs_must_be_said_in_full(workspace: Workspace) -> None:
     make_run(workspace, "a", "3333333333", 4)
-    with pytest.raises(RecipeError, match="a has 2 runs, say which one: a-0000000000, a-3333333333"):
+    with pytest.raises(
+        RecipeError, match="a has 2 runs, say which one: a-0000000000, a-3333333333"
+    ):
         find_run(workspace, "a")
     assert find_run(workspace, "a-3333333333").name == "a-3333333333"
 
 
-def test_of_several_runs_of_a_recipe_its_name_means_the_one_without_changed_knobs(workspace: Workspace) -> None:
+def test_of_several_runs_of_a_recipe_its_name_means_the_one_without_changed_knobs(
+    workspace: Workspace,
+) -> None:
     plain, changed = named("lite0_head"), override(named("lite0_head"), ["pixels.fit=squash"])
-    for fingerprint, recipe in (("4444444444", changed), ("5555555555", plain), ("6666666666", changed)):
-        edit_json(make_run(workspace, "lite0_head", fingerprint) / "run.json", recipe=described(recipe))
+    for fingerprint, recipe in (
+        ("4444444444", changed),
+        ("5555555555", plain),
+        ("6666666666", changed),
+    ):
+        edit_json(
+            make_run(workspace, "lite0_head", fingerprint) / "run.json", recipe=described(recipe)
+        )
     assert find_run(workspace, "lite0_head").name == "lite0_head-5555555555"
     edit_json(workspace.runs / "lite0_head-6666666666" / "run.json", recipe=described(plain))
-    with pytest.raises(RecipeError, match="lite0_head has 2 runs, say which one: lite0_head-5555555555, lite0_head-6666666666"):
+    with pytest.raises(
+        RecipeError,
+        match="lite0_head has 2 runs, say which one: lite0_head-5555555555, lite0_head-6666666666",
+    ):
         find_run(workspace, "lite0_head")
 
 
-def test_a_blend_maps_logits_as_its_runs_do_unless_told_otherwise_and_refuses_knobs_that_it_has_not(workspace: Workspace) -> None:
+def test_a_blend_maps_logits_as_its_runs_do_unless_told_otherwise_and_refuses_knobs_that_it_has_not(
+    workspace: Workspace,
+) -> None:
     assert read_run(blended(workspace, "a", "b")).settings.method == "temperature"
     for name in ("a-0000000000", "b-1111111111"):
         edit_json(workspace.runs / name / "calibration.json", method="none")
     assert read_run(blended(workspace, "a", "b")).settings.method == "none"
     assert read_run(blended(workspace, "a", "b", "c")).settings.method == "temperature"
-    told = read_run(blended(workspace, "a", "b", settings=["prediction.calibration=platt", "prediction.noise_rate=0"]))
+    told = read_run(
+        blended(
+            workspace,
+            "a",
+            "b",
+            settings=["prediction.calibration=platt", "prediction.noise_rate=0"],
+        )
+    )
     assert (told.settings.method, told.settings.noise_rate) == ("platt", 0)
     for setting in ("folds.n=3", "prediction.views=flip", "model.layer=x", "clip"):
         with pytest.raises(RecipeError, match=f"'{setting}' is no knob of a blend"):
@@ -219,10 +286,13 @@ def test_a_blend_says_what_share_of_the_best_runs_loss_is_left(workspace: Worksp
     members = read_members(workspace, ["a", "b"])
     means = [losses.mean() for losses in members.losses()]
     best = int(np.argmin(means))
-    assert f"{means[best]:.5f}, 1.00 (1.00 to 1.00) of that of its best run, {members.names[best]}" in members.against_best(
-        members.logits[:, best]
+    assert (
+        f"{means[best]:.5f}, 1.00 (1.00 to 1.00) of that of its best run, {members.names[best]}"
+        in members.against_best(members.logits[:, best])
     )
-    assert f"{np.log(2):.5f}, {np.log(2) / means[best]:.2f} (" in members.against_best(np.zeros(len(members.photos)))
+    assert f"{np.log(2):.5f}, {np.log(2) / means[best]:.2f} (" in members.against_best(
+        np.zeros(len(members.photos))
+    )
 
 
 def test_a_member_predicted_for_other_test_photos_is_stale(workspace: Workspace) -> None:
@@ -242,7 +312,10 @@ def test_too_few_photos_are_refused(workspace: Workspace) -> None:
 
 def test_an_ablation_is_paired_and_its_sign_turns_with_the_order(workspace: Workspace) -> None:
     heard = Heard()
-    there, back = ablate(workspace, COMPETITION, "a", "b", heard), ablate(workspace, COMPETITION, "b", "a", heard)
+    there, back = (
+        ablate(workspace, COMPETITION, "a", "b", heard),
+        ablate(workspace, COMPETITION, "b", "a", heard),
+    )
     assert there.mean == pytest.approx(-back.mean, abs=1e-15)
     assert there.low == pytest.approx(-back.high, abs=1e-15)
     assert sum("- fold" in line for line in heard.lines) == 10
@@ -255,7 +328,9 @@ def test_rows_are_joined_by_id_in_whatever_order_they_stand(workspace: Workspace
     path = workspace.runs / "b-1111111111" / "oof.csv"
     pd.read_csv(path, dtype={"id": str}).sample(frac=1, random_state=0).to_csv(path, index=False)
     after = ablate(workspace, COMPETITION, "a", "b", Heard())
-    assert (after.mean, after.low, after.high) == pytest.approx((before.mean, before.low, before.high), abs=1e-12)
+    assert (after.mean, after.low, after.high) == pytest.approx(
+        (before.mean, before.low, before.high), abs=1e-12
+    )
 
 
 def test_a_run_that_is_right_more_often_is_said_to_be_better(workspace: Workspace) -> None:

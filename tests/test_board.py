@@ -8,7 +8,18 @@ import pytest
 from comp.board import archived_scores, best_first, ranks, score_at
 from comp.errors import DataError
 
-PUBLISHED = {1: 0.03302, 2: 0.03305, 3: 0.03483, 4: 0.03507, 5: 0.03518, 10: 0.03807, 12: 0.03882, 20: 0.04183, 26: 0.04357, 50: 0.04842}
+PUBLISHED = {
+    1: 0.03302,
+    2: 0.03305,
+    3: 0.03483,
+    4: 0.03507,
+    5: 0.03518,
+    10: 0.03807,
+    12: 0.03882,
+    20: 0.04183,
+    26: 0.04357,
+    50: 0.04842,
+}
 PUBLISHED |= {65: 0.05038, 100: 0.05629, 131: 0.06127, 263: 0.08107, 329: 0.09099}
 """Rank -> score, as written down independently of the file."""
 
@@ -34,7 +45,9 @@ def test_a_board_without_scores_ranks_nobody(scores: list[float]) -> None:
         best_first(scores)
 
 
-def test_a_board_that_is_damaged_or_not_there_and_a_rank_beyond_it_end_in_one_line(tmp_path: Path) -> None:
+def test_a_board_that_is_damaged_or_not_there_and_a_rank_beyond_it_end_in_one_line(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "board.csv").write_text("score\nhigh\n")
     for path in (tmp_path / "board.csv", tmp_path / "nothing.csv"):
         with pytest.raises(DataError, match="restore it from git"):

@@ -18,7 +18,9 @@ from comp.recipe import Method, Prediction
 Floats = NDArray[np.float64]
 
 
-def overconfident(n: int = 2000, temperature: float = 2.5, seed: int = 0) -> tuple[Floats, NDArray[np.int64]]:
+def overconfident(
+    n: int = 2000, temperature: float = 2.5, seed: int = 0
+) -> tuple[Floats, NDArray[np.int64]]:
     """Logits that are `temperature` times too large, and labels drawn from the right ones."""
     rng = np.random.default_rng(seed)
     z = rng.normal(0, 3, n)
@@ -38,14 +40,18 @@ def test_the_temperature_has_the_least_log_loss_of_a_fine_grid() -> None:
 @pytest.mark.parametrize("scale", [0.3, 4.0])
 def test_the_temperature_follows_the_scale_of_the_logits(scale: float) -> None:
     logits, labels = overconfident()
-    assert maps.fit_temperature(logits * scale, labels) == pytest.approx(scale * maps.fit_temperature(logits, labels), rel=1e-9)
+    assert maps.fit_temperature(logits * scale, labels) == pytest.approx(
+        scale * maps.fit_temperature(logits, labels), rel=1e-9
+    )
 
 
 def test_separable_and_misleading_logits_end_at_the_documented_bounds() -> None:
     labels = np.array([0, 0, 1, 1])
     assert maps.fit_temperature([-3.0, -1.0, 1.0, 3.0], labels) == maps.MIN_TEMPERATURE
     assert maps.fit_temperature([3.0, 1.0, -1.0, -3.0], labels) == maps.MAX_TEMPERATURE
-    assert maps.fit_temperature([-3e4, -1e4, 1e4, 3e4], labels) == maps.MIN_TEMPERATURE  # where every sigmoid underflows
+    assert (
+        maps.fit_temperature([-3e4, -1e4, 1e4, 3e4], labels) == maps.MIN_TEMPERATURE
+    )  # where every sigmoid underflows
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,12 @@ def test_separable_and_misleading_logits_end_at_the_documented_bounds() -> None:
     [
         ([0.3, 0.3, 0.3], [0, 1, 1], TrainingError, "all 3 out-of-fold logits are 0.3"),
         ([], [], TrainingError, "0 out-of-fold logits"),
-        ([0.1, math.nan, math.inf], [0, 1, 1], TrainingError, "2 of 3 out-of-fold logits are not finite"),
+        (
+            [0.1, math.nan, math.inf],
+            [0, 1, 1],
+            TrainingError,
+            "2 of 3 out-of-fold logits are not finite",
+        ),
         ([0.1, 0.2, 0.3], [0, 1, 2], DataError, "1 of 3 out-of-fold labels are neither 0 nor 1"),
     ],
 )
@@ -71,26 +82,40 @@ METHODS: tuple[Method, ...] = ("none", "temperature", "platt", "beta", "isotonic
 @pytest.mark.parametrize("method", METHODS)
 def test_no_map_changes_the_order_of_two_photos_or_is_quite_sure(method: Method) -> None:
     logits, labels = overconfident()
-    for flips in (labels, 1 - labels, labels * 0 + (logits > 0), labels * 0):  # as they are, misleading, separable, one class
+    for flips in (
+        labels,
+        1 - labels,
+        labels * 0 + (logits > 0),
+        labels * 0,
+    ):  # as they are, misleading, separable, one class
         probs = maps.fit_map(method, logits, flips).probs(np.linspace(-20, 20, 400))
         assert (np.diff(probs) >= 0).all()
         assert method == "none" or (probs >= 0).all()
         assert np.isfinite(metric.per_photo_loss(np.arange(400) % 2, probs)).all()
 
 
-def test_platt_and_beta_have_the_least_log_loss_of_their_kind_and_find_the_curve_that_made_the_labels() -> None:
+def test_platt_and_beta_have_the_least_log_loss_of_their_kind_and_find_the_curve_that_made_the_labels() -> (
+    None
+):
     rng = np.random.default_rng(3)
     z = rng.normal(0, 3, 20_000)
-    for method, curve in (("platt", maps.Curve(below=0.5, above=0.5, shift=-1.0)), ("beta", maps.Curve(below=0.4, above=1.5, shift=0.3))):
+    for method, curve in (
+        ("platt", maps.Curve(below=0.5, above=0.5, shift=-1.0)),
+        ("beta", maps.Curve(below=0.4, above=1.5, shift=0.3)),
+    ):
         labels = (rng.random(z.size) < curve.probs(z)).astype(np.int64)
         found = maps.fit_map(method, z, labels)
         assert isinstance(found, maps.Curve)
-        assert (found.below, found.above, found.shift) == pytest.approx((curve.below, curve.above, curve.shift), abs=0.1)
+        assert (found.below, found.above, found.shift) == pytest.approx(
+            (curve.below, curve.above, curve.shift), abs=0.1
+        )
         assert (found.below == found.above) == (method == "platt")
         least = metric.log_loss(labels, found.probs(z))
         steps = [(0.01, 0.01, 0), (0, 0, 0.01)] + [(0.01, -0.01, 0)] * (method == "beta")
         for below, above, shift in [*steps, *(tuple(-x for x in step) for step in steps)]:
-            other = maps.Curve(below=found.below + below, above=found.above + above, shift=found.shift + shift)
+            other = maps.Curve(
+                below=found.below + below, above=found.above + above, shift=found.shift + shift
+            )
             assert metric.log_loss(labels, other.probs(z)) > least
 
 
@@ -105,13 +130,17 @@ def test_isotonic_steps_are_those_of_scikit_learn_but_never_quite_sure() -> None
     logits, labels = overconfident(500)
     logits = logits.round(1)  # with ties
     found = maps.fit_map("isotonic", logits, labels)
-    reference = IsotonicRegression(y_min=1 / 502, y_max=501 / 502, out_of_bounds="clip").fit(logits, labels)
+    reference = IsotonicRegression(y_min=1 / 502, y_max=501 / 502, out_of_bounds="clip").fit(
+        logits, labels
+    )
     grid = np.linspace(-30, 30, 999)
     np.testing.assert_allclose(found.probs(grid), reference.predict(grid), atol=1e-9)
 
 
 def test_a_calibration_is_temperature_then_flips_then_clip() -> None:
-    made = cal.Calibration(curve=maps.Curve(below=0.5, above=0.5), settings=cal.Settings(noise_rate=0.004, clip=0.01))
+    made = cal.Calibration(
+        curve=maps.Curve(below=0.5, above=0.5), settings=cal.Settings(noise_rate=0.004, clip=0.01)
+    )
     p = 1 / (1 + math.exp(-1.5))
     assert made.apply([3.0])[0] == pytest.approx(p * 0.996 + (1 - p) * 0.004, rel=1e-14)
     assert made.apply([-1e4, 1e4]).tolist() == [0.01, 1 - 0.01]
@@ -140,7 +169,10 @@ def test_probabilities_mixed_for_flips_have_the_least_expected_loss_on_a_flipped
     truth = np.array([0.02, 0.4, 0.999])
     best = truth * 0.995 + (1 - truth) * 0.005
     for other in (truth, np.clip(best * 1.1, 0, 1), best * 0.9):
-        assert cal.board_losses(truth, best, 0.005).mean() < cal.board_losses(truth, other, 0.005).mean()
+        assert (
+            cal.board_losses(truth, best, 0.005).mean()
+            < cal.board_losses(truth, other, 0.005).mean()
+        )
 
 
 def test_no_label_of_a_fold_has_a_say_in_the_probabilities_of_that_fold() -> None:
@@ -158,7 +190,9 @@ def test_cross_fitting_does_not_depend_on_the_order_of_the_photos() -> None:
     folds = np.arange(labels.size) % 5
     order = np.random.default_rng(1).permutation(labels.size)
     there = cal.cross_fitted(logits, labels, folds, cal.Settings(noise_rate=0, clip=0))
-    back = cal.cross_fitted(logits[order], labels[order], folds[order], cal.Settings(noise_rate=0, clip=0))
+    back = cal.cross_fitted(
+        logits[order], labels[order], folds[order], cal.Settings(noise_rate=0, clip=0)
+    )
     np.testing.assert_allclose(back, there[order], rtol=1e-12)
 
 
@@ -169,13 +203,22 @@ def test_cross_fitting_needs_two_folds() -> None:
 
 def test_a_calibrated_loss_is_better_than_a_raw_one_for_an_overconfident_model() -> None:
     logits, labels = overconfident()
-    losses = cal.out_of_fold_losses(logits, labels, np.arange(labels.size) % 5, cal.Settings(noise_rate=0.004, clip=0.005))
+    losses = cal.out_of_fold_losses(
+        logits, labels, np.arange(labels.size) % 5, cal.Settings(noise_rate=0.004, clip=0.005)
+    )
     assert losses.raw == metric.logit_log_loss(labels, logits)
     assert losses.calibrated < losses.raw - 0.05
     assert losses.clipped == pytest.approx(losses.calibrated, abs=0.01)
 
 
-PUBLISHED = {0: 0.09480, 0.05: 0.08616, 0.03: 0.06928, 0.01: 0.05569, 0.005: 0.05440, 0.0005: 0.05978}
+PUBLISHED = {
+    0: 0.09480,
+    0.05: 0.08616,
+    0.03: 0.06928,
+    0.01: 0.05569,
+    0.005: 0.05440,
+    0.0005: 0.05978,
+}
 """Clip -> score on this leaderboard of the same predictions of one InceptionV3."""
 
 
@@ -186,7 +229,9 @@ def one_overconfident_model(n: int = 12_500) -> tuple[Floats, Floats]:
     points, each met to 0.3 %. A noise rate of 0.42 % agrees with the other evidence, 0.3 to 0.5 %.
     """
     normal = NormalDist(11.735, 5.3)
-    right = np.array([normal.inv_cdf((rank + 0.5) / n) for rank in range(n)])  # the calibrated logit of the photo's own class
+    right = np.array(
+        [normal.inv_cdf((rank + 0.5) / n) for rank in range(n)]
+    )  # the calibrated logit of the photo's own class
     return metric.sigmoid(1.318 * right), metric.sigmoid(right)
 
 
@@ -194,7 +239,9 @@ def on_board(probs: Floats, truth: Floats, noise_rate: float, clip: float) -> fl
     return float(cal.board_losses(truth, np.clip(probs, clip, 1 - clip), noise_rate).mean())
 
 
-def test_the_published_scores_under_six_clips_come_out_of_one_overconfident_model_and_a_noisy_board() -> None:
+def test_the_published_scores_under_six_clips_come_out_of_one_overconfident_model_and_a_noisy_board() -> (
+    None
+):
     probs, truth = one_overconfident_model()
     scores = {clip: on_board(probs, truth, 0.00423, clip) for clip in PUBLISHED}
     assert min(scores, key=scores.__getitem__) == 0.005
@@ -207,5 +254,7 @@ def test_the_published_scores_under_six_clips_come_out_of_one_overconfident_mode
 def test_a_clip_chosen_on_clean_labels_is_too_small_for_the_board() -> None:
     probs, truth = one_overconfident_model()
     clips = [0, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03, 0.05]
-    clean, noisy = (min(clips, key=lambda clip: on_board(probs, truth, r, clip)) for r in (0.0, 0.00423))
+    clean, noisy = (
+        min(clips, key=lambda clip: on_board(probs, truth, r, clip)) for r in (0.0, 0.00423)
+    )
     assert clean < noisy == 0.005

@@ -23,7 +23,9 @@ def splits_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndar
     """The inner folds (learnt, held) of the fits from here on."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def spied(*machine: SVC, cv: list[tuple[np.ndarray, np.ndarray]], **rest: object) -> CalibratedClassifierCV:
+    def spied(
+        *machine: SVC, cv: list[tuple[np.ndarray, np.ndarray]], **rest: object
+    ) -> CalibratedClassifierCV:
         seen.extend(cv)
         return CalibratedClassifierCV(*machine, cv=cv, **rest)
 
@@ -32,19 +34,25 @@ def splits_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_probabilities_are_those_of_scikit_learn(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_are_those_of_scikit_learn(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = problem()
     splits = splits_of(monkeypatch)
     head = fit_svm(x, y, list(range(len(y))), Svm(kernel=kernel, cost=2.0), seed=0)
     z = (x.astype(np.float64) - x.astype(np.float64).mean(0)) / x.astype(np.float64).std(0)
     machine = SVC(C=2.0, kernel=kernel, gamma=1 / 8)
-    reference = CalibratedClassifierCV(machine, method="sigmoid", cv=splits, ensemble=False).fit(z, y)
+    reference = CalibratedClassifierCV(machine, method="sigmoid", cv=splits, ensemble=False).fit(
+        z, y
+    )
     for kept in (head, head_from(tensors_of(head), HeadShape())):
         probs = torch.sigmoid(kept.logits(torch.from_numpy(x))).numpy()
         assert np.allclose(probs, reference.predict_proba(z)[:, 1], atol=1e-6)
 
 
-def test_inner_folds_that_calibrate_never_split_a_group_and_hold_out_each_photo_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inner_folds_that_calibrate_never_split_a_group_and_hold_out_each_photo_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, y = problem()
     groups = [row // 3 for row in range(len(y))]
     splits = splits_of(monkeypatch)
@@ -59,8 +67,20 @@ def test_inner_folds_that_calibrate_never_split_a_group_and_hold_out_each_photo_
 def test_a_logit_far_from_the_margin_is_finite_and_calibrated_ones_are_not_too_sure() -> None:
     x, y = problem()
     noise = np.random.default_rng(1).integers(0, 2, len(y)).astype(np.float64)
-    assert float(fit_svm(x, noise, list(range(len(y))), Svm(), seed=0).logits(torch.from_numpy(x)).abs().max()) < 1
-    assert torch.isfinite(fit_svm(x, y, list(range(len(y))), Svm(kernel="linear"), seed=0).logits(torch.from_numpy(1e4 * x))).all()
+    assert (
+        float(
+            fit_svm(x, noise, list(range(len(y))), Svm(), seed=0)
+            .logits(torch.from_numpy(x))
+            .abs()
+            .max()
+        )
+        < 1
+    )
+    assert torch.isfinite(
+        fit_svm(x, y, list(range(len(y))), Svm(kernel="linear"), seed=0).logits(
+            torch.from_numpy(1e4 * x)
+        )
+    ).all()
 
 
 def test_soft_labels_are_refused_in_one_line() -> None:

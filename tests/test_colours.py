@@ -10,7 +10,9 @@ class Canvases:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.photos = [rng.integers(low, 256, (8 + low, 9, 3), np.uint8) for low in (0, 20, 90, 250)]
+        self.photos = [
+            rng.integers(low, 256, (8 + low, 9, 3), np.uint8) for low in (0, 20, 90, 250)
+        ]
 
     def canvas(self, row: int) -> np.ndarray:
         return self.photos[row]

@@ -52,23 +52,39 @@ def joined(workspace: Workspace, *names: str, heard: Heard | None = None) -> Pat
 
 
 @pytest.mark.usefixtures("quick_heads")
-def test_heads_see_the_features_of_all_runs_and_no_label_of_their_own_fold(drawn_copy: Workspace) -> None:
+def test_heads_see_the_features_of_all_runs_and_no_label_of_their_own_fold(
+    drawn_copy: Workspace,
+) -> None:
     heard = Heard()
-    benches = [open_workbench(made(drawn_copy, recipe), CPU, Reporter()) for recipe in (FIRST, SECOND)]
+    benches = [
+        open_workbench(made(drawn_copy, recipe), CPU, Reporter()) for recipe in (FIRST, SECOND)
+    ]
     folder = joined(drawn_copy, "first", "second", heard=heard)
     run, photos = read_run(folder), benches[0].photos
     both = []
     for ids in (list(photos["id"]), benches[0].test_ids):
-        parts = [bench.mean_features(bench.frozen(bench.backbone())[0], ids, bench.views()) for bench in benches]
-        learnt = [bench.mean_features(bench.frozen(bench.backbone())[0], ids, bench.views("none")) for bench in benches]
+        parts = [
+            bench.mean_features(bench.frozen(bench.backbone())[0], ids, bench.views())
+            for bench in benches
+        ]
+        learnt = [
+            bench.mean_features(bench.frozen(bench.backbone())[0], ids, bench.views("none"))
+            for bench in benches
+        ]
         both.append((np.hstack(parts), np.hstack(learnt)))
     (scored, learnt), (test, _) = both
     assert isinstance(FIRST.training, Head)
     heads = [solved_head(learnt, photos, fold, FIRST.training, 0) for fold in (0, 1)]
-    expected = np.where(photos["fold"] == 0, *(head.logits(torch.from_numpy(scored)).numpy() for head in heads))
-    np.testing.assert_allclose(run.oof.set_index("id")["logit"].loc[photos["id"]], expected, atol=1e-9)
+    expected = np.where(
+        photos["fold"] == 0, *(head.logits(torch.from_numpy(scored)).numpy() for head in heads)
+    )
+    np.testing.assert_allclose(
+        run.oof.set_index("id")["logit"].loc[photos["id"]], expected, atol=1e-9
+    )
     mean = np.mean([head.logits(torch.from_numpy(test)).numpy() for head in heads], axis=0)
-    np.testing.assert_allclose(run.predictions.set_index("id")["logit"].loc[benches[0].test_ids], mean, atol=1e-9)
+    np.testing.assert_allclose(
+        run.predictions.set_index("id")["logit"].loc[benches[0].test_ids], mean, atol=1e-9
+    )
     assert read_json(folder / "run.json")["members"] == sorted(bench.run.name for bench in benches)
     assert run.settings.method == "none"
     assert "the log loss of one head on all these features, out of fold, is" in str(heard)
@@ -78,7 +94,9 @@ def test_heads_see_the_features_of_all_runs_and_no_label_of_their_own_fold(drawn
 
 
 @pytest.mark.usefixtures("quick_heads")
-def test_runs_that_have_no_features_of_their_own_or_other_targets_are_refused(drawn_copy: Workspace) -> None:
+def test_runs_that_have_no_features_of_their_own_or_other_targets_are_refused(
+    drawn_copy: Workspace,
+) -> None:
     for recipe in (FIRST, SECOND):
         made(drawn_copy, recipe)
     mixed = blend(drawn_copy, COMPETITION, ["first", "second"], "simplex", (), Reporter()).name

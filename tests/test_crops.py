@@ -22,7 +22,9 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), size_px=st.integers(8, 300))
-def test_a_letterbox_holds_the_whole_photo_in_its_shape_between_even_bars(width: int, height: int, size_px: int) -> None:
+def test_a_letterbox_holds_the_whole_photo_in_its_shape_between_even_bars(
+    width: int, height: int, size_px: int
+) -> None:
     geometry = Geometry(fit="letterbox", size_px=size_px)
     top, left, high, wide = geometry.place(width, height)
     assert geometry.canvas(width, height) == (size_px, size_px)
@@ -48,7 +50,10 @@ def test_a_canvas_can_be_the_middle_of_the_photo_at_its_own_scale(shape: tuple[i
     photo = noise(*shape)
     canvas = to_canvas(photo, Geometry(fit="center-crop", size_px=32))
     assert canvas.shape == (32, 32, 3)
-    (top, left), (y, x) = ([max(0, (a - b) // 2) for a, b in pairs] for pairs in ([(n, 32) for n in shape], [(32, n) for n in shape]))
+    (top, left), (y, x) = (
+        [max(0, (a - b) // 2) for a, b in pairs]
+        for pairs in ([(n, 32) for n in shape], [(32, n) for n in shape])
+    )
     inside = canvas[y : y + min(shape[0], 32), x : x + min(shape[1], 32)]
     assert np.array_equal(inside, photo[top : top + 32, left : left + 32])
     canvas[y : y + inside.shape[0], x : x + inside.shape[1]] = PAD
@@ -70,18 +75,27 @@ def test_pad_and_crop_shifts_the_photo_by_up_to_the_padding_and_fills_with_black
     seen = set()
     for seed in range(200):
         square = augment(canvas, seed)
-        places = [(y, x) for y in range(9) for x in range(9) if np.array_equal(square, padded[y : y + 32, x : x + 32])]
+        places = [
+            (y, x)
+            for y in range(9)
+            for x in range(9)
+            if np.array_equal(square, padded[y : y + 32, x : x + 32])
+        ]
         assert len(places) == 1
         seen.add(places[0])
     assert {y for y, _ in seen} == {x for _, x in seen} == set(range(9))
 
 
 @pytest.mark.parametrize("crop", ["random-resized-crop", "pad-and-crop", "center-crop"])
-def test_every_crop_gives_the_size_that_the_network_takes_and_the_same_for_the_same_seed(crop: Crop) -> None:
+def test_every_crop_gives_the_size_that_the_network_takes_and_the_same_for_the_same_seed(
+    crop: Crop,
+) -> None:
     augment = make_augmentation(replace(FineTune(), crop=crop), 32)
     for shape in ((32, 32), (40, 61)):
         canvas = noise(*shape)
         assert augment(canvas, 3).shape == (32, 32, 3)
         assert augment(canvas, 3).dtype == np.uint8
         assert np.array_equal(augment(canvas, 3), augment(canvas, 3))
-        assert any(not np.array_equal(augment(canvas, 3), augment(canvas, seed)) for seed in range(4, 10))
+        assert any(
+            not np.array_equal(augment(canvas, 3), augment(canvas, seed)) for seed in range(4, 10)
+        )

@@ -25,7 +25,9 @@ OUTER = COMPETITION.archives
 Members = dict[str, bytes]
 
 
-def run(path: Path, root: Path, is_real: bool = False, reporter: Heard | None = None, origin: str = "a") -> list[str]:
+def run(
+    path: Path, root: Path, is_real: bool = False, reporter: Heard | None = None, origin: str = "a"
+) -> list[str]:
     folder = root / "photos"
     folder.mkdir(parents=True, exist_ok=True)
     with checked(path, COMPETITION, is_real, folder, reporter or Heard()) as (parts, sample):
@@ -35,7 +37,11 @@ def run(path: Path, root: Path, is_real: bool = False, reporter: Heard | None = 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """All files below `folder`, but not what is in .part folders of a killed run."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".part" not in str(path)}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".part" not in str(path)
+    }
 
 
 def refused(members: Members | bytes, tmp_path: Path, is_real: bool = False) -> str:
@@ -54,22 +60,32 @@ def refused(members: Members | bytes, tmp_path: Path, is_real: bool = False) -> 
 
 def inner(extra: list[tuple[str | zipfile.ZipInfo, bytes]]) -> Members:
     """Kaggle's archive, whose train.zip has some more members."""
-    honest: list[tuple[str | zipfile.ZipInfo, bytes]] = [(f"train/{id}.jpg", data) for id, data in TRAIN.items()]
+    honest: list[tuple[str | zipfile.ZipInfo, bytes]] = [
+        (f"train/{id}.jpg", data) for id, data in TRAIN.items()
+    ]
     return packed(TRAIN, TEST, inner_train=zipped(honest + extra))
 
 
 @pytest.mark.parametrize("inner_method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("outer_method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_photos_are_unpacked_bit_for_bit_however_they_are_packed(tmp_path: Path, inner_method: int, outer_method: int) -> None:
+def test_photos_are_unpacked_bit_for_bit_however_they_are_packed(
+    tmp_path: Path, inner_method: int, outer_method: int
+) -> None:
     path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST, inner_method), outer_method)
     assert run(path, tmp_path) == list(TEST)
     for split, photos in (("train", TRAIN), ("test", TEST)):
-        found = {name: data for name, data in tree(tmp_path / "photos" / split).items() if name != RECEIPT}
+        found = {
+            name: data
+            for name, data in tree(tmp_path / "photos" / split).items()
+            if name != RECEIPT
+        }
         assert found == {f"{id}.jpg": data for id, data in photos.items()}
     assert sorted(os.listdir(tmp_path / "photos")) == ["test", "train"]
 
 
-def test_photos_that_are_there_already_are_left_alone_and_those_of_another_archive_replaced(tmp_path: Path) -> None:
+def test_photos_that_are_there_already_are_left_alone_and_those_of_another_archive_replaced(
+    tmp_path: Path,
+) -> None:
     path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST))
     run(path, tmp_path)
     photo = tmp_path / "photos" / "train" / "cat.0.jpg"
@@ -78,12 +94,17 @@ def test_photos_that_are_there_already_are_left_alone_and_those_of_another_archi
     assert photo.stat().st_ino == before
     fewer = {id: TRAIN[id] for id in ("cat.1", "dog.2")}
     run(write_archive(path, packed(fewer, TEST)), tmp_path, origin="b")
-    assert {name for name in tree(tmp_path / "photos" / "train") if name != RECEIPT} == {"cat.1.jpg", "dog.2.jpg"}
+    assert {name for name in tree(tmp_path / "photos" / "train") if name != RECEIPT} == {
+        "cat.1.jpg",
+        "dog.2.jpg",
+    }
     assert sorted(os.listdir(tmp_path / "photos")) == ["test", "train"]
 
 
 @pytest.mark.parametrize("n_written", [0, 1, 5, 6, 9])
-def test_an_interrupted_unpack_leaves_nothing_that_looks_finished_and_the_next_completes_it(tmp_path: Path, n_written: int) -> None:
+def test_an_interrupted_unpack_leaves_nothing_that_looks_finished_and_the_next_completes_it(
+    tmp_path: Path, n_written: int
+) -> None:
     path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST))
     child = os.fork()
     if not child:
@@ -149,14 +170,21 @@ HOSTILE_NAMES = [
 def test_a_name_that_is_not_a_photos_is_refused(tmp_path: Path, name: str) -> None:
     info = zipfile.ZipInfo("x")
     info.filename = name
-    assert "kaggle.zip" in (message := refused(inner([(info, b"evil")]), tmp_path)) or "train.zip" in message
+    assert (
+        "kaggle.zip" in (message := refused(inner([(info, b"evil")]), tmp_path))
+        or "train.zip" in message
+    )
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
+@pytest.mark.parametrize(
+    "kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK]
+)
 def test_links_and_special_files_are_refused(tmp_path: Path, kind: int) -> None:
     info = zipfile.ZipInfo("train/cat.9.jpg")
     info.external_attr = (kind | 0o777) << 16
-    assert ("a link" if kind == stat.S_IFLNK else "neither") in refused(inner([(info, b"/etc/passwd")]), tmp_path)
+    assert ("a link" if kind == stat.S_IFLNK else "neither") in refused(
+        inner([(info, b"/etc/passwd")]), tmp_path
+    )
 
 
 def test_a_link_in_the_outer_archive_is_refused(tmp_path: Path) -> None:
@@ -167,14 +195,24 @@ def test_a_link_in_the_outer_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_packing_that_zipfile_inflates_without_a_limit_is_refused(tmp_path: Path, method: int) -> None:
-    members = packed(TRAIN, TEST, inner_train=zipped({f"train/{id}.jpg": data for id, data in TRAIN.items()}, method))
+def test_packing_that_zipfile_inflates_without_a_limit_is_refused(
+    tmp_path: Path, method: int
+) -> None:
+    members = packed(
+        TRAIN,
+        TEST,
+        inner_train=zipped({f"train/{id}.jpg": data for id, data in TRAIN.items()}, method),
+    )
     assert "packing method" in refused(members, tmp_path)
 
 
 def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
-    photos = {f"train/{id}.jpg": data for id, data in TRAIN.items()} | {"train/cat.9.jpg": bytes(8 * 2**20)}
-    assert "as no photo can be" in refused(packed(TRAIN, TEST, inner_train=zipped(photos, zipfile.ZIP_DEFLATED)), tmp_path)
+    photos = {f"train/{id}.jpg": data for id, data in TRAIN.items()} | {
+        "train/cat.9.jpg": bytes(8 * 2**20)
+    }
+    assert "as no photo can be" in refused(
+        packed(TRAIN, TEST, inner_train=zipped(photos, zipfile.ZIP_DEFLATED)), tmp_path
+    )
 
 
 def test_a_member_that_is_larger_than_any_photo_is_refused(tmp_path: Path) -> None:
@@ -193,7 +231,10 @@ def test_a_member_that_is_larger_than_any_photo_is_refused(tmp_path: Path) -> No
 def test_a_sample_submission_too_large_to_be_one_is_refused_unread(tmp_path: Path) -> None:
     small = replace(COMPETITION, max_member_bytes=50)
     path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST))
-    with pytest.raises(ArchiveError, match="larger than 50 bytes"), checked(path, small, False, tmp_path, Heard()):
+    with (
+        pytest.raises(ArchiveError, match="larger than 50 bytes"),
+        checked(path, small, False, tmp_path, Heard()),
+    ):
         pass
 
 
@@ -233,7 +274,13 @@ def test_a_missing_member_is_named(tmp_path: Path, absent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<html>429 Too Many Requests</html>", zipped(packed(TRAIN, TEST))[:-30], zipped(packed(TRAIN, TEST))[:2000]]
+    "data",
+    [
+        b"",
+        b"<html>429 Too Many Requests</html>",
+        zipped(packed(TRAIN, TEST))[:-30],
+        zipped(packed(TRAIN, TEST))[:2000],
+    ],
 )
 def test_what_is_no_whole_zip_is_refused(tmp_path: Path, data: bytes) -> None:
     assert "cut or corrupt" in refused(data, tmp_path)
@@ -246,7 +293,9 @@ def test_an_inner_archive_that_is_cut_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_a_flipped_byte_anywhere_is_either_harmless_or_refused(tmp_path_factory: pytest.TempPathFactory, place: float, flip: int) -> None:
+def test_a_flipped_byte_anywhere_is_either_harmless_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, place: float, flip: int
+) -> None:
     data = bytearray(zipped(packed(TRAIN, TEST)))
     data[int(place * len(data))] ^= flip
     root = tmp_path_factory.mktemp("flip")
@@ -262,8 +311,15 @@ def test_a_flipped_byte_anywhere_is_either_harmless_or_refused(tmp_path_factory:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @settings(max_examples=60, deadline=None)
-@given(names=st.lists(st.text(st.sampled_from("acdgot.019/\\:~\0 \n"), max_size=20), min_size=1, max_size=4), is_outer=st.booleans())
-def test_nothing_is_ever_written_outside(tmp_path_factory: pytest.TempPathFactory, names: list[str], is_outer: bool) -> None:
+@given(
+    names=st.lists(
+        st.text(st.sampled_from("acdgot.019/\\:~\0 \n"), max_size=20), min_size=1, max_size=4
+    ),
+    is_outer=st.booleans(),
+)
+def test_nothing_is_ever_written_outside(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], is_outer: bool
+) -> None:
     root = tmp_path_factory.mktemp("names")
     evil: list[tuple[str | zipfile.ZipInfo, bytes]] = []
     for name in names:
@@ -282,10 +338,17 @@ def test_nothing_is_ever_written_outside(tmp_path_factory: pytest.TempPathFactor
     assert b"evil" not in tree(root / "deep").values()
 
 
-@pytest.mark.parametrize("junk", ["__MACOSX/train/._cat.0.jpg", "train/.DS_Store", "train/Thumbs.db", "__MACOSX/", "train/"])
+@pytest.mark.parametrize(
+    "junk",
+    ["__MACOSX/train/._cat.0.jpg", "train/.DS_Store", "train/Thumbs.db", "__MACOSX/", "train/"],
+)
 def test_junk_of_desktops_is_ignored_and_mentioned(tmp_path: Path, junk: str) -> None:
     heard = Heard()
-    run(write_archive(tmp_path / "kaggle.zip", inner([(junk, b"")]) | {".DS_Store": b"x"}), tmp_path, reporter=heard)
+    run(
+        write_archive(tmp_path / "kaggle.zip", inner([(junk, b"")]) | {".DS_Store": b"x"}),
+        tmp_path,
+        reporter=heard,
+    )
     assert len(tree(tmp_path / "photos" / "train")) == len(TRAIN) + 1
     assert ".DS_Store" in str(heard)
     assert junk == "train/" or junk in str(heard)
@@ -293,7 +356,11 @@ def test_junk_of_desktops_is_ignored_and_mentioned(tmp_path: Path, junk: str) ->
 
 def test_other_files_of_the_competition_are_ignored_and_mentioned(tmp_path: Path) -> None:
     heard = Heard()
-    run(write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST) | {"readme.txt": b"hello"}), tmp_path, reporter=heard)
+    run(
+        write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST) | {"readme.txt": b"hello"}),
+        tmp_path,
+        reporter=heard,
+    )
     assert "readme.txt" in str(heard)
 
 
@@ -314,9 +381,14 @@ def test_the_real_edition_must_have_all_its_photos(tmp_path: Path) -> None:
     assert "6 training and 12 test photos, not 25,000 training and 12,500" in message
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda _: os.terminal_size((0, 0)) and type("Usage", (), {"free": 1000}),
+    )
     with pytest.raises(DataError, match="make room"):
         run(path, tmp_path)
     assert tree(tmp_path / "photos") == {}

@@ -11,7 +11,14 @@ from odd_photos import encoded, scene
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.fft import dct
 
-from comp.data.duplicates import MAX_DISTANCE, SIDE, correlations, group_photos, near_pairs, perceptual_hashes
+from comp.data.duplicates import (
+    MAX_DISTANCE,
+    SIDE,
+    correlations,
+    group_photos,
+    near_pairs,
+    perceptual_hashes,
+)
 from comp.data.photos import decode, thumbnail
 
 N = 40
@@ -37,7 +44,9 @@ COPIES = {
     "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.7),
     "grey": lambda image: image.convert("L").convert("RGB"),
     "mirrored": ImageOps.mirror,
-    "mirrored and halved": lambda image: ImageOps.mirror(image).resize((image.width // 2, image.height // 2)),
+    "mirrored and halved": lambda image: ImageOps.mirror(image).resize(
+        (image.width // 2, image.height // 2)
+    ),
 }
 
 
@@ -54,14 +63,24 @@ def test_different_dark_photos_are_not_paired() -> None:
 
 
 def test_photos_of_one_colour_are_not_paired() -> None:
-    assert not list(near_pairs(thumbnails([Image.new("RGB", (80, 60), (grey, grey, grey)) for grey in range(0, 250, 10)])))
+    assert not list(
+        near_pairs(
+            thumbnails(
+                [Image.new("RGB", (80, 60), (grey, grey, grey)) for grey in range(0, 250, 10)]
+            )
+        )
+    )
 
 
 def test_close_hashes_alone_do_not_make_a_pair() -> None:
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (SIDE, SIDE)).astype(float)
     smooth = np.add.outer(np.cos(np.arange(SIDE) / 9), np.cos(np.arange(SIDE) / 7)) * 30 + 128
-    two = np.stack([smooth + (base - 128) * 0.9, smooth - (base - 128) * 0.9]).clip(0, 255).astype(np.uint8)
+    two = (
+        np.stack([smooth + (base - 128) * 0.9, smooth - (base - 128) * 0.9])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     assert correlations(two[:1], two[1:])[0] < 0.9
     first, second = perceptual_hashes(np.stack([two[0], two[0]]))
     assert first == second
@@ -79,8 +98,13 @@ def test_the_hash_is_that_of_the_imagehash_library() -> None:
 
 def test_the_hash_of_the_mirrored_photo_needs_no_mirrored_photo() -> None:
     small = thumbnails(scenes())
-    assert np.array_equal(perceptual_hashes(small, mirrored=True), perceptual_hashes(small[:, :, ::-1]))
-    assert (np.bitwise_count(perceptual_hashes(small) ^ perceptual_hashes(small, mirrored=True)) > MAX_DISTANCE).any()
+    assert np.array_equal(
+        perceptual_hashes(small, mirrored=True), perceptual_hashes(small[:, :, ::-1])
+    )
+    assert (
+        np.bitwise_count(perceptual_hashes(small) ^ perceptual_hashes(small, mirrored=True))
+        > MAX_DISTANCE
+    ).any()
 
 
 def test_pairs_are_found_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +149,12 @@ def test_groups_are_what_chains_of_pairs_and_equal_files_connect_in_any_order(
 
 
 def test_groups_are_numbered_by_their_first_ids_in_natural_order() -> None:
-    assert group_photos(["cat.10", "cat.9", "10", "2"], list("abcd"), [(0, 3)]).tolist() == [0, 2, 1, 0]
+    assert group_photos(["cat.10", "cat.9", "10", "2"], list("abcd"), [(0, 3)]).tolist() == [
+        0,
+        2,
+        1,
+        0,
+    ]
 
 
 def test_no_photos_have_no_pairs_and_no_groups() -> None:

@@ -12,7 +12,9 @@ from comp.errors import DataError
 
 
 def photos(n: int) -> tuple[list[str], list[int]]:
-    return [f"{'dog' if index % 2 else 'cat'}.{index // 2}" for index in range(n)], [index % 2 for index in range(n)]
+    return [f"{'dog' if index % 2 else 'cat'}.{index // 2}" for index in range(n)], [
+        index % 2 for index in range(n)
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -34,7 +36,10 @@ def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
         return  # too few groups of a class for so many folds: refused, which another test is about
     assert set(folds) == set(range(n_folds))
     for group in set(groups[:n]):
-        assert len({fold for fold, number in zip(folds, groups[:n], strict=True) if number == group}) == 1
+        assert (
+            len({fold for fold, number in zip(folds, groups[:n], strict=True) if number == group})
+            == 1
+        )
     shuffled = list(range(n))
     order.shuffle(shuffled)
     again = assign_folds(
@@ -49,13 +54,24 @@ def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
         assert len({label for label, each in zip(labels, folds, strict=True) if each == fold}) == 2
 
 
-@given(n_cats=st.integers(5, 80), n_dogs=st.integers(5, 80), n_folds=st.integers(2, 5), seed=st.integers(0, 99))
+@given(
+    n_cats=st.integers(5, 80),
+    n_dogs=st.integers(5, 80),
+    n_folds=st.integers(2, 5),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=50, deadline=None)
-def test_single_photos_are_dealt_as_evenly_as_can_be(n_cats: int, n_dogs: int, n_folds: int, seed: int) -> None:
+def test_single_photos_are_dealt_as_evenly_as_can_be(
+    n_cats: int, n_dogs: int, n_folds: int, seed: int
+) -> None:
     labels = np.array([0] * n_cats + [1] * n_dogs)
     ids = [f"cat.{index}" for index in range(n_cats)] + [f"dog.{index}" for index in range(n_dogs)]
     folds = assign_folds(ids, labels, np.arange(len(ids)), n_folds=n_folds, seed=seed)
-    for counts in (np.bincount(folds), np.bincount(folds[labels == 0]), np.bincount(folds[labels == 1])):
+    for counts in (
+        np.bincount(folds),
+        np.bincount(folds[labels == 0]),
+        np.bincount(folds[labels == 1]),
+    ):
         assert np.ptp(counts) <= 1
 
 
@@ -70,7 +86,20 @@ def test_large_groups_are_evened_out_by_single_photos() -> None:
 def test_folds_are_the_same_everywhere_and_for_ever() -> None:
     """A golden value: whoever changes it makes all runs so far incomparable, and must change the salt."""
     ids, labels = photos(12)
-    assert assign_folds(ids, labels, range(12), n_folds=3, seed=0).tolist() == [0, 2, 2, 1, 1, 0, 0, 1, 2, 0, 1, 2]
+    assert assign_folds(ids, labels, range(12), n_folds=3, seed=0).tolist() == [
+        0,
+        2,
+        2,
+        1,
+        1,
+        0,
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+    ]
 
 
 def test_another_seed_deals_other_folds() -> None:
@@ -96,7 +125,11 @@ def test_neighbouring_ids_are_not_neighbours_in_folds() -> None:
         ([], [], 5),
     ],
 )
-def test_too_few_photos_or_groups_are_told_in_one_line(labels: list[int], groups: list[int], n_folds: int) -> None:
+def test_too_few_photos_or_groups_are_told_in_one_line(
+    labels: list[int], groups: list[int], n_folds: int
+) -> None:
     with pytest.raises(DataError, match=f"{len(labels)} photos .* {n_folds} folds") as caught:
-        assign_folds([str(index) for index in range(len(labels))], labels, groups, n_folds=n_folds, seed=0)
+        assign_folds(
+            [str(index) for index in range(len(labels))], labels, groups, n_folds=n_folds, seed=0
+        )
     assert "\n" not in str(caught.value)

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.data.manifest import COLUMNS, natural_key, natural_order, read_manifest, usable, write_manifest
+from comp.data.manifest import (
+    COLUMNS,
+    natural_key,
+    natural_order,
+    read_manifest,
+    usable,
+    write_manifest,
+)
 from comp.errors import DataError
 
 
@@ -35,7 +42,12 @@ def test_a_manifest_reads_back_with_its_types_in_natural_order(tmp_path: Path) -
     found = read_manifest(tmp_path / "train.csv")
     assert list(found.columns) == list(COLUMNS)
     assert found["id"].tolist() == ["cat.9", "cat.10", "dog.0", "dog.1"]
-    assert found["phash"].tolist() == ["1234567890123456", "00000000000000e1", "", "ffffffffffffffff"]
+    assert found["phash"].tolist() == [
+        "1234567890123456",
+        "00000000000000e1",
+        "",
+        "ffffffffffffffff",
+    ]
     assert found["fold"].isna().tolist() == [False, False, True, False]
     types = {name: str(found[name].dtype) for name in COLUMNS}
     assert types == {
@@ -55,7 +67,11 @@ def test_a_manifest_reads_back_with_its_types_in_natural_order(tmp_path: Path) -
 
 
 def test_numbers_as_ids_stay_text(tmp_path: Path) -> None:
-    test = manifest().assign(id=["1", "10", "2", "100"], label=pd.array([pd.NA] * 4, "Int8"), fold=pd.array([pd.NA] * 4, "Int8"))
+    test = manifest().assign(
+        id=["1", "10", "2", "100"],
+        label=pd.array([pd.NA] * 4, "Int8"),
+        fold=pd.array([pd.NA] * 4, "Int8"),
+    )
     write_manifest(tmp_path / "test.csv", test)
     found = read_manifest(tmp_path / "test.csv")
     assert found["id"].tolist() == ["1", "2", "10", "100"]
@@ -70,15 +86,33 @@ BREAKAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "empty": (lambda text: "", "readable CSV"),
     "header only": (lambda text: text.split("\n")[0] + "\n", "names no photo"),
     "other columns": (lambda text: text.replace("verdict", "opinion"), "columns"),
-    "a column gone": (lambda text: "\n".join(line.rpartition(",")[0] for line in text.split("\n")), "columns"),
+    "a column gone": (
+        lambda text: "\n".join(line.rpartition(",")[0] for line in text.split("\n")),
+        "columns",
+    ),
     "a row too long": (lambda text: text.replace(",ok", ",ok,ok,ok"), "readable CSV"),
-    "label 2": (lambda text: text.replace("cat.9,0", "cat.9,2"), "column label, the first is '2' in line 2"),
-    "label as float": (lambda text: text.replace("cat.10,0", "cat.10,0.0"), "column label, the first is '0.0' in line 3"),
-    "an unknown verdict": (lambda text: text.replace("rotated", "fine"), "column verdict, the first is 'fine' in line 5"),
-    "a spreadsheet's phash": (lambda text: text.replace("1234567890123456", "1.23457E+15"), "column phash"),
+    "label 2": (
+        lambda text: text.replace("cat.9,0", "cat.9,2"),
+        "column label, the first is '2' in line 2",
+    ),
+    "label as float": (
+        lambda text: text.replace("cat.10,0", "cat.10,0.0"),
+        "column label, the first is '0.0' in line 3",
+    ),
+    "an unknown verdict": (
+        lambda text: text.replace("rotated", "fine"),
+        "column verdict, the first is 'fine' in line 5",
+    ),
+    "a spreadsheet's phash": (
+        lambda text: text.replace("1234567890123456", "1.23457E+15"),
+        "column phash",
+    ),
     "a path for an id": (lambda text: text.replace("cat.9,", "../cat.9,"), "column id"),
     "no id": (lambda text: text.replace("cat.9,", ","), "column id"),
-    "an id twice": (lambda text: text.replace("cat.9,", "cat.10,"), "more than once, the first is cat.10"),
+    "an id twice": (
+        lambda text: text.replace("cat.9,", "cat.10,"),
+        "more than once, the first is cat.10",
+    ),
     "cut": (lambda text: text[:-90], "unexpected values"),
     "negative width": (lambda text: text.replace(",500,", ",-500,"), "column width"),
     "binary": (lambda text: "\0\1\2" + text, "columns"),

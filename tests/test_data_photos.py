@@ -50,7 +50,13 @@ def test_a_photo_is_set_upright_as_its_exif_says(orientation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"]
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
+    ],
 )
 def test_a_broken_exif_block_leaves_the_photo_as_it_lies(exif: bytes) -> None:
     segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
@@ -66,11 +72,21 @@ def test_a_broken_exif_block_leaves_the_photo_as_it_lies(exif: bytes) -> None:
         ("converted", encoded(scene(3), "BMP"), scene(3)),
         ("converted", encoded(scene(3), "TIFF"), scene(3)),
         ("converted", encoded(scene(3), "WEBP", lossless=True), scene(3)),
-        ("converted", encoded(scene(3).quantize(200), "GIF"), scene(3).quantize(200).convert("RGB")),
-        ("converted", encoded(scene(3).quantize(200), "PNG"), scene(3).quantize(200).convert("RGB")),
+        (
+            "converted",
+            encoded(scene(3).quantize(200), "GIF"),
+            scene(3).quantize(200).convert("RGB"),
+        ),
+        (
+            "converted",
+            encoded(scene(3).quantize(200), "PNG"),
+            scene(3).quantize(200).convert("RGB"),
+        ),
     ],
 )
-def test_a_photo_of_another_kind_is_named_and_shown_in_its_colours(verdict: str, data: bytes, shown: Image.Image) -> None:
+def test_a_photo_of_another_kind_is_named_and_shown_in_its_colours(
+    verdict: str, data: bytes, shown: Image.Image
+) -> None:
     photo = decode(data)
     assert photo.verdict == read_header(data).verdict == verdict
     assert photo.pixels is not None
@@ -101,8 +117,12 @@ JPEGS = {
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=st.sampled_from(list(JPEGS)), place=st.floats(0, 1, exclude_max=True), closed=st.booleans())
-def test_a_photo_cut_anywhere_is_unusable_even_if_the_cut_was_closed(kind: str, place: float, closed: bool) -> None:
+@given(
+    kind=st.sampled_from(list(JPEGS)), place=st.floats(0, 1, exclude_max=True), closed=st.booleans()
+)
+def test_a_photo_cut_anywhere_is_unusable_even_if_the_cut_was_closed(
+    kind: str, place: float, closed: bool
+) -> None:
     whole = JPEGS[kind]
     cut = 1 + int(place * (len(whole) - 2))
     photo = decode(whole[:cut] + (b"\xff\xd9" if closed else b""))
@@ -116,7 +136,9 @@ def test_a_photo_cut_anywhere_is_unusable_even_if_the_cut_was_closed(kind: str, 
 
 def test_a_photo_cut_before_a_restart_marker_is_unusable() -> None:
     whole = JPEGS["restarts"]
-    markers = [at for at in range(len(whole) - 200) if whole[at] == 0xFF and 0xD0 <= whole[at + 1] <= 0xD7]
+    markers = [
+        at for at in range(len(whole) - 200) if whole[at] == 0xFF and 0xD0 <= whole[at + 1] <= 0xD7
+    ]
     assert len(markers) > 10
     for at in markers:
         assert decode(whole[:at] + b"\xff\xd9").verdict == "truncated"
@@ -157,7 +179,9 @@ def test_a_whole_photo_that_ends_in_the_grey_of_a_cut_one_is_usable() -> None:
     assert decode(encoded(Image.new("RGB", (50, 50), (128, 128, 128)))).verdict == "ok"
 
 
-def test_leniency_that_another_library_has_set_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leniency_that_another_library_has_set_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     cmyk = encoded(scene(4).convert("CMYK"))
     assert decode(cmyk[: len(cmyk) // 2]).verdict == "truncated"
@@ -169,23 +193,34 @@ def test_a_huge_photo_is_refused_by_its_header() -> None:
     head = struct.pack(">IIBBBBB", 9000, 9000, 1, 0, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", rows), (b"IEND", b"")]
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
     )
     bomb = png.replace(struct.pack(">II", 9000, 9000), struct.pack(">II", 90_000, 90_000))
     bomb = bomb.replace(
         struct.pack(">I", zlib.crc32(b"IHDR" + head)),
-        struct.pack(">I", zlib.crc32(b"IHDR" + struct.pack(">IIBBBBB", 90_000, 90_000, 1, 0, 0, 0, 0))),
+        struct.pack(
+            ">I", zlib.crc32(b"IHDR" + struct.pack(">IIBBBBB", 90_000, 90_000, 1, 0, 0, 0, 0))
+        ),
     )
     for data in (with_size(WHOLE, 10_000, 5_001), png, bomb):
         photo = decode(data)
         assert (photo.verdict, photo.pixels) == ("huge", None)
-    assert decode(with_size(WHOLE, 10_000, 5_000)).verdict == "truncated"  # at the limit of MAX_PIXELS it is tried
+    assert (
+        decode(with_size(WHOLE, 10_000, 5_000)).verdict == "truncated"
+    )  # at the limit of MAX_PIXELS it is tried
     assert MAX_PIXELS == 10_000 * 5_000
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"<html>404</html>", bytes(1000), b"\xff\xd8\xff" + b"x" * 100, b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"],
+    [
+        b"<html>404</html>",
+        bytes(1000),
+        b"\xff\xd8\xff" + b"x" * 100,
+        b"GIF89a",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
 )
 def test_what_is_no_photo_is_unusable(data: bytes) -> None:
     photo = decode(data)
@@ -200,10 +235,14 @@ def test_an_empty_file_is_called_empty() -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]),
-    hits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+    hits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
+    ),
     at_start=st.booleans(),
 )
-def test_flipped_bytes_give_a_verdict_and_never_an_exception(kind: str, hits: list[tuple[float, int]], at_start: bool) -> None:
+def test_flipped_bytes_give_a_verdict_and_never_an_exception(
+    kind: str, hits: list[tuple[float, int]], at_start: bool
+) -> None:
     data = bytearray(encoded(scene(6, 40, 30), kind))
     for place, value in hits:
         data[int(place * min(len(data), 200 if at_start else len(data)))] = value
@@ -220,14 +259,21 @@ def test_a_canvas_is_what_torchvision_makes_of_the_photo() -> None:
     pixels = decode(jpeg(7, width=211, height=150)).pixels
     assert pixels is not None
     for name in ("bicubic", "bilinear"):
-        expected = resize(torch.from_numpy(pixels).permute(2, 0, 1), [64, 64], InterpolationMode(name), antialias=True)
+        expected = resize(
+            torch.from_numpy(pixels).permute(2, 0, 1),
+            [64, 64],
+            InterpolationMode(name),
+            antialias=True,
+        )
         canvas = to_canvas(pixels, Geometry(size_px=64, interpolation=name))
         assert np.array_equal(canvas, expected.permute(1, 2, 0).numpy())
 
 
 @given(width=st.integers(1, 400), height=st.integers(1, 400), size_px=st.integers(1, 64))
 @settings(max_examples=60, deadline=None)
-def test_a_canvas_has_the_size_that_its_geometry_announces(width: int, height: int, size_px: int) -> None:
+def test_a_canvas_has_the_size_that_its_geometry_announces(
+    width: int, height: int, size_px: int
+) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
     for fit in get_args(Fit):
         geometry = Geometry(fit=fit, size_px=size_px)
@@ -248,7 +294,16 @@ def test_a_photo_that_keeps_its_shape_keeps_all_of_it_unless_it_is_a_strip() -> 
     assert (to_canvas(strip, shorter) == 255).all()
 
 
-@pytest.mark.parametrize("knobs", [{"fit": "stretch"}, {"size_px": 0}, {"size_px": 10**6}, {"size_px": 2.5}, {"interpolation": "nearest"}])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"fit": "stretch"},
+        {"size_px": 0},
+        {"size_px": 10**6},
+        {"size_px": 2.5},
+        {"interpolation": "nearest"},
+    ],
+)
 def test_a_geometry_refuses_what_it_does_not_know(knobs: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=f"geometry.{next(iter(knobs))}"):
         Geometry(**knobs)  # type: ignore[arg-type]
@@ -264,7 +319,11 @@ def test_a_thumbnail_is_grey_and_averages_the_whole_photo() -> None:
 
 
 def test_many_threads_give_what_one_gives_in_the_same_order_and_few_are_ahead() -> None:
-    photos = [jpeg(seed) for seed in range(40)] + [encoded(scene(40).convert("CMYK")), b"", jpeg(41)[:500]]
+    photos = [jpeg(seed) for seed in range(40)] + [
+        encoded(scene(40).convert("CMYK")),
+        b"",
+        jpeg(41)[:500],
+    ]
     taken = 0
 
     def items() -> Iterator[bytes]:
@@ -280,7 +339,11 @@ def test_many_threads_give_what_one_gives_in_the_same_order_and_few_are_ahead() 
     for data, photo in zip(photos, [first, *results], strict=True):
         alone = decode(data)
         assert photo.verdict == alone.verdict
-        assert np.array_equal(photo.pixels, alone.pixels) if alone.pixels is not None else photo.pixels is None
+        assert (
+            np.array_equal(photo.pixels, alone.pixels)
+            if alone.pixels is not None
+            else photo.pixels is None
+        )
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
 
@@ -291,6 +354,8 @@ def test_an_error_in_a_thread_reaches_whoever_asked() -> None:
 
 
 def test_geometry_and_manifests_need_no_torch() -> None:
-    names = ", ".join(f"comp.data.{name}" for name in ("geometry", "manifest", "folds", "archive", "duplicates"))
+    names = ", ".join(
+        f"comp.data.{name}" for name in ("geometry", "manifest", "folds", "archive", "duplicates")
+    )
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -32,13 +32,25 @@ def write(workspace: Workspace, photos: dict[str, bytes], split: str = "train") 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         photo = decode(data)
-        rows.append((id, 0 if split == "train" else pd.NA, photo.width, photo.height, hashlib.sha256(data).hexdigest(), photo.verdict))
+        rows.append(
+            (
+                id,
+                0 if split == "train" else pd.NA,
+                photo.width,
+                photo.height,
+                hashlib.sha256(data).hexdigest(),
+                photo.verdict,
+            )
+        )
     table = pd.DataFrame(rows, columns=["id", "label", "width", "height", "sha256", "verdict"])
     return table.astype({"label": "Int8"})
 
 
 def some(n: int, first: int = 0) -> dict[str, bytes]:
-    return {f"cat.{seed}": jpeg(seed, width=40 + 7 * seed, height=60) for seed in range(first, first + n)}
+    return {
+        f"cat.{seed}": jpeg(seed, width=40 + 7 * seed, height=60)
+        for seed in range(first, first + n)
+    }
 
 
 def canvas_of(data: bytes, geometry: Geometry) -> np.ndarray:
@@ -91,7 +103,9 @@ def test_a_canvas_is_a_read_only_view_of_the_file(workspace: Workspace) -> None:
     assert one[0, 0, 0] == again[0, 0, 0] != canvas_of(some(3)["cat.1"], SQUASH)[0, 0, 0]
 
 
-def test_a_photo_that_cannot_be_decoded_has_no_pixels_and_asking_for_it_is_an_error(workspace: Workspace) -> None:
+def test_a_photo_that_cannot_be_decoded_has_no_pixels_and_asking_for_it_is_an_error(
+    workspace: Workspace,
+) -> None:
     photos = some(2) | {"cat.7": b"", "cat.8": jpeg(8)[:300]}
     pixels = open_pixels(workspace, [write(workspace, photos)], SQUASH, Heard())
     assert pixels.ids == ("cat.0", "cat.1")
@@ -99,7 +113,9 @@ def test_a_photo_that_cannot_be_decoded_has_no_pixels_and_asking_for_it_is_an_er
         pixels.rows(["cat.0", "cat.8", "cat.7"])
 
 
-def test_the_second_run_decodes_nothing_and_says_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_run_decodes_nothing_and_says_nothing(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = write(workspace, some(4))
     first = open_pixels(workspace, [manifest], SQUASH, Heard())
     before = {path: path.stat().st_mtime_ns for path in workspace.pixels.rglob("*")}
@@ -121,7 +137,9 @@ def test_photos_that_come_later_only_add(workspace: Workspace) -> None:
     after = files(workspace)
     assert "of 3 photos" in str(heard)
     assert after["pixels.bin"][: 3 * RAW_BYTES] == before["pixels.bin"]
-    assert {name: after[name] for name in before if name != "pixels.bin"} == {name: before[name] for name in before if name != "pixels.bin"}
+    assert {name: after[name] for name in before if name != "pixels.bin"} == {
+        name: before[name] for name in before if name != "pixels.bin"
+    }
     for id in first.ids:
         assert np.array_equal(both.canvas(both.rows([id])[0]), first.canvas(first.rows([id])[0]))
     subset = open_pixels(workspace, [one.iloc[:2]], SQUASH, Heard())
@@ -137,7 +155,9 @@ def test_equal_photos_are_stored_once_and_have_a_row_each(workspace: Workspace) 
     assert np.array_equal(pixels.canvas(0), pixels.canvas(2))
 
 
-def test_the_stores_name_tells_what_decides_the_bytes_and_not_which_photos_are_asked_for(workspace: Workspace) -> None:
+def test_the_stores_name_tells_what_decides_the_bytes_and_not_which_photos_are_asked_for(
+    workspace: Workspace,
+) -> None:
     one, two = write(workspace, some(3)), write(workspace, {"cat.9": jpeg(9)})
     ways = [SQUASH, SHORTER, Geometry(size_px=25), Geometry(size_px=24, interpolation="bilinear")]
     names = [open_pixels(workspace, [one], way, Heard()).store for way in ways]
@@ -164,7 +184,9 @@ class KillingTrack:
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("n_done", [0, 2, 4, 7, 9])
-def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_pixels(workspace: Workspace, n_done: int) -> None:
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_pixels(
+    workspace: Workspace, n_done: int
+) -> None:
     photos = some(10)
     manifest = write(workspace, photos)
     child = os.fork()
@@ -245,7 +267,9 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
-def test_a_damaged_store_is_told_and_built_anew(workspace: Workspace, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_store_is_told_and_built_anew(
+    workspace: Workspace, damage: Callable[[Path], None]
+) -> None:
     photos = some(4)
     manifest = write(workspace, photos)
     open_pixels(workspace, [manifest], SQUASH, Heard())
@@ -257,13 +281,17 @@ def test_a_damaged_store_is_told_and_built_anew(workspace: Workspace, damage: Ca
         assert np.array_equal(pixels.canvas(pixels.rows([id])[0]), canvas_of(data, SQUASH))
 
 
-def test_the_whole_store_can_be_verified(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_store_can_be_verified(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("comp.data.stores.N_CHECKED", 1)
     open_pixels(workspace, [write(workspace, some(4))], SQUASH, Heard())
     path = data_path(workspace)
     pack.verify(path.parent, pack.read_index(path.parent))
     flip(path)
-    pack.verify(path.parent, pack.read_index(path.parent), n_photos=1)  # a sample does not see everything
+    pack.verify(
+        path.parent, pack.read_index(path.parent), n_photos=1
+    )  # a sample does not see everything
     with pytest.raises(pack.DamagedError, match=r"cat\.1"):
         pack.verify(path.parent, pack.read_index(path.parent))
 
@@ -276,7 +304,9 @@ def test_a_photo_that_changed_since_the_manifest_is_not_taken_for_it(workspace: 
 
 
 @pytest.mark.parametrize("geometry", [SQUASH, SHORTER], ids=lambda geometry: geometry.fit)
-def test_what_does_not_fit_raw_is_kept_as_jpeg_behind_the_same_interface(workspace: Workspace, geometry: Geometry) -> None:
+def test_what_does_not_fit_raw_is_kept_as_jpeg_behind_the_same_interface(
+    workspace: Workspace, geometry: Geometry
+) -> None:
     manifest = write(workspace, some(8))
     raw = open_pixels(workspace, [manifest], geometry, Heard())
     n_raw = data_path(workspace).stat().st_size
@@ -290,12 +320,16 @@ def test_what_does_not_fit_raw_is_kept_as_jpeg_behind_the_same_interface(workspa
         assert np.abs(jpegs.canvas(row).astype(int) - raw.canvas(row)).mean() < 3
 
 
-def test_what_does_not_fit_at_all_is_refused_before_anything_is_written(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_at_all_is_refused_before_anything_is_written(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = write(workspace, some(3))
     with pytest.raises(DataError, match="bound") as caught:
         open_pixels(workspace, [manifest], SQUASH, Heard(), max_bytes=100)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * RAW_BYTES - 1}))
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * RAW_BYTES - 1})
+    )
     with pytest.raises(DataError, match="make room"):
         open_pixels(workspace, [manifest], SQUASH, Heard())
     assert all(not data for data in files(workspace).values())
@@ -315,7 +349,10 @@ def test_canvases_stay_what_they_were_when_the_memory_that_they_are_mapped_into_
     pixels = open_pixels(workspace, [write(workspace, photos)], SQUASH, Heard())
     held = pixels.canvas(0)
     for _ in range(3):
-        assert all(np.array_equal(pixels.canvas(row), canvas_of(photos[id], SQUASH)) for row, id in enumerate(pixels.ids))
+        assert all(
+            np.array_equal(pixels.canvas(row), canvas_of(photos[id], SQUASH))
+            for row, id in enumerate(pixels.ids)
+        )
     assert np.array_equal(held, canvas_of(photos[pixels.ids[0]], SQUASH))
 
 

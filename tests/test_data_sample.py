@@ -23,9 +23,13 @@ DRESSES: dict[str, Callable[[str], bytes]] = {
     "CR": lambda text: text.replace("\n", "\r").encode(),
     "no last line end": lambda text: text.rstrip("\n").encode(),
     "blank lines": lambda text: text.replace("\n", "\n\n").encode() + b"\n , \n",
-    "quoted": lambda text: "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in text.split()).encode(),
+    "quoted": lambda text: "\n".join(
+        ",".join(f'"{cell}"' for cell in line.split(",")) for line in text.split()
+    ).encode(),
     "spaces": lambda text: text.replace(",", " , ").encode(),
-    "floats": lambda text: text.replace("\n1,", "\n1.0,").replace("1000,", "1000.,").replace("2,", "2.000,").encode(),
+    "floats": lambda text: (
+        text.replace("\n1,", "\n1.0,").replace("1000,", "1000.,").replace("2,", "2.000,").encode()
+    ),
     "scientific": lambda text: text.replace("1000,", "1e3,").replace("10,", "1.0E+01,").encode(),
     "scientific labels": lambda text: text.replace("0.5", "5e-1").encode(),
 }

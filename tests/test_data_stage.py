@@ -9,7 +9,17 @@ from typing import Any
 import pandas as pd
 import pytest
 from heard import Heard
-from odd_photos import encoded, jpeg, packed, sample_csv, scene, some_photos, with_orientation, with_size, write_archive
+from odd_photos import (
+    encoded,
+    jpeg,
+    packed,
+    sample_csv,
+    scene,
+    some_photos,
+    with_orientation,
+    with_size,
+    write_archive,
+)
 from PIL import ImageOps
 
 from comp.competition import COMPETITION
@@ -34,7 +44,11 @@ ODD = {
     "dog.27": b"<html></html>",
     "dog.28": jpeg(0),  # cat.0 again, under the other class
 }
-ODD_TEST = {"13": b"", "14": encoded(ImageOps.mirror(scene(3)), quality=60), "15": jpeg(10_001)}  # 14 is dog.1 mirrored, 15 is 1
+ODD_TEST = {
+    "13": b"",
+    "14": encoded(ImageOps.mirror(scene(3)), quality=60),
+    "15": jpeg(10_001),
+}  # 14 is dog.1 mirrored, 15 is 1
 SMALL = Geometry(size_px=24)
 
 
@@ -47,8 +61,14 @@ def both(workspace: Workspace) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def artefacts(workspace: Workspace) -> dict[str, tuple[int, bytes]]:
-    paths = (path for path in workspace.data.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return {str(path.relative_to(workspace.root)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths if path.name != ".lock"}
+    paths = (
+        path for path in workspace.data.rglob("*") if path.is_file() and path.suffix != ".lock"
+    )
+    return {
+        str(path.relative_to(workspace.root)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in paths
+        if path.name != ".lock"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +83,21 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def test_every_photo_gets_its_row_with_verdict_size_group_and_fold(workspace: Workspace, archive: Path) -> None:
+def test_every_photo_gets_its_row_with_verdict_size_group_and_fold(
+    workspace: Workspace, archive: Path
+) -> None:
     prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
     train, test = both(workspace)
     assert set(train["id"]) == {*TRAIN, *ODD}
     assert test["id"].tolist() == [str(number) for number in range(1, 16)]
-    odd = {"grey": "cat.20", "cmyk": "cat.21", "rotated": "cat.22", "converted": "dog.23", "empty": "dog.24", "truncated": "dog.25"}
+    odd = {
+        "grey": "cat.20",
+        "cmyk": "cat.21",
+        "rotated": "cat.22",
+        "converted": "dog.23",
+        "empty": "dog.24",
+        "truncated": "dog.25",
+    }
     odd |= {"huge": "dog.26", "undecodable": "dog.27"}
     assert {verdict: id for id, verdict in verdicts(train).items() if verdict != "ok"} == odd
     assert verdicts(test)["13"] == "empty"
@@ -87,10 +116,15 @@ def test_every_photo_gets_its_row_with_verdict_size_group_and_fold(workspace: Wo
     assert group.nunique() == len(group) - 4  # with the two empty files
     fold = train.set_index("id")["fold"]
     assert fold["dog.28"] == fold["cat.0"]
-    assert read_sample((workspace.data / COMPETITION.sample).read_bytes(), COMPETITION) == [*reversed(TEST), *ODD_TEST]
+    assert read_sample((workspace.data / COMPETITION.sample).read_bytes(), COMPETITION) == [
+        *reversed(TEST),
+        *ODD_TEST,
+    ]
 
 
-def test_the_pixels_are_there_after_the_one_pass(workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pixels_are_there_after_the_one_pass(
+    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
     monkeypatch.setattr("comp.data.pixels.decode", None)
     pixels = open_pixels(workspace, list(both(workspace)), SMALL, Heard())
@@ -102,7 +136,10 @@ def test_the_store_of_another_shape_is_the_one_that_later_stages_open(
 ) -> None:
     monkeypatch.setattr("comp.data.pixels.decode", None)
     shorter = Geometry(fit="shorter", size_px=24)
-    for max_bytes in (10**9, 75_000):  # raw; and less than 80,640 raw bytes, but more than squashed photos would take
+    for max_bytes in (
+        10**9,
+        75_000,
+    ):  # raw; and less than 80,640 raw bytes, but more than squashed photos would take
         workspace.manifest("train").unlink(missing_ok=True)
         prepare(workspace, COMPETITION, archive, False, shorter, Heard(), max_bytes)
         open_pixels(workspace, list(both(workspace)), shorter, Heard(), max_bytes)
@@ -134,7 +171,9 @@ def test_a_second_run_does_nothing_and_says_so(workspace: Workspace, archive: Pa
     assert artefacts(workspace) == before
 
 
-def test_the_archive_is_fetched_only_if_something_is_to_be_done(workspace: Workspace, archive: Path) -> None:
+def test_the_archive_is_fetched_only_if_something_is_to_be_done(
+    workspace: Workspace, archive: Path
+) -> None:
     n_fetched = 0
 
     def fetch() -> Path:
@@ -172,7 +211,9 @@ def test_an_archive_that_was_only_touched_is_known_by_its_hash_and_not_read_a_th
     assert {name for name in before if before[name] != after[name]} == {"data/origin.json"}
 
 
-def test_another_archive_takes_the_place_of_the_first(workspace: Workspace, archive: Path, tmp_path: Path) -> None:
+def test_another_archive_takes_the_place_of_the_first(
+    workspace: Workspace, archive: Path, tmp_path: Path
+) -> None:
     prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
     train, test = some_photos(6, 4)
     train["cat.0"] = jpeg(777)
@@ -185,14 +226,18 @@ def test_another_archive_takes_the_place_of_the_first(workspace: Workspace, arch
         assert workspace.manifest(split).read_bytes() == fresh.manifest(split).read_bytes()
 
 
-def test_a_bad_archive_leaves_what_was_made_from_a_good_one(workspace: Workspace, archive: Path, tmp_path: Path) -> None:
+def test_a_bad_archive_leaves_what_was_made_from_a_good_one(
+    workspace: Workspace, archive: Path, tmp_path: Path
+) -> None:
     prepare(workspace, COMPETITION, archive, False, None, Heard())
     before = artefacts(workspace)
     bad = tmp_path / "bad.zip"
     bad.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(ArchiveError):
         prepare(workspace, COMPETITION, bad, False, None, Heard())
-    assert {name: data for name, data in artefacts(workspace).items() if name.startswith("data/")} == before
+    assert {
+        name: data for name, data in artefacts(workspace).items() if name.startswith("data/")
+    } == before
 
 
 def test_what_was_made_from_the_first_archive_is_not_taken_for_the_second_ones(
@@ -201,17 +246,35 @@ def test_what_was_made_from_the_first_archive_is_not_taken_for_the_second_ones(
     prepare(workspace, COMPETITION, archive, False, None, Heard())
     monkeypatch.setattr(stage, "scan", None)
     with pytest.raises(TypeError):
-        prepare(workspace, COMPETITION, write_archive(tmp_path / "other.zip", packed(*some_photos(6, 4))), False, None, Heard())
+        prepare(
+            workspace,
+            COMPETITION,
+            write_archive(tmp_path / "other.zip", packed(*some_photos(6, 4))),
+            False,
+            None,
+            Heard(),
+        )
     for split in ("train", "test"):
         with pytest.raises(DataError, match="does not exist"):
             read_manifest(workspace.manifest(split))
 
 
-STEPS = ["unpack", "scan", "near_pairs", "assign_folds", "write_text", "write_manifest", "write_json", "report"]
+STEPS = [
+    "unpack",
+    "scan",
+    "near_pairs",
+    "assign_folds",
+    "write_text",
+    "write_manifest",
+    "write_json",
+    "report",
+]
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_run_killed_at_any_step_is_completed_by_the_next(workspace: Workspace, archive: Path, tmp_path: Path, step: str) -> None:
+def test_a_run_killed_at_any_step_is_completed_by_the_next(
+    workspace: Workspace, archive: Path, tmp_path: Path, step: str
+) -> None:
     whole = Workspace(tmp_path / "whole")
     prepare(whole, COMPETITION, archive, False, SMALL, Heard())
     child = os.fork()
@@ -224,7 +287,9 @@ def test_a_run_killed_at_any_step_is_completed_by_the_next(workspace: Workspace,
     prepare(workspace, COMPETITION, archive, False, SMALL, heard)
     assert ("nothing to do" in str(heard)) == (step in ("write_json", "report"))
     expected, found = artefacts(whole), artefacts(workspace)
-    assert {name: data for name, (_, data) in found.items()} == {name.replace("whole/", ""): data for name, (_, data) in expected.items()}
+    assert {name: data for name, (_, data) in found.items()} == {
+        name.replace("whole/", ""): data for name, (_, data) in expected.items()
+    }
 
 
 def dying(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,7 +302,9 @@ def dying(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def test_the_same_archive_gives_the_same_manifests_wherever_and_however_often(workspace: Workspace, archive: Path, tmp_path: Path) -> None:
+def test_the_same_archive_gives_the_same_manifests_wherever_and_however_often(
+    workspace: Workspace, archive: Path, tmp_path: Path
+) -> None:
     prepare(workspace, COMPETITION, archive, False, None, Heard())
     other = Workspace(tmp_path / "other")
     prepare(other, COMPETITION, archive, False, SMALL, Heard())
@@ -245,7 +312,9 @@ def test_the_same_archive_gives_the_same_manifests_wherever_and_however_often(wo
         assert workspace.manifest(split).read_bytes() == other.manifest(split).read_bytes()
 
 
-def test_an_edited_manifest_is_kept_and_mentioned_and_a_broken_one_told(workspace: Workspace, archive: Path) -> None:
+def test_an_edited_manifest_is_kept_and_mentioned_and_a_broken_one_told(
+    workspace: Workspace, archive: Path
+) -> None:
     prepare(workspace, COMPETITION, archive, False, None, Heard())
     path = workspace.manifest("train")
     lines = path.read_text().splitlines(keepends=True)
@@ -259,7 +328,9 @@ def test_an_edited_manifest_is_kept_and_mentioned_and_a_broken_one_told(workspac
         prepare(workspace, COMPETITION, archive, False, None, Heard())
 
 
-def test_a_photo_that_somebody_deleted_is_named_with_the_remedy(workspace: Workspace, archive: Path) -> None:
+def test_a_photo_that_somebody_deleted_is_named_with_the_remedy(
+    workspace: Workspace, archive: Path
+) -> None:
     prepare(workspace, COMPETITION, archive, False, None, Heard())
     (workspace.photos / "test" / "3.jpg").unlink()
     workspace.manifest("test").unlink()
@@ -267,17 +338,28 @@ def test_a_photo_that_somebody_deleted_is_named_with_the_remedy(workspace: Works
         prepare(workspace, COMPETITION, archive, False, None, Heard())
 
 
-def test_a_class_of_which_no_photo_can_be_decoded_is_named(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_class_of_which_no_photo_can_be_decoded_is_named(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     train = {id: data if id.startswith("cat") else b"x" for id, data in TRAIN.items()}
     archive = write_archive(tmp_path / "kaggle.zip", packed(train, TEST))
     with pytest.raises(DataError, match="none of the 8 photos of a dog can be decoded"):
         prepare(workspace, COMPETITION, archive, False, None, Heard())
 
 
-def test_too_few_photos_for_folds_are_told_in_one_line(workspace: Workspace, tmp_path: Path) -> None:
+def test_too_few_photos_for_folds_are_told_in_one_line(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     train, test = some_photos(4, 2)
     with pytest.raises(DataError, match=r"8 photos .* 5 folds"):
-        prepare(workspace, COMPETITION, write_archive(tmp_path / "kaggle.zip", packed(train, test)), False, None, Heard())
+        prepare(
+            workspace,
+            COMPETITION,
+            write_archive(tmp_path / "kaggle.zip", packed(train, test)),
+            False,
+            None,
+            Heard(),
+        )
 
 
 def test_an_archive_that_is_not_there_is_told(workspace: Workspace, tmp_path: Path) -> None:
@@ -303,7 +385,9 @@ def test_the_origin_names_the_archive_and_the_rules(workspace: Workspace, archiv
     assert origin["rules"]["n_folds"] == 5
 
 
-def test_rules_that_changed_make_manifests_again(workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_that_changed_make_manifests_again(
+    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(workspace, COMPETITION, archive, False, None, Heard())
     monkeypatch.setattr(stage, "RULES", stage.RULES | {"seed": 1})
     heard = Heard()
@@ -311,11 +395,16 @@ def test_rules_that_changed_make_manifests_again(workspace: Workspace, archive: 
     assert "photos are ready" in str(heard)
 
 
-def test_the_real_photos_have_one_pair_of_duplicates_and_even_folds(workspace: Workspace, real_archive: Path) -> None:
+def test_the_real_photos_have_one_pair_of_duplicates_and_even_folds(
+    workspace: Workspace, real_archive: Path
+) -> None:
     prepare(workspace, COMPETITION, real_archive, False, None, Heard())
     train, test = both(workspace)
     assert (len(train), len(test)) == (1602, 400)
     assert set(verdicts(train).values()) | set(verdicts(test).values()) == {"ok"}
     everything = pd.concat([train, test])
-    assert everything["id"][everything["group"].duplicated(keep=False)].tolist() == ["dog.74", "dog.180"]
+    assert everything["id"][everything["group"].duplicated(keep=False)].tolist() == [
+        "dog.74",
+        "dog.180",
+    ]
     assert train.groupby(["label", "fold"]).size().between(160, 161).all()

@@ -21,7 +21,16 @@ from kaggle_stand import ARCHIVE, HASTE, Notebook, make_competition
 
 from comp.competition import COMPETITION
 from comp.doctor.account import account
-from comp.errors import ArchiveError, CredentialsError, KaggleError, NotFoundError, RulesError, SubmissionError, UnavailableError, UserError
+from comp.errors import (
+    ArchiveError,
+    CredentialsError,
+    KaggleError,
+    NotFoundError,
+    RulesError,
+    SubmissionError,
+    UnavailableError,
+    UserError,
+)
 from comp.kaggle import Kaggle
 from comp.kaggle.archive import zip_problem
 from comp.kaggle.download import OVERLAP
@@ -52,7 +61,9 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.archive, solution = make_competition(folder, n_bytes=600_000)
-        solution.write_text("id,label\n" + "".join(f"{name},{place % 2}\n" for place, name in enumerate(SAMPLE_IDS)))
+        solution.write_text(
+            "id,label\n" + "".join(f"{name},{place % 2}\n" for place, name in enumerate(SAMPLE_IDS))
+        )
         self.server = RehearsalServer(self.archive, solution, token=TOKEN, daily_limit=100_000)
         self.notebook = Notebook()
         self.home = folder / "home"
@@ -84,17 +95,29 @@ class Bench:
         try:
             return self.kaggle.download(workspace.raw)
         finally:
-            new = [request for request in self.server.requests[n_before:] if request.target == "file" and request.status in (200, 206)]
-            self.n_sent += 0 if was_here else sum(request.n_sent for request in new)  # else its head was looked at, no more
+            new = [
+                request
+                for request in self.server.requests[n_before:]
+                if request.target == "file" and request.status in (200, 206)
+            ]
+            self.n_sent += (
+                0 if was_here else sum(request.n_sent for request in new)
+            )  # else its head was looked at, no more
 
     def show_figures(self) -> None:
         """The table for the README. A fault that spoils what arrives costs it all again; so does a server that cannot send the rest."""
         n, n_completed = len(self.figures), sum(figure.completed for figure in self.figures)
-        print(f"\n{n} cases of {len(FAULTS) - 1} faults: {n_completed} completed by the run that met them, {n - n_completed} ended")
-        print("in one line and left what the next run went on from; no byte on disk wrong, no submission made twice or lost")
+        print(
+            f"\n{n} cases of {len(FAULTS) - 1} faults: {n_completed} completed by the run that met them, {n - n_completed} ended"
+        )
+        print(
+            "in one line and left what the next run went on from; no byte on disk wrong, no submission made twice or lost"
+        )
         for figure in self.figures:
             if figure.n_again:
-                print(f"{figure.faults:28} {figure.n_again:9,} of {self.archive.stat().st_size:,} bytes sent again")
+                print(
+                    f"{figure.faults:28} {figure.n_again:9,} of {self.archive.stat().st_size:,} bytes sent again"
+                )
 
     def run(self, workspace: Workspace, run: Path) -> None:
         self.download(workspace)
@@ -178,7 +201,12 @@ FAILING = [  # faults, how the run ends, cause and remedy in its one line
     ("submit-silent", KaggleError, "Successfully submitted", "before submitting again"),
     ("list-delayed", KaggleError, "is not in the list", "before submitting again"),
     ("daily-limit", SubmissionError, "no submission is left today", "after midnight UTC"),
-    ("score-error", SubmissionError, "The scoring of this submission failed", "in the ledger as an error"),
+    (
+        "score-error",
+        SubmissionError,
+        "The scoring of this submission failed",
+        "in the ledger as an error",
+    ),
 ]
 NEVER = "expired-url"  # strikes a link that is used again, and each of our tries gets its own
 # changed-file, whose result is another archive, has a test of its own; its name and all those above are all there are.
@@ -190,7 +218,9 @@ def test_every_fault_of_the_catalogue_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "ends", "cause", "remedy"), [*((faults, None, said, "") for faults, said in PASSING), *FAILING], ids=lambda value: str(value)
+    ("faults", "ends", "cause", "remedy"),
+    [*((faults, None, said, "") for faults, said in PASSING), *FAILING],
+    ids=lambda value: str(value),
 )
 def test_a_run_ends_well_or_in_one_line_and_breaks_nothing(
     bench: Bench,
@@ -204,16 +234,22 @@ def test_a_run_ends_well_or_in_one_line_and_breaks_nothing(
 ) -> None:
     monkeypatch.setattr(upload, "LISTED_S", 0.3)
     monkeypatch.setattr(upload, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(upload, "code_commit", lambda _: "none")  # this and the forecast take longer than all the rest, and ask nobody
+    monkeypatch.setattr(
+        upload, "code_commit", lambda _: "none"
+    )  # this and the forecast take longer than all the rest, and ask nobody
     monkeypatch.setattr(stage, "show_forecast", lambda *_: None)
     workspace = make_workspace(tmp_path / "home")
-    run = make_run(workspace, seed=1000 + len(bench.server.requests))  # a file that no test before has submitted
+    run = make_run(
+        workspace, seed=1000 + len(bench.server.requests)
+    )  # a file that no test before has submitted
     n_before, n_sent = len(bench.server.submissions), bench.n_sent
 
     bench.arm(faults)
     line = failure(bench, workspace, run, ends)
     said = "\n".join(bench.notebook.lines)
-    assert bench.struck() == [name for word in faults.split() if (name := word.partition(":")[0]) != NEVER]
+    assert bench.struck() == [
+        name for word in faults.split() if (name := word.partition(":")[0]) != NEVER
+    ]
     assert "\n" not in line
     assert cause in (line if ends else said)
     assert remedy in line
@@ -224,13 +260,23 @@ def test_a_run_ends_well_or_in_one_line_and_breaks_nothing(
     assert bench.download(workspace).read_bytes() == bench.archive.read_bytes()
     (known,) = bench.server.submissions[n_before:]
     (row,) = read_ledger(workspace.ledger).rows
-    assert (row.ref, row.sha256, row.status) == (known.ref, known.sha256, "error" if known.score is None else "complete")
+    assert (row.ref, row.sha256, row.status) == (
+        known.ref,
+        known.sha256,
+        "error" if known.score is None else "complete",
+    )
     check_disk(bench, workspace, n_before)
 
-    bench.figures.append(Figure(faults, ends is None, max(0, bench.n_sent - n_sent - bench.archive.stat().st_size)))
+    bench.figures.append(
+        Figure(faults, ends is None, max(0, bench.n_sent - n_sent - bench.archive.stat().st_size))
+    )
     shown = "\n".join([line, said, after, *bench.notebook.lines, *capfd.readouterr()])
     assert TOKEN not in shown
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
+    assert [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and TOKEN.encode() in path.read_bytes()
+    ] == []
 
 
 def failure(bench: Bench, workspace: Workspace, run: Path, ends: type[UserError] | None) -> str:
@@ -248,13 +294,19 @@ def check_disk(bench: Bench, workspace: Workspace, n_before: int) -> None:
     archive = workspace.raw / ARCHIVE
     assert not archive.exists() or archive.read_bytes() == bench.archive.read_bytes()
     assert {path.name for path in workspace.raw.iterdir()} <= RAW
-    files = [path for path in workspace.submissions.rglob("*") if path.is_file()] if workspace.submissions.exists() else []
+    files = (
+        [path for path in workspace.submissions.rglob("*") if path.is_file()]
+        if workspace.submissions.exists()
+        else []
+    )
     assert [path.name for path in files if path.suffix not in (".csv", ".lock", ".uploading")] == []
     known = {made.ref: made for made in bench.server.submissions[n_before:]}
     for row in read_ledger(workspace.ledger).rows:
         made = known[row.ref or 0]
         assert row.sha256 == made.sha256 == file_sha256(workspace.submissions / row.file)
-        assert row.public_score is None or row.public_score == pytest.approx(made.score, abs=6e-6)  # the wire has five digits
+        assert row.public_score is None or row.public_score == pytest.approx(
+            made.score, abs=6e-6
+        )  # the wire has five digits
         assert row.status in ("pending", "error" if made.score is None else "complete")
 
 
@@ -266,23 +318,41 @@ def test_no_stage_shows_a_token_that_the_service_throws_back(
     bench.arm("")
     stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, limit_s=0)
     write_row(workspace.ledger, replace(read_ledger(workspace.ledger).rows[0], status="pending"))
-    monkeypatch.setattr(bench.server, "_answer", lambda ask: RefusedError(400, f"no: {ask.headers} {ask.body!r}").reply())
+    monkeypatch.setattr(
+        bench.server,
+        "_answer",
+        lambda ask: RefusedError(400, f"no: {ask.headers} {ask.body!r}").reply(),
+    )
     stages = (
         lambda: bench.download(workspace),
         lambda: stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, force=True),
         lambda: stage.scores(workspace, COMPETITION, bench.kaggle, bench.notebook),
         lambda: leaderboard(workspace, COMPETITION, bench.kaggle, bench.notebook),
-        lambda: bench.notebook.say("".join(check.text for check in account(bench.kaggle, COMPETITION))),
+        lambda: bench.notebook.say(
+            "".join(check.text for check in account(bench.kaggle, COMPETITION))
+        ),
     )
     lines = [problem(each) for each in stages]
-    assert [bool(line) for line in lines] == [True, True, True, False, False]  # the last two go on without
+    assert [bool(line) for line in lines] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]  # the last two go on without
     shown = "\n".join([*lines, *bench.notebook.lines, *capfd.readouterr()])
     assert shown.count("Bearer ***") >= 5  # it was shown, and scrubbed
     assert TOKEN not in shown
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
+    assert [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and TOKEN.encode() in path.read_bytes()
+    ] == []
 
 
-def test_a_file_that_changes_in_the_middle_of_a_run_is_not_spliced(bench: Bench, tmp_path: Path) -> None:
+def test_a_file_that_changes_in_the_middle_of_a_run_is_not_spliced(
+    bench: Bench, tmp_path: Path
+) -> None:
     workspace = Workspace(tmp_path)
     bench.arm("changed-file:1 cut:1")
     changed = bench.download(workspace)
@@ -293,22 +363,37 @@ def test_a_file_that_changes_in_the_middle_of_a_run_is_not_spliced(bench: Bench,
     assert bench.download(workspace).read_bytes() == bench.archive.read_bytes()
 
 
-PIECES = (
-    "cut reset no-range no-length no-validator short-length long-length gzip flipped-bytes bad-zip changed-file wrong-206 error-on-resume"
-)
+PIECES = "cut reset no-range no-length no-validator short-length long-length gzip flipped-bytes bad-zip changed-file wrong-206 error-on-resume"
 PIECES += " expired-url no-redirect"
-CALLS = ("503:{}:on=file", "429:{}:on=DownloadDataFiles", "api-reset:{}:on=file", "html:{}", "500:{}:on=DownloadDataFiles")
+CALLS = (
+    "503:{}:on=file",
+    "429:{}:on=DownloadDataFiles",
+    "api-reset:{}:on=file",
+    "html:{}",
+    "500:{}:on=DownloadDataFiles",
+)
 AT = st.floats(0.01, 0.99).map(lambda at: f":at={at:.2f}")
 WORDS = st.one_of(
-    st.tuples(st.sampled_from(("cut:1", "cut:2", "cut:3", "reset:1", "reset:2", "cut", "reset")), AT).map("".join),
+    st.tuples(
+        st.sampled_from(("cut:1", "cut:2", "cut:3", "reset:1", "reset:2", "cut", "reset")), AT
+    ).map("".join),
     st.sampled_from(PIECES.split()),
-    st.tuples(st.sampled_from(PIECES.split()), st.integers(1, 3)).map(lambda drawn: f"{drawn[0]}:{drawn[1]}"),
-    st.tuples(st.sampled_from(CALLS), st.integers(1, 5)).map(lambda drawn: drawn[0].format(drawn[1])),
+    st.tuples(st.sampled_from(PIECES.split()), st.integers(1, 3)).map(
+        lambda drawn: f"{drawn[0]}:{drawn[1]}"
+    ),
+    st.tuples(st.sampled_from(CALLS), st.integers(1, 5)).map(
+        lambda drawn: drawn[0].format(drawn[1])
+    ),
     st.just("stall:1"),
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
 @given(runs=st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=3))
 def test_after_any_sequence_of_faults_a_download_is_equal_bit_for_bit_or_can_be_continued(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory, runs: list[list[str]]
@@ -337,11 +422,29 @@ def problem(call: Callable[[], object]) -> str:
     return ""
 
 
-def test_ctrl_c_in_a_download_ends_in_one_line_and_status_130_and_the_next_run_goes_on(bench: Bench, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_download_ends_in_one_line_and_status_130_and_the_next_run_goes_on(
+    bench: Bench, tmp_path: Path
+) -> None:
     bench.arm("slow:0.2")
     workspace = Workspace(tmp_path)
-    command = [sys.executable, "-m", "comp", "data", "--recipe", "lite0_head", "--home", str(tmp_path)]
-    run = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=bench.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "comp",
+        "data",
+        "--recipe",
+        "lite0_head",
+        "--home",
+        str(tmp_path),
+    ]
+    run = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[1],
+        env=bench.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     part = workspace.raw / f"{ARCHIVE}.part"
     start = time.monotonic()
     while not part.exists() or part.stat().st_size < 100_000:
@@ -350,11 +453,16 @@ def test_ctrl_c_in_a_download_ends_in_one_line_and_status_130_and_the_next_run_g
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     shown = run.communicate(timeout=60)
-    assert (run.returncode, shown) == (130, ("", "error: stopped; the same command goes on from here\n"))
+    assert (run.returncode, shown) == (
+        130,
+        ("", "error: stopped; the same command goes on from here\n"),
+    )
     have = part.read_bytes()
     assert bench.archive.read_bytes().startswith(have)
     bench.arm("")
     n_before = len(bench.server.requests)
     assert bench.download(workspace).read_bytes() == bench.archive.read_bytes()
-    asked = [request.range for request in bench.server.requests[n_before:] if request.target == "file"]
+    asked = [
+        request.range for request in bench.server.requests[n_before:] if request.target == "file"
+    ]
     assert asked == [f"bytes={len(have) - OVERLAP}-"]

@@ -28,13 +28,18 @@ class Canvases:
     def __init__(self, n: int, size_px: int = 40) -> None:
         rng = np.random.default_rng(0)
         self.labels = [row % 2 for row in range(n)]
-        self._squares = [(rng.integers(0, 100, (size_px, size_px, 3)) + 120 * label).astype(np.uint8) for label in self.labels]
+        self._squares = [
+            (rng.integers(0, 100, (size_px, size_px, 3)) + 120 * label).astype(np.uint8)
+            for label in self.labels
+        ]
 
     def canvas(self, row: int) -> np.ndarray:
         return self._squares[row]
 
 
-def batches(training: FineTune, n: int = 16, seed: int = 0, device: Device = CPU) -> Iterator[Batch]:
+def batches(
+    training: FineTune, n: int = 16, seed: int = 0, device: Device = CPU
+) -> Iterator[Batch]:
     canvases = Canvases(n)
     return iter(training_batches(canvases, range(n), canvases.labels, training, 32, device, seed))
 
@@ -48,7 +53,12 @@ def network_of(trains: str = "all") -> nn.Module:
 
 
 def run(network: nn.Module, training: FineTune, data: Iterator[Batch], n_steps: int) -> list[float]:
-    return [point.loss for point in fine_tune(network, data, n_steps, training, input_of(MODEL), CPU, lambda n=1, note="": None)]
+    return [
+        point.loss
+        for point in fine_tune(
+            network, data, n_steps, training, input_of(MODEL), CPU, lambda n=1, note="": None
+        )
+    ]
 
 
 def test_the_average_forgets_its_start_in_short_runs_and_is_slow_in_long_ones() -> None:
@@ -62,20 +72,27 @@ def test_smoothing_moves_both_labels_by_as_much() -> None:
 
 
 @pytest.mark.parametrize("trains", ["all", "head", "last:1", "last:2"])
-def test_a_step_changes_exactly_the_parameters_that_train_and_no_batch_norm_statistic(trains: str) -> None:
+def test_a_step_changes_exactly_the_parameters_that_train_and_no_batch_norm_statistic(
+    trains: str,
+) -> None:
     network = network_of(trains)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     before = {name: value.clone() for name, value in network.state_dict().items()}
     run(network, replace(TRAINING, warmup=0.0, weight_decay=0.5), batches(TRAINING), 8)
     after = network.state_dict()
-    assert {name for name, value in after.items() if not torch.equal(value, before[name])} == trained
+    assert {
+        name for name, value in after.items() if not torch.equal(value, before[name])
+    } == trained
 
 
 def test_every_trained_parameter_gets_a_finite_gradient() -> None:
     network = network_of()
     squares, _ = next(batches(TRAINING))
     network.train()(squares.permute(0, 3, 1, 2).float() / 255).sum().backward()
-    assert all(parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
+    assert all(
+        parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
+        for parameter in network.parameters()
+    )
 
 
 def test_the_loss_falls_and_the_network_ends_in_evaluation_mode() -> None:
@@ -98,9 +115,15 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-2)
 
 
-def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole, short, room = network_of(), network_of(), 3
-    training, notes, loss_of = replace(TRAINING, epochs=1, batch_size=8), list[str](), finetune._loss
+    training, notes, loss_of = (
+        replace(TRAINING, epochs=1, batch_size=8),
+        list[str](),
+        finetune._loss,
+    )
 
     def bounded(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if len(labels) > room:
@@ -113,7 +136,15 @@ def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(monkeyp
                 module.p = 0.0
     run(whole, training, batches(training), 2)
     monkeypatch.setattr(finetune, "_loss", bounded)
-    fine_tune(short, batches(training), 2, training, input_of(MODEL), CPU, lambda n=1, note="": notes.append(note))
+    fine_tune(
+        short,
+        batches(training),
+        2,
+        training,
+        input_of(MODEL),
+        CPU,
+        lambda n=1, note="": notes.append(note),
+    )
     assert notes[-1].endswith(", 2 photos in memory at once")
     for a, b in zip(whole.parameters(), short.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-2)
@@ -142,7 +173,9 @@ def test_wise_ft_keeps_a_share_of_the_way() -> None:
         run(network, training, batches(TRAINING), 8)
     for a, b, c in zip(start.parameters(), whole.parameters(), share.parameters(), strict=True):
         torch.testing.assert_close(c, a + (b - a) / 4)
-    assert replace(TRAINING, wise_ft=0.25, first=Phase(epochs=1)).phases()[0].wise_ft == 1  # once is enough
+    assert (
+        replace(TRAINING, wise_ft=0.25, first=Phase(epochs=1)).phases()[0].wise_ft == 1
+    )  # once is enough
 
 
 def test_a_loss_that_is_not_finite_stops_the_fold_with_the_remedy() -> None:
@@ -150,7 +183,9 @@ def test_a_loss_that_is_not_finite_stops_the_fold_with_the_remedy() -> None:
         for squares, labels in batches(TRAINING):
             yield squares, labels * float("nan")
 
-    with pytest.raises(TrainingError, match=r"the loss is nan after 1 steps; set training\.peak_lr below 0\.001"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan after 1 steps; set training\.peak_lr below 0\.001"
+    ):
         run(network_of(), TRAINING, poisoned(), 8)
 
 
@@ -178,11 +213,19 @@ def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -
     inline = list(batches(training))
     canvases = Canvases(16)
     loader = training_batches(canvases, range(16), canvases.labels, training, 32, CPU, 0)
-    workers = torch.utils.data.DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn, num_workers=2)
+    workers = torch.utils.data.DataLoader(
+        loader.dataset,
+        batch_sampler=loader.batch_sampler,
+        collate_fn=loader.collate_fn,
+        num_workers=2,
+    )
     for (a, la), (b, lb) in zip(inline, workers, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(la, lb)
-    assert not torch.equal(torch.cat([s for s, _ in inline[:4]]).float().mean(), torch.cat([s for s, _ in inline[4:]]).float().mean())
+    assert not torch.equal(
+        torch.cat([s for s, _ in inline[:4]]).float().mean(),
+        torch.cat([s for s, _ in inline[4:]]).float().mean(),
+    )
 
 
 def test_colour_changes_leave_labels_and_shapes_alone() -> None:
@@ -197,5 +240,7 @@ def test_on_a_gpu_the_loss_falls_too_in_the_precision_that_the_device_has() -> N
     device, network = find_device("cuda"), network_of()
     training = replace(TRAINING, epochs=10)
     data = batches(training, device=device)
-    points = fine_tune(network, data, 40, training, input_of(MODEL), device, lambda n=1, note="": None)
+    points = fine_tune(
+        network, data, 40, training, input_of(MODEL), device, lambda n=1, note="": None
+    )
     assert points[-1].loss < 0.7 * points[0].loss

@@ -17,7 +17,15 @@ from comp.predict.calibrate import Settings, board_losses
 from comp.predict.finished import read_run
 from comp.store import Workspace
 from comp.submit import forecast as module
-from comp.submit.forecast import Forecast, Guess, board_draws, forecast, learnt, rate_draws, show_forecast
+from comp.submit.forecast import (
+    Forecast,
+    Guess,
+    board_draws,
+    forecast,
+    learnt,
+    rate_draws,
+    show_forecast,
+)
 from comp.submit.ledger import LedgerRow, write_row
 
 NOISY = Settings(noise_rate=0.004, clip=0.005)
@@ -26,11 +34,17 @@ NOISY = Settings(noise_rate=0.004, clip=0.005)
 def photos(n: int, n_runs: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Labels, and what `n_runs` runs that err together would submit of `n` new photos of one endless world."""
     labels = rng.integers(0, 2, n).astype(np.float64)
-    logits = (2 * labels[:, None] - 1) * 6.5 + rng.normal(0, 2.2, (n, 1)) + rng.normal(0, 1.5, (n, n_runs))
+    logits = (
+        (2 * labels[:, None] - 1) * 6.5
+        + rng.normal(0, 2.2, (n, 1))
+        + rng.normal(0, 1.5, (n, n_runs))
+    )
     return labels, NOISY.finish(sigmoid(logits))
 
 
-def on_a_noisy_board(seed: int, n_runs: int, n: int = 400, n_test: int = 1200) -> tuple[Forecast, float, float]:
+def on_a_noisy_board(
+    seed: int, n_runs: int, n: int = 400, n_test: int = 1200
+) -> tuple[Forecast, float, float]:
     """The forecast of the last of `n_runs` runs when the others have scores; what it then scores, and the rate of flipped labels."""
     rng = np.random.default_rng(seed)
     labels, probs = photos(n, n_runs, rng)
@@ -38,16 +52,39 @@ def on_a_noisy_board(seed: int, n_runs: int, n: int = 400, n_test: int = 1200) -
     truth, submitted = photos(n_test, n_runs, rng)
     truth = np.where(rng.random(n_test) < rate, 1 - truth, truth)
     score, *others = (log_loss(truth, column) for column in submitted.T)
-    made = forecast(labels, probs, others, min(others, default=None), np.arange(n), COMPETITION, n_test, n_draws=200)
+    made = forecast(
+        labels,
+        probs,
+        others,
+        min(others, default=None),
+        np.arange(n),
+        COMPETITION,
+        n_test,
+        n_draws=200,
+    )
     return made, score, rate
 
 
 @pytest.mark.parametrize("n_runs", [1, 3])
-def test_over_many_noisy_boards_the_90_percent_interval_covers_85_to_95_percent_of_the_scores(n_runs: int) -> None:
+def test_over_many_noisy_boards_the_90_percent_interval_covers_85_to_95_percent_of_the_scores(
+    n_runs: int,
+) -> None:
     trials = [on_a_noisy_board(seed, n_runs) for seed in range(200)]
-    assert 0.85 <= np.mean([made.score.low <= score <= made.score.high for made, score, _ in trials]) <= 0.95
-    assert 0.85 <= np.mean([made.noise_rate.low <= rate <= made.noise_rate.high for made, _, rate in trials]) <= 0.95
-    assert abs(np.mean([made.score.mean - score for made, score, _ in trials])) < 0.1 * np.mean([score for _, score, _ in trials])
+    assert (
+        0.85
+        <= np.mean([made.score.low <= score <= made.score.high for made, score, _ in trials])
+        <= 0.95
+    )
+    assert (
+        0.85
+        <= np.mean(
+            [made.noise_rate.low <= rate <= made.noise_rate.high for made, _, rate in trials]
+        )
+        <= 0.95
+    )
+    assert abs(np.mean([made.score.mean - score for made, score, _ in trials])) < 0.1 * np.mean(
+        [score for _, score, _ in trials]
+    )
 
 
 def test_scores_on_the_same_board_narrow_the_forecast_and_the_noise_rate() -> None:
@@ -64,7 +101,9 @@ def test_the_noise_rate_is_learnt_from_scores_and_shrunk_to_what_was_believed(ra
     rng = np.random.default_rng(5)
     labels, probs = photos(2000, 3, rng)
     scores = [float(board_losses(labels, column, rate).mean()) for column in probs.T]
-    made = forecast(labels, probs, scores[1:], min(scores), np.arange(2000), COMPETITION, 12_500, n_draws=500)
+    made = forecast(
+        labels, probs, scores[1:], min(scores), np.arange(2000), COMPETITION, 12_500, n_draws=500
+    )
     assert min(rate, 0.004) < made.noise_rate.mean < max(rate, 0.004)
     assert abs(made.noise_rate.mean - rate) < 0.6 * abs(rate - 0.004)
     assert made.score.low < scores[0] < made.score.high
@@ -74,7 +113,9 @@ def test_a_drawn_board_has_the_expected_loss_of_its_noise_rate() -> None:
     labels, probs = photos(400, 2, np.random.default_rng(0))
     for rate in (0.0, 0.02):
         drawn = board_draws(labels, probs, np.arange(400), np.full(2000, rate), n_test=1000, seed=0)
-        assert drawn.mean(0) == pytest.approx([float(board_losses(labels, column, rate).mean()) for column in probs.T], rel=0.02)
+        assert drawn.mean(0) == pytest.approx(
+            [float(board_losses(labels, column, rate).mean()) for column in probs.T], rel=0.02
+        )
 
 
 def test_near_duplicates_are_drawn_together_so_that_copies_make_no_forecast_surer() -> None:
@@ -106,7 +147,12 @@ def test_learning_is_the_conditional_distribution_where_everything_is_normal() -
 
 def test_copies_of_one_scored_run_teach_what_one_of_them_teaches() -> None:
     labels, probs = photos(500, 1, np.random.default_rng(0))
-    one, many = (forecast(labels, probs[:, [0] * (1 + k)], [0.06] * k, 0.06, np.arange(500), COMPETITION, 1000) for k in (1, 8))
+    one, many = (
+        forecast(
+            labels, probs[:, [0] * (1 + k)], [0.06] * k, 0.06, np.arange(500), COMPETITION, 1000
+        )
+        for k in (1, 8)
+    )
     assert one.score.mean == pytest.approx(0.06, abs=0.002)
     assert many.score.mean == pytest.approx(0.06, abs=0.002)
     assert many.noise_rate.mean == pytest.approx(one.noise_rate.mean, rel=0.1)
@@ -143,11 +189,17 @@ def foretold(workspace: Workspace, run: Path) -> tuple[Forecast, str]:
     return show_forecast(workspace, COMPETITION, read_run(run), heard), str(heard)
 
 
-def test_only_scored_runs_that_are_here_and_hold_the_same_photos_are_learnt_from_but_the_best_counts_anyhow(workspace: Workspace) -> None:
-    run, first, second, other = (make_run(workspace, name, "0" * 10, seed) for seed, name in enumerate("abcd"))
+def test_only_scored_runs_that_are_here_and_hold_the_same_photos_are_learnt_from_but_the_best_counts_anyhow(
+    workspace: Workspace,
+) -> None:
+    run, first, second, other = (
+        make_run(workspace, name, "0" * 10, seed) for seed, name in enumerate("abcd")
+    )
     table = pd.read_csv(other / "oof.csv", dtype={"id": str})
     table[:-8].to_csv(other / "oof.csv", index=False)
-    for ref, (name, score) in enumerate([(first, 0.2), (second, None), (other, 0.25), (workspace.runs / "gone-1", 0.1), (run, 0.15)]):
+    for ref, (name, score) in enumerate(
+        [(first, 0.2), (second, None), (other, 0.25), (workspace.runs / "gone-1", 0.1), (run, 0.15)]
+    ):
         scored(workspace, name, score, ref)
     made, shown = foretold(workspace, run)
     assert made.n_pairs == 1
@@ -157,7 +209,9 @@ def test_only_scored_runs_that_are_here_and_hold_the_same_photos_are_learnt_from
     assert "best submission so far (0.10000)" in shown
 
 
-def test_a_gain_under_its_own_noise_is_warned_of_and_a_clear_one_is_not(workspace: Workspace) -> None:
+def test_a_gain_under_its_own_noise_is_warned_of_and_a_clear_one_is_not(
+    workspace: Workspace,
+) -> None:
     run, first = make_run(workspace, "a", "0" * 10, 0), make_run(workspace, "b", "1" * 10, 1)
     made, shown = foretold(workspace, run)
     assert (made.gain, "warning" in shown) == (None, False)
@@ -186,7 +240,9 @@ def test_the_forecast_does_not_look_at_single_test_photos(workspace: Workspace) 
     assert foretold(workspace, run) == before
 
 
-def test_a_noise_rate_that_scores_contradict_is_told_and_not_applied(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noise_rate_that_scores_contradict_is_told_and_not_applied(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A board of 40 photos can tell little, so that the belief is made wide here."""
     wide = replace(COMPETITION, noise_rate=0.05, noise_spread=0.045)
     monkeypatch.setattr(module, "MISFIT", 0.0)

@@ -29,14 +29,19 @@ def trained_names(network: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize(("backbone", "block", "size_px"), VARIED)
-def test_each_policy_says_how_many_parameters_train_and_they_are_those(backbone: str, block: str, size_px: int) -> None:
+def test_each_policy_says_how_many_parameters_train_and_they_are_those(
+    backbone: str, block: str, size_px: int
+) -> None:
     network = network_of(backbone, size_px)
     n_all = sum(parameter.numel() for parameter in network.parameters())
     n_head = sum(parameter.numel() for parameter in network.get_classifier().parameters())  # type: ignore[operator]
     counts = []
     for trains in ("head", "last:1", "last:2", "last:3", "all"):
         counts.append(freeze(network, trains))
-        assert counts[-1] == (sum(p.numel() for p in network.parameters() if p.requires_grad), n_all)
+        assert counts[-1] == (
+            sum(p.numel() for p in network.parameters() if p.requires_grad),
+            n_all,
+        )
     assert counts[0][0] == n_head
     assert counts[-1][0] == n_all
     assert sorted(set(counts)) == counts
@@ -47,7 +52,9 @@ def test_each_policy_says_how_many_parameters_train_and_they_are_those(backbone:
 
 
 @pytest.mark.parametrize(("backbone", "block", "size_px"), VARIED)
-def test_no_gradient_flows_below_the_block_that_training_begins_from(backbone: str, block: str, size_px: int) -> None:
+def test_no_gradient_flows_below_the_block_that_training_begins_from(
+    backbone: str, block: str, size_px: int
+) -> None:
     network = network_of(backbone, size_px)
     nn.init.normal_(network.get_classifier().weight)  # type: ignore[operator]
     freeze(network, f"from:{block}")
@@ -71,11 +78,15 @@ def test_two_inception_blocks_are_the_same_by_count_and_by_name() -> None:
 
 
 @pytest.mark.parametrize("layer", ["layer4.1.conv2", "layer4.1.act1"])
-def test_from_a_single_layer_trains_it_and_what_comes_after_even_if_it_has_no_parameters(layer: str) -> None:
+def test_from_a_single_layer_trains_it_and_what_comes_after_even_if_it_has_no_parameters(
+    layer: str,
+) -> None:
     network = network_of("resnet18", 32)
     freeze(network, f"from:{layer}")
     after = ("layer4.1.conv2", "layer4.1.bn2", "fc")
-    assert trained_names(network) == {name for name, _ in network.named_parameters() if name.startswith(after)}
+    assert trained_names(network) == {
+        name for name, _ in network.named_parameters() if name.startswith(after)
+    }
 
 
 def test_a_backbone_of_which_timm_knows_no_blocks_can_be_frozen_too() -> None:
@@ -86,7 +97,9 @@ def test_a_backbone_of_which_timm_knows_no_blocks_can_be_frozen_too() -> None:
 
 def test_what_the_network_has_not_is_refused_with_what_is_near() -> None:
     network = network_of("inception_v3", 75)
-    with pytest.raises(RecipeError, match=r"inception_v3 has no module 'Mixed_7d'; near it are .*Mixed_7b"):
+    with pytest.raises(
+        RecipeError, match=r"inception_v3 has no module 'Mixed_7d'; near it are .*Mixed_7b"
+    ):
         freeze(network, "from:Mixed_7d")
     with pytest.raises(RecipeError, match="has 13 blocks below its head"):
         freeze(network, "last:999")

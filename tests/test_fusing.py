@@ -13,7 +13,9 @@ from comp.train.backbone import build, embed
 from comp.train.folding import fold_batch_norm
 from comp.train.fusing import fuse, packed
 
-IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(
+    memory_format=torch.channels_last
+)
 RELU6, RELU, HARDSWISH, GELU, SILU = (
     "tf_efficientnet_lite0",  # padded as TensorFlow pads
     "resnet10t",
@@ -24,11 +26,15 @@ RELU6, RELU, HARDSWISH, GELU, SILU = (
 
 
 def folded(backbone: str) -> nn.Module:
-    network = build(Model(backbone=backbone, weights="random"), size_px=64).to(memory_format=torch.channels_last)
+    network = build(Model(backbone=backbone, weights="random"), size_px=64).to(
+        memory_format=torch.channels_last
+    )
     random = torch.Generator().manual_seed(1)
     nn.init.normal_(network.get_classifier().weight, std=0.1, generator=random)  # type: ignore[operator]
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.normal_(norm.bias, std=0.3, generator=random)  # fresh norms would fold to biases of 0
+        nn.init.normal_(
+            norm.bias, std=0.3, generator=random
+        )  # fresh norms would fold to biases of 0
     fold_batch_norm(network, lambda: network(IMAGES[:1]))
     return network.requires_grad_()
 
@@ -52,13 +58,20 @@ def needs_onednn() -> None:
 
 
 @pytest.mark.parametrize("backbone", [RELU6, RELU, HARDSWISH, SILU])
-def test_packing_leaves_the_features_of_any_number_of_photos_as_they_were_and_takes_activations_over(backbone: str) -> None:
+def test_packing_leaves_the_features_of_any_number_of_photos_as_they_were_and_takes_activations_over(
+    backbone: str,
+) -> None:
     network = folded(backbone)
     with torch.inference_mode():
         made = packed(network, IMAGES, embed)
         assert n_idle(made) > n_idle(network)
         for n_photos in (4, 1):
-            torch.testing.assert_close(embed(made, IMAGES[:n_photos]), embed(network, IMAGES[:n_photos]), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                embed(made, IMAGES[:n_photos]),
+                embed(network, IMAGES[:n_photos]),
+                rtol=1e-3,
+                atol=1e-4,
+            )
 
 
 @torch.inference_mode()
@@ -74,8 +87,13 @@ def test_convolutions_without_an_activation_are_packed_as_well() -> None:
 @torch.inference_mode()
 def test_in_bfloat16_packed_features_are_as_near_to_those_of_float32() -> None:
     exact, half = folded(RELU), folded(RELU).bfloat16()
-    expected, rough, fine = embed(exact, IMAGES), *(embed(one, IMAGES.bfloat16()) for one in (half, packed(half, IMAGES.bfloat16(), embed)))
-    off_rough, off_fine = (float((made.float() - expected).norm() / expected.norm()) for made in (rough, fine))
+    expected, rough, fine = (
+        embed(exact, IMAGES),
+        *(embed(one, IMAGES.bfloat16()) for one in (half, packed(half, IMAGES.bfloat16(), embed))),
+    )
+    off_rough, off_fine = (
+        float((made.float() - expected).norm() / expected.norm()) for made in (rough, fine)
+    )
     assert 0 < off_fine <= 1.2 * off_rough
 
 
@@ -85,12 +103,17 @@ def test_a_fused_network_trains_as_before(backbone: str) -> None:
         images = IMAGES.clone().requires_grad_()
         loss = network(images).square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), {"images": images.grad, **{name: parameter.grad for name, parameter in network.named_parameters()}}  # type: ignore[dict-item]
+        return loss.detach(), {
+            "images": images.grad,
+            **{name: parameter.grad for name, parameter in network.named_parameters()},
+        }  # type: ignore[dict-item]
 
     plain, fused = folded(backbone), folded(backbone)
     before = dict(fused.named_parameters())
     assert fuse(fused, IMAGES[:1]) > 5
-    assert {name: id(parameter) for name, parameter in fused.named_parameters()} == {name: id(one) for name, one in before.items()}
+    assert {name: id(parameter) for name, parameter in fused.named_parameters()} == {
+        name: id(one) for name, one in before.items()
+    }
     loss, expected = gradients(plain)
     fused_loss, made = gradients(fused)
     assert float(fused_loss) == pytest.approx(float(loss), rel=1e-4)
@@ -101,13 +124,17 @@ def test_a_fused_network_trains_as_before(backbone: str) -> None:
 
 @needs_bf16
 @pytest.mark.parametrize("backbone", [RELU6, RELU, HARDSWISH])
-def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_float32(backbone: str) -> None:
+def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_float32(
+    backbone: str,
+) -> None:
     def gradient(network: nn.Module) -> Tensor:
         network(IMAGES).square().mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])  # type: ignore[union-attr]
 
     plain, half = folded(backbone), folded(backbone)
-    assert fuse(half, IMAGES[:1], half=True) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
+    assert fuse(half, IMAGES[:1], half=True) == sum(
+        isinstance(module, nn.Conv2d) for module in plain.modules()
+    )
     expected, made = gradient(plain), gradient(half)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float32} == {made.dtype}
     assert torch.cosine_similarity(made, expected, dim=0) > 0.98
@@ -129,9 +156,9 @@ def test_frozen_parts_of_a_fused_network_get_no_gradient() -> None:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("layer4", "fc")))
     network(IMAGES).sum().backward()
-    assert {name for name, parameter in network.named_parameters() if parameter.grad is not None} == {
-        name for name, _ in network.named_parameters() if name.startswith(("layer4", "fc"))
-    }
+    assert {
+        name for name, parameter in network.named_parameters() if parameter.grad is not None
+    } == {name for name, _ in network.named_parameters() if name.startswith(("layer4", "fc"))}
 
 
 class Around(nn.Module):
@@ -154,10 +181,20 @@ class Doubled(nn.ReLU):
         return 2 * super().forward(given)
 
 
-@pytest.mark.parametrize("change", [lambda network: packed(network, IMAGES, embed), lambda network: fuse(network, IMAGES[:1]) and network])
-@pytest.mark.parametrize("network", [Around(), Around(Doubled())], ids=["used twice", "own activation"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: packed(network, IMAGES, embed),
+        lambda network: fuse(network, IMAGES[:1]) and network,
+    ],
+)
+@pytest.mark.parametrize(
+    "network", [Around(), Around(Doubled())], ids=["used twice", "own activation"]
+)
 @torch.no_grad()
-def test_what_cannot_be_fused_stays_what_it_was(network: Any, change: Callable[[nn.Module], nn.Module]) -> None:
+def test_what_cannot_be_fused_stays_what_it_was(
+    network: Any, change: Callable[[nn.Module], nn.Module]
+) -> None:
     expected = embed(network, IMAGES)
     made = change(network) or network
     assert type(made.act) is type(network.act) is not nn.Identity
@@ -169,7 +206,10 @@ def test_what_cannot_be_fused_stays_what_it_was(network: Any, change: Callable[[
 def test_an_activation_that_something_else_waits_at_stays() -> None:
     network = folded(RELU)
     assert type(packed(network, IMAGES, embed).get_submodule("layer1.0.act1")) is nn.Identity
-    assert type(packed(network, IMAGES, embed, keep="layer1.0.act1").get_submodule("layer1.0.act1")) is nn.ReLU
+    assert (
+        type(packed(network, IMAGES, embed, keep="layer1.0.act1").get_submodule("layer1.0.act1"))
+        is nn.ReLU
+    )
 
 
 @torch.inference_mode()

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, nll_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    log_softmax,
+    nll_loss,
+)
 
 from comp.recipe import FineTune, HeadShape, Model
 from comp.train.backbone import build, embed, input_of
@@ -15,18 +20,35 @@ from comp.train.device import find_device
 from comp.train.finetune import fine_tune
 from comp.train.freezing import freeze
 from comp.train.head import LinearHead
-from comp.train.heads import KernelHead, LayeredHead, finished, head_from, last_of, make_layers, set_head, start_from, tensors_of
+from comp.train.heads import (
+    KernelHead,
+    LayeredHead,
+    finished,
+    head_from,
+    last_of,
+    make_layers,
+    set_head,
+    start_from,
+    tensors_of,
+)
 from comp.train.views import normalise
 
 CPU = find_device("cpu")
-SHAPES = [HeadShape(), HeadShape(dropout=0.5), HeadShape(widths=(7,)), HeadShape(widths=(7, 5), activation="gelu", dropout=0.3)]
+SHAPES = [
+    HeadShape(),
+    HeadShape(dropout=0.5),
+    HeadShape(widths=(7,)),
+    HeadShape(widths=(7, 5), activation="gelu", dropout=0.3),
+]
 
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_one_logit_with_binary_cross_entropy_is_two_logits_with_cross_entropy_is_log_softmax_with_nll() -> None:
+def test_one_logit_with_binary_cross_entropy_is_two_logits_with_cross_entropy_is_log_softmax_with_nll() -> (
+    None
+):
     """Two logits a, b with softmax give P(b) = sigmoid(b - a): the same losses, and the same steps for the difference of the weights."""
     pair, labels = numbers(50, 2).double().requires_grad_(), torch.arange(50) % 2
     one = (pair[:, 1] - pair[:, 0]).detach().requires_grad_()
@@ -40,10 +62,15 @@ def test_one_logit_with_binary_cross_entropy_is_two_logits_with_cross_entropy_is
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_untrained_head_says_one_half_and_is_the_same_for_the_same_seed(shape: HeadShape) -> None:
+def test_an_untrained_head_says_one_half_and_is_the_same_for_the_same_seed(
+    shape: HeadShape,
+) -> None:
     head, again, other = (make_layers(6, shape, seed).eval() for seed in (1, 1, 2))
     assert torch.equal(head(numbers(4, 6)), torch.zeros(4, 1))
-    states = [torch.cat([tensor.flatten() for tensor in layers.state_dict().values()]) for layers in (head, again, other)]
+    states = [
+        torch.cat([tensor.flatten() for tensor in layers.state_dict().values()])
+        for layers in (head, again, other)
+    ]
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2]) == (not shape.widths)
 
@@ -51,8 +78,23 @@ def test_an_untrained_head_says_one_half_and_is_the_same_for_the_same_seed(shape
 def test_the_head_of_the_vgg16_tutorial_is_built_as_it_is_written_there() -> None:
     with torch.device("meta"):
         head = make_layers(25088, HeadShape(widths=(4096, 4096), dropout=0.5), 0)
-    assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]  # type: ignore[attr-defined]
-    assert [tuple(p.shape) for p in head.parameters()] == [(4096, 25088), (4096,), (4096, 4096), (4096,), (1, 4096), (1,)]
+    assert [type(layer).__name__ for layer in head] == [
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+    ]  # type: ignore[attr-defined]
+    assert [tuple(p.shape) for p in head.parameters()] == [
+        (4096, 25088),
+        (4096,),
+        (4096, 4096),
+        (4096,),
+        (1, 4096),
+        (1,),
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -62,14 +104,18 @@ def test_what_is_kept_of_a_trained_head_says_the_same(shape: HeadShape) -> None:
     expected = layers(numbers(9, 6))[:, 0].double()
     head = finished(layers.train())
     assert isinstance(head, LayeredHead if shape.widths else LinearHead)
-    tensors = {name: tensor.clone() for name, tensor in sorted(tensors_of(head).items())}  # in the order in which safetensors keeps them
+    tensors = {
+        name: tensor.clone() for name, tensor in sorted(tensors_of(head).items())
+    }  # in the order in which safetensors keeps them
     for kept in (head, head_from(tensors, shape)):
         torch.testing.assert_close(kept.logits(numbers(9, 6)), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_support_vectors_are_kept_as_tensors_too() -> None:
     parts = {"mean": 6, "scale": 6, "dual": 3}
-    tensors = {name: numbers(n).double().abs() + 1 for name, n in parts.items()} | {"support": numbers(3, 6).double()}
+    tensors = {name: numbers(n).double().abs() + 1 for name, n in parts.items()} | {
+        "support": numbers(3, 6).double()
+    }
     scalars = {name: torch.tensor(0.5, dtype=torch.float64) for name in ("gamma", "slope", "bias")}
     head = KernelHead(**tensors, **scalars)
     kept = head_from(tensors_of(head), HeadShape())
@@ -80,20 +126,39 @@ def test_every_parameter_of_a_deep_head_gets_a_finite_gradient_from_the_second_s
     head = make_layers(6, SHAPES[-1], 0).train()
     nn.init.normal_(last_of(head).weight)
     head(numbers(20, 6)).sum().backward()
-    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) and bool(p.grad.any()) for p in head.parameters())
+    assert all(
+        p.grad is not None and bool(torch.isfinite(p.grad).all()) and bool(p.grad.any())
+        for p in head.parameters()
+    )
 
 
 @pytest.mark.parametrize(
-    ("backbone", "layer"), [("resnet18", None), ("resnet18", "layer2"), ("vit_tiny_patch16_224", None), ("convnext_atto", None)]
+    ("backbone", "layer"),
+    [
+        ("resnet18", None),
+        ("resnet18", "layer2"),
+        ("vit_tiny_patch16_224", None),
+        ("convnext_atto", None),
+    ],
 )
-def test_a_network_with_a_deep_head_still_freezes_and_embeds(backbone: str, layer: str | None) -> None:
-    network = build(Model(backbone=backbone, layer=layer, pool="flatten" if layer else "mean", weights="random"), size_px=32)
+def test_a_network_with_a_deep_head_still_freezes_and_embeds(
+    backbone: str, layer: str | None
+) -> None:
+    network = build(
+        Model(
+            backbone=backbone, layer=layer, pool="flatten" if layer else "mean", weights="random"
+        ),
+        size_px=32,
+    )
     before = embed(network, numbers(2, 3, 32, 32))
     set_head(network, HeadShape(widths=(5,)), 0)
     torch.testing.assert_close(embed(network, numbers(2, 3, 32, 32)), before)
     assert freeze(network, "head")[0] == before.shape[1] * 5 + 5 + 5 + 1
     nn.init.normal_(last_of(network.get_classifier()).weight)  # type: ignore[operator]
-    torch.testing.assert_close(finished(network.get_classifier()).logits(before).float(), network(numbers(2, 3, 32, 32))[:, 0])  # type: ignore[operator]
+    torch.testing.assert_close(
+        finished(network.get_classifier()).logits(before).float(),
+        network(numbers(2, 3, 32, 32))[:, 0],
+    )  # type: ignore[operator]
 
 
 class Canvases:
@@ -102,17 +167,30 @@ class Canvases:
     def __init__(self, n: int) -> None:
         rng = np.random.default_rng(0)
         self.labels = [row % 2 for row in range(n)]
-        self.squares = [(rng.integers(0, 100, (32, 32, 3)) + 120 * label).astype(np.uint8) for label in self.labels]
+        self.squares = [
+            (rng.integers(0, 100, (32, 32, 3)) + 120 * label).astype(np.uint8)
+            for label in self.labels
+        ]
 
     def canvas(self, row: int) -> np.ndarray:
         return self.squares[row]
 
 
 @pytest.mark.parametrize("shape", [HeadShape(), HeadShape(widths=(9,))])
-def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_computed_in_every_step(shape: HeadShape) -> None:
+def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_computed_in_every_step(
+    shape: HeadShape,
+) -> None:
     model, canvases = Model(backbone="resnet18", weights="random"), Canvases(24)
     training = FineTune(
-        trains="head", crop="center-crop", flip=False, colour=0.0, epochs=4, batch_size=8, head=shape, head_start=False, peak_lr=1e-2
+        trains="head",
+        crop="center-crop",
+        flip=False,
+        colour=0.0,
+        epochs=4,
+        batch_size=8,
+        head=shape,
+        head_start=False,
+        peak_lr=1e-2,
     )
     assert training.on_features
     network = build(model, size_px=32)
@@ -128,17 +206,23 @@ def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_comput
     whole = fine_tune(network, steps, 12, training, input_of(model), CPU, lambda n=1, note="": None)
     short = fine_tune(alone, same_steps, 12, training, None, CPU, lambda n=1, note="": None)
     assert short[-1].loss < 0.95 * short[0].loss
-    assert [point.loss for point in short] == pytest.approx([point.loss for point in whole], rel=1e-4)
+    assert [point.loss for point in short] == pytest.approx(
+        [point.loss for point in whole], rel=1e-4
+    )
     for a, b in zip(alone.parameters(), network.get_classifier().parameters(), strict=True):  # type: ignore[operator]
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_a_linear_head_starts_from_the_solved_one() -> None:
-    solved = LinearHead(weight=numbers(6).double(), bias=torch.tensor(0.3, dtype=torch.float64), penalty=1.0)
+    solved = LinearHead(
+        weight=numbers(6).double(), bias=torch.tensor(0.3, dtype=torch.float64), penalty=1.0
+    )
     for shape in SHAPES[:2]:
         head = make_layers(6, shape, 0)
         start_from(head, solved)
-        torch.testing.assert_close(finished(head).logits(numbers(4, 6)), solved.logits(numbers(4, 6)), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            finished(head).logits(numbers(4, 6)), solved.logits(numbers(4, 6)), atol=1e-6, rtol=1e-6
+        )
 
 
 def test_features_are_kept_only_where_a_photo_is_seen_the_same_way_in_every_epoch() -> None:

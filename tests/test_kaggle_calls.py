@@ -12,7 +12,15 @@ import pytest
 from kaggle_stand import ARCHIVE, HASTE, IDS, Stand, stand
 
 from comp.competition import COMPETITION
-from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, SubmissionError, UnavailableError, UserError
+from comp.errors import (
+    CredentialsError,
+    KaggleError,
+    NotFoundError,
+    RulesError,
+    SubmissionError,
+    UnavailableError,
+    UserError,
+)
 from comp.kaggle import Kaggle, Limits
 from comp.kaggle.values import submission
 
@@ -52,9 +60,24 @@ def test_files_and_user_and_limits_are_what_the_server_tells(scene: Stand) -> No
 @pytest.mark.parametrize(
     ("fault", "calls", "error", "words"),
     [
-        ("401", ("files", "limits", "submissions", "download", "leaderboard"), CredentialsError, ["401", "KAGGLE_API_TOKEN", "stale"]),
-        ("403-rules", ("download", "check_rules"), RulesError, ["403", COMPETITION.rules_url, "does not exist"]),
-        ("404", ("files", "limits", "submissions", "download", "leaderboard"), NotFoundError, ["404", COMPETITION.slug]),
+        (
+            "401",
+            ("files", "limits", "submissions", "download", "leaderboard"),
+            CredentialsError,
+            ["401", "KAGGLE_API_TOKEN", "stale"],
+        ),
+        (
+            "403-rules",
+            ("download", "check_rules"),
+            RulesError,
+            ["403", COMPETITION.rules_url, "does not exist"],
+        ),
+        (
+            "404",
+            ("files", "limits", "submissions", "download", "leaderboard"),
+            NotFoundError,
+            ["404", COMPETITION.slug],
+        ),
         ("429", ("files", "download"), UnavailableError, ["429", "4 tries"]),
         ("500", ("files", "download", "leaderboard"), UnavailableError, ["500", "4 tries"]),
         ("503", ("files", "download"), UnavailableError, ["503", "4 tries"]),
@@ -65,7 +88,12 @@ def test_files_and_user_and_limits_are_what_the_server_tells(scene: Stand) -> No
     ],
 )
 def test_a_refusal_becomes_one_line_with_its_remedy(
-    scene: Stand, tmp_path: Path, fault: str, calls: tuple[str, ...], error: type[UserError], words: list[str]
+    scene: Stand,
+    tmp_path: Path,
+    fault: str,
+    calls: tuple[str, ...],
+    error: type[UserError],
+    words: list[str],
 ) -> None:
     scene.arm(fault)
     for name in calls:
@@ -86,12 +114,16 @@ def test_what_will_not_change_is_asked_for_once(scene: Stand, tmp_path: Path, fa
 
 
 @pytest.mark.parametrize("fault", ["429:2", "503:2", "500:1", "api-reset:2", "hang:1"])
-def test_what_may_change_is_asked_for_again_and_each_wait_is_shown(scene: Stand, fault: str) -> None:
+def test_what_may_change_is_asked_for_again_and_each_wait_is_shown(
+    scene: Stand, fault: str
+) -> None:
     n = int(fault.rpartition(":")[2])
     scene.arm(fault)
     assert len(scene.kaggle.files()) == 3
     assert len(scene.asked("ListDataFiles")) == n + 1
-    assert [bool(re.search(r"trying again in \d\.\d s$", line)) for line in scene.notebook.lines] == [True] * n
+    assert [
+        bool(re.search(r"trying again in \d\.\d s$", line)) for line in scene.notebook.lines
+    ] == [True] * n
 
 
 def test_retry_after_is_honoured_unless_it_is_too_long(scene: Stand) -> None:
@@ -107,18 +139,30 @@ def test_without_credentials_nothing_is_started_and_every_way_is_named(scene: St
     kaggle, _ = scene.another(KAGGLE_API_TOKEN="")
     with pytest.raises(CredentialsError) as caught:
         kaggle.files()
-    ways = ["KAGGLE_API_TOKEN", "~/.kaggle/access_token", "kaggle.json", "KAGGLE_USERNAME and KAGGLE_KEY", "kaggle auth login"]
+    ways = [
+        "KAGGLE_API_TOKEN",
+        "~/.kaggle/access_token",
+        "kaggle.json",
+        "KAGGLE_USERNAME and KAGGLE_KEY",
+        "kaggle auth login",
+    ]
     assert [way for way in ways if way not in str(caught.value)] == []
     assert kaggle._process._running is None
 
 
-def test_a_user_name_and_key_are_accepted_and_a_wrong_key_is_found_out_by_asking_who_one_is(scene: Stand) -> None:
+def test_a_user_name_and_key_are_accepted_and_a_wrong_key_is_found_out_by_asking_who_one_is(
+    scene: Stand,
+) -> None:
     scene.arm()
     account = scene.server.account
-    good, _ = scene.another(KAGGLE_API_TOKEN="", KAGGLE_USERNAME=account.username, KAGGLE_KEY=account.key)
+    good, _ = scene.another(
+        KAGGLE_API_TOKEN="", KAGGLE_USERNAME=account.username, KAGGLE_KEY=account.key
+    )
     assert good.whoami() == account.username
     assert len(good.files()) == 3
-    wrong, _ = scene.another(KAGGLE_API_TOKEN="", KAGGLE_USERNAME=account.username, KAGGLE_KEY="no such key")
+    wrong, _ = scene.another(
+        KAGGLE_API_TOKEN="", KAGGLE_USERNAME=account.username, KAGGLE_KEY="no such key"
+    )
     with pytest.raises(CredentialsError, match="the key from KAGGLE_USERNAME and KAGGLE_KEY"):
         wrong.whoami()
 
@@ -126,7 +170,9 @@ def test_a_user_name_and_key_are_accepted_and_a_wrong_key_is_found_out_by_asking
 def test_a_stale_token_beside_a_good_key_is_named_as_the_cause(scene: Stand) -> None:
     scene.arm()
     account = scene.server.account
-    kaggle, notebook = scene.another(KAGGLE_API_TOKEN="stale-token", KAGGLE_USERNAME=account.username, KAGGLE_KEY=account.key)
+    kaggle, notebook = scene.another(
+        KAGGLE_API_TOKEN="stale-token", KAGGLE_USERNAME=account.username, KAGGLE_KEY=account.key
+    )
     with pytest.raises(CredentialsError, match="the token from KAGGLE_API_TOKEN"):
         kaggle.files()
     assert any("the token wins" in line for line in notebook.lines)
@@ -140,8 +186,15 @@ def test_a_home_that_cannot_be_written_is_no_hindrance(scene: Stand) -> None:
 
 def test_a_server_that_is_not_there_cannot_be_reached(scene: Stand) -> None:
     nobody, account = "http://127.0.0.1:9", scene.server.account
-    kaggle, notebook = scene.another(http_proxy=nobody, KAGGLE_API_TOKEN="", KAGGLE_USERNAME=account.username, KAGGLE_KEY=account.key)
-    with pytest.raises(UnavailableError, match=r"cannot be reached \(Connection refused\); 4 tries"):
+    kaggle, notebook = scene.another(
+        http_proxy=nobody,
+        KAGGLE_API_TOKEN="",
+        KAGGLE_USERNAME=account.username,
+        KAGGLE_KEY=account.key,
+    )
+    with pytest.raises(
+        UnavailableError, match=r"cannot be reached \(Connection refused\); 4 tries"
+    ):
         kaggle.limits()
     assert len(notebook.lines) == 3
 
@@ -156,7 +209,10 @@ def test_a_client_that_cannot_be_imported_says_so(scene: Stand, tmp_path: Path) 
 def test_a_client_that_ends_or_falls_silent_is_started_again(scene: Stand) -> None:
     scene.arm()
     kaggle, notebook = scene.another(replace(HASTE, silence_s=6.0, retry_s=60.0))
-    for number, words in ((signal.SIGKILL, "ended by itself (status -9)"), (signal.SIGSTOP, "has been silent for 6 s")):
+    for number, words in (
+        (signal.SIGKILL, "ended by itself (status -9)"),
+        (signal.SIGSTOP, "has been silent for 6 s"),
+    ):
         kaggle.limits()
         running = kaggle._process._running
         assert running is not None
@@ -167,7 +223,9 @@ def test_a_client_that_ends_or_falls_silent_is_started_again(scene: Stand) -> No
 
 def test_a_bug_in_the_client_keeps_its_traceback(scene: Stand) -> None:
     kaggle, _ = scene.another()
-    with pytest.raises(RuntimeError, match="AttributeError: 'Client' object has no attribute 'no_such_call'"):
+    with pytest.raises(
+        RuntimeError, match="AttributeError: 'Client' object has no attribute 'no_such_call'"
+    ):
         kaggle._ask("no_such_call")
 
 
@@ -186,7 +244,9 @@ def test_a_bug_in_the_client_keeps_its_traceback(scene: Stand) -> None:
         "submit-lost list-delayed:2",
     ],
 )
-def test_an_upload_that_goes_through_is_one_submission_that_is_listed(scene: Stand, csv: Path, faults: str) -> None:
+def test_an_upload_that_goes_through_is_one_submission_that_is_listed(
+    scene: Stand, csv: Path, faults: str
+) -> None:
     message = f"through {faults}!"
     known = len(scene.server.submissions)
     scene.arm(*faults.split())
@@ -207,11 +267,36 @@ def test_an_upload_that_goes_through_is_one_submission_that_is_listed(scene: Sta
         ("upload-expired", UnavailableError, ["404", "3 tries"], 0),
         ("daily-limit", KaggleError, ["400", "daily Submission allowance"], 0),
         ("403-rules", RulesError, [COMPETITION.rules_url], 0),
-        ("submit-silent", KaggleError, ["Successfully submitted", "not in the list", "before submitting again"], 0),
-        ("list-delayed", KaggleError, ["Successfully submitted", "not in the list", "before submitting again"], 1),
-        ("503:on=CreateSubmission", UnavailableError, ["503", "not in the list", "before submitting again"], 0),
-        ("hang:on=CreateSubmission", UnavailableError, ["does not answer", "not in the list", "before submitting again"], 0),
-        ("submit-lost list-delayed", UnavailableError, ["not in the list", "before submitting again"], 1),
+        (
+            "submit-silent",
+            KaggleError,
+            ["Successfully submitted", "not in the list", "before submitting again"],
+            0,
+        ),
+        (
+            "list-delayed",
+            KaggleError,
+            ["Successfully submitted", "not in the list", "before submitting again"],
+            1,
+        ),
+        (
+            "503:on=CreateSubmission",
+            UnavailableError,
+            ["503", "not in the list", "before submitting again"],
+            0,
+        ),
+        (
+            "hang:on=CreateSubmission",
+            UnavailableError,
+            ["does not answer", "not in the list", "before submitting again"],
+            0,
+        ),
+        (
+            "submit-lost list-delayed",
+            UnavailableError,
+            ["not in the list", "before submitting again"],
+            1,
+        ),
     ],
 )
 def test_an_upload_that_fails_says_what_became_of_it_and_is_never_made_twice(
@@ -237,10 +322,14 @@ def test_a_crash_after_the_upload_is_repaired_by_the_message(scene: Stand, csv: 
     assert scene.kaggle.find("lite0 sha256:abc cv 0.0") is None
 
 
-def test_the_same_file_submitted_again_on_purpose_gets_a_reference_of_its_own(scene: Stand, csv: Path) -> None:
+def test_the_same_file_submitted_again_on_purpose_gets_a_reference_of_its_own(
+    scene: Stand, csv: Path
+) -> None:
     scene.arm()
     first = scene.kaggle.upload(csv, "again")
-    scene.arm("submit-lost", "list-delayed:2")  # while only the first is listed, it must not be taken for the second
+    scene.arm(
+        "submit-lost", "list-delayed:2"
+    )  # while only the first is listed, it must not be taken for the second
     second = scene.kaggle.upload(csv, "again")
     assert second > first
     latest = scene.kaggle.find("again")
@@ -259,7 +348,9 @@ def test_a_score_is_waited_for_and_a_wait_ends(scene: Stand, csv: Path) -> None:
     scene.arm("score-delayed:3")
     done = scene.kaggle.wait(scene.kaggle.upload(csv, "late"), limit_s=5)
     assert (done.status, done.error) == ("complete", "")
-    assert done.public_score == pytest.approx(0.8369, abs=1e-4)  # -(ln .25 + ln .75) / 2: half of the labels are 1
+    assert done.public_score == pytest.approx(
+        0.8369, abs=1e-4
+    )  # -(ln .25 + ln .75) / 2: half of the labels are 1
     scene.arm("score-delayed")
     pending = scene.kaggle.wait(scene.kaggle.upload(csv, "never"), limit_s=0.3)
     assert (pending.status, pending.public_score) == ("pending", None)
@@ -269,7 +360,9 @@ def test_a_score_is_waited_for_and_a_wait_ends(scene: Stand, csv: Path) -> None:
     assert "Evaluation Exception" in failed.error
 
 
-def test_a_wait_outlasts_a_server_that_is_down_for_a_while_and_not_one_that_stays_down(scene: Stand, csv: Path) -> None:
+def test_a_wait_outlasts_a_server_that_is_down_for_a_while_and_not_one_that_stays_down(
+    scene: Stand, csv: Path
+) -> None:
     scene.arm()
     ref = scene.kaggle.upload(csv, "patient")
     scene.arm("503:5:on=GetSubmission")
@@ -282,14 +375,28 @@ def test_a_wait_outlasts_a_server_that_is_down_for_a_while_and_not_one_that_stay
 def test_all_pages_of_submissions_are_read(scene: Stand) -> None:
     scene.arm()
     for number in range(230):
-        scene.server._submissions.add(file_name="x.csv", description=f"page {number}", sha256="", n_bytes=1, score=0.5, error="")
+        scene.server._submissions.add(
+            file_name="x.csv",
+            description=f"page {number}",
+            sha256="",
+            n_bytes=1,
+            score=0.5,
+            error="",
+        )
     listed = [known.message for known in scene.kaggle.submissions()]
-    assert [message for message in listed if message.startswith("page ")] == [f"page {number}" for number in reversed(range(230))]
+    assert [message for message in listed if message.startswith("page ")] == [
+        f"page {number}" for number in reversed(range(230))
+    ]
     assert len(scene.asked("ListSubmissions")) == 3
 
 
 def test_a_submission_is_read_whatever_its_status_is_called() -> None:
-    wire = {"ref": 7, "date": "2026-11-21T20:28:37.7181350Z", "publicScore": "0.03", "status": "SUBMISSION_STATUS_COMPLETE"}
+    wire = {
+        "ref": 7,
+        "date": "2026-11-21T20:28:37.7181350Z",
+        "publicScore": "0.03",
+        "status": "SUBMISSION_STATUS_COMPLETE",
+    }
     assert submission(wire).status == "complete"
     assert submission(wire).date.isoformat() == "2026-11-21T20:28:37.718135+00:00"
     assert submission(wire | {"status": "UNHEARD_OF"}).status == "pending"

@@ -38,7 +38,9 @@ def pair(user: str = "someone", key: str = KEY) -> str:
     return json.dumps({"username": user, "key": key})
 
 
-OAUTH = json.dumps({"refresh_token": "canary-refresh", "access_token": "canary-access", "username": "someone"})
+OAUTH = json.dumps(
+    {"refresh_token": "canary-refresh", "access_token": "canary-access", "username": "someone"}
+)
 FILES = {
     ".kaggle/access_token": TOKEN,
     ".kaggle/access_token.txt": TOKEN,
@@ -56,11 +58,31 @@ def test_the_first_of_many_is_used_in_the_clients_order(tmp_path: Path) -> None:
         (lambda: env.update(KAGGLE_API_TOKEN=str(tmp_path / "token")), "token", "KAGGLE_API_TOKEN"),
         (lambda: env.pop("KAGGLE_API_TOKEN"), "token", "the file named by KAGGLE_API_TOKEN"),
         (lambda: (tmp_path / ".kaggle/access_token").unlink(), "token", "~/.kaggle/access_token"),
-        (lambda: (tmp_path / ".kaggle/access_token.txt").unlink(), "token", "~/.kaggle/access_token.txt"),
-        (lambda: env.update(KAGGLE_USERNAME="me", KAGGLE_KEY=KEY), "key", str(tmp_path / ".kaggle/kaggle.json")),
-        (lambda: (env.clear(), env.update(HOME=str(tmp_path))), "key", "KAGGLE_USERNAME and KAGGLE_KEY"),
-        (lambda: (tmp_path / ".kaggle/kaggle.json").unlink(), "key", str(tmp_path / ".kaggle/kaggle.json")),
-        (lambda: (tmp_path / ".kaggle/credentials.json").unlink(), "oauth", "~/.kaggle/credentials.json"),
+        (
+            lambda: (tmp_path / ".kaggle/access_token.txt").unlink(),
+            "token",
+            "~/.kaggle/access_token.txt",
+        ),
+        (
+            lambda: env.update(KAGGLE_USERNAME="me", KAGGLE_KEY=KEY),
+            "key",
+            str(tmp_path / ".kaggle/kaggle.json"),
+        ),
+        (
+            lambda: (env.clear(), env.update(HOME=str(tmp_path))),
+            "key",
+            "KAGGLE_USERNAME and KAGGLE_KEY",
+        ),
+        (
+            lambda: (tmp_path / ".kaggle/kaggle.json").unlink(),
+            "key",
+            str(tmp_path / ".kaggle/kaggle.json"),
+        ),
+        (
+            lambda: (tmp_path / ".kaggle/credentials.json").unlink(),
+            "oauth",
+            "~/.kaggle/credentials.json",
+        ),
     ]
     for remove_it, kind, source in steps:
         found = find(env)
@@ -72,9 +94,15 @@ def test_the_first_of_many_is_used_in_the_clients_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME", "~/.config"])
 def test_kaggle_json_is_looked_for_where_the_client_looks(tmp_path: Path, where: str) -> None:
-    folders = {"KAGGLE_CONFIG_DIR": "mine", "XDG_CONFIG_HOME": "xdg/kaggle", "~/.config": ".config/kaggle"}
+    folders = {
+        "KAGGLE_CONFIG_DIR": "mine",
+        "XDG_CONFIG_HOME": "xdg/kaggle",
+        "~/.config": ".config/kaggle",
+    }
     write(tmp_path, f"{folders[where]}/kaggle.json", pair())
-    env = {"HOME": str(tmp_path)} | ({where: str(tmp_path / folders[where].split("/")[0])} if where.isupper() else {})
+    env = {"HOME": str(tmp_path)} | (
+        {where: str(tmp_path / folders[where].split("/")[0])} if where.isupper() else {}
+    )
     found = find(env)
     assert found is not None
     assert found.source == str(tmp_path / folders[where] / "kaggle.json")
@@ -116,7 +144,14 @@ def test_a_token_that_the_client_would_trip_over_is_refused_with_a_way_out() -> 
 
 
 @pytest.mark.parametrize(
-    "variables", [{"KAGGLE_API_TOKEN": TOKEN}, {"KAGGLE_USERNAME": "me", "KAGGLE_KEY": KEY}, {"KAGGLE_KEY": KEY}, {}], ids=str
+    "variables",
+    [
+        {"KAGGLE_API_TOKEN": TOKEN},
+        {"KAGGLE_USERNAME": "me", "KAGGLE_KEY": KEY},
+        {"KAGGLE_KEY": KEY},
+        {},
+    ],
+    ids=str,
 )
 def test_what_we_find_is_what_the_client_uses(tmp_path: Path, variables: dict[str, str]) -> None:
     """The client itself, asked without a network: its proxy refuses every connection."""
@@ -135,17 +170,29 @@ def test_what_we_find_is_what_the_client_uses(tmp_path: Path, variables: dict[st
         auth = http._session.auth
         print(auth if isinstance(auth, tuple) else auth.token)
     """
-    used = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+    used = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout.strip()
     found = find(env)
     assert found is not None
     key = variables.get("KAGGLE_KEY", "file-key")
-    assert used == (TOKEN if found.kind == "token" else str((variables.get("KAGGLE_USERNAME", "file-user"), key)))
+    assert used == (
+        TOKEN
+        if found.kind == "token"
+        else str((variables.get("KAGGLE_USERNAME", "file-user"), key))
+    )
     assert {"token": TOKEN, "key": key}[found.kind] in secrets(env)
 
 
 def test_the_clients_environment_is_quiet_and_sends_nothing_of_netrc(tmp_path: Path) -> None:
     env = client_environment(
-        {"HOME": str(tmp_path), "VERBOSE": "1", "VERBOSE_OUTPUT": "1", "NETRC": "/home/me/.netrc", "KAGGLE_API_TOKEN": TOKEN}
+        {
+            "HOME": str(tmp_path),
+            "VERBOSE": "1",
+            "VERBOSE_OUTPUT": "1",
+            "NETRC": "/home/me/.netrc",
+            "KAGGLE_API_TOKEN": TOKEN,
+        }
     )
     assert not {"VERBOSE", "VERBOSE_OUTPUT"} & env.keys()
     assert env["NETRC"] == os.devnull
@@ -154,7 +201,12 @@ def test_the_clients_environment_is_quiet_and_sends_nothing_of_netrc(tmp_path: P
 
 
 def test_no_secret_is_shown_by_the_values_themselves() -> None:
-    env = {"HOME": "/nowhere", "KAGGLE_API_TOKEN": TOKEN, "KAGGLE_USERNAME": "me", "KAGGLE_KEY": KEY}
+    env = {
+        "HOME": "/nowhere",
+        "KAGGLE_API_TOKEN": TOKEN,
+        "KAGGLE_USERNAME": "me",
+        "KAGGLE_KEY": KEY,
+    }
     assert repr(find(env)).count("canary") == 0
     assert Credentials(kind="key", source="KAGGLE_KEY").warnings == ()
 
@@ -169,7 +221,9 @@ def parrot(accepts_token: bool) -> Iterator[str]:
             authorization = self.headers.get("Authorization", "")
             words = f"no: {authorization} {authorization.partition(' ')[2]} {asked} {self.headers}"
             known = accepts_token and self.path.endswith("IntrospectToken")
-            body = json.dumps({"active": True, "username": "me"} if known else {"code": 400, "message": words}).encode()
+            body = json.dumps(
+                {"active": True, "username": "me"} if known else {"code": 400, "message": words}
+            ).encode()
             self.send_response(200 if known else 400)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -196,7 +250,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         yield made
 
 
-def everything(kaggle: Kaggle, notebook: Notebook, folder: Path, *bugs: Callable[[], object]) -> str:
+def everything(
+    kaggle: Kaggle, notebook: Notebook, folder: Path, *bugs: Callable[[], object]
+) -> str:
     """All that a run shows or leaves: messages, tracebacks with their causes, what is said, the child's arguments, every file."""
     csv = folder / "predictions.csv"
     csv.write_text("id,label\n" + "".join(f"{key},0.25\n" for key in IDS))
@@ -218,7 +274,11 @@ def everything(kaggle: Kaggle, notebook: Notebook, folder: Path, *bugs: Callable
         if running is not None:
             seen.append(Path(f"/proc/{running._process.pid}/cmdline").read_bytes().decode())
     seen += notebook.lines
-    seen += [path.read_bytes().decode(errors="replace") for path in folder.rglob("*") if path.is_file() and path.name not in (ARCHIVE,)]
+    seen += [
+        path.read_bytes().decode(errors="replace")
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (ARCHIVE,)
+    ]
     return "\n".join(seen)
 
 
@@ -239,7 +299,9 @@ def everything(kaggle: Kaggle, notebook: Notebook, folder: Path, *bugs: Callable
         "score-error",
     ],
 )
-def test_no_failure_of_the_service_shows_the_token(scene: Stand, tmp_path: Path, capfd: pytest.CaptureFixture[str], faults: str) -> None:
+def test_no_failure_of_the_service_shows_the_token(
+    scene: Stand, tmp_path: Path, capfd: pytest.CaptureFixture[str], faults: str
+) -> None:
     scene.arm(*faults.split())
     shown = everything(scene.kaggle, scene.notebook, tmp_path)
     assert scene.server.account.token not in shown + "".join(capfd.readouterr())
@@ -250,9 +312,18 @@ def test_not_even_a_service_that_repeats_our_credentials_makes_us_show_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     with parrot(accepts_token=kind == "token") as address:
-        env = {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"], "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "VERBOSE": "1"}
+        env = {
+            "HOME": str(tmp_path / "home"),
+            "PATH": os.environ["PATH"],
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "VERBOSE": "1",
+        }
         env |= {"http_proxy": f"http://me:{PROXY}@{address}", "no_proxy": ""}
-        env |= {"KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY} if kind == "key" else {"KAGGLE_API_TOKEN": TOKEN}
+        env |= (
+            {"KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY}
+            if kind == "key"
+            else {"KAGGLE_API_TOKEN": TOKEN}
+        )
         notebook = Notebook()
         kaggle = Kaggle(COMPETITION, notebook, env, HASTE)
         assert not kaggle.is_real
@@ -263,5 +334,8 @@ def test_not_even_a_service_that_repeats_our_credentials_makes_us_show_them(
         assert "does not accept the token from KAGGLE_API_TOKEN" in shown
     else:
         assert "***" in shown  # it was repeated, and it was scrubbed
-    basic = [base64.b64encode(words.encode()).decode() for words in (f"someone:{KEY}", f"me:{unquote(PROXY)}")]
+    basic = [
+        base64.b64encode(words.encode()).decode()
+        for words in (f"someone:{KEY}", f"me:{unquote(PROXY)}")
+    ]
     assert [word for word in (TOKEN, KEY, PROXY, unquote(PROXY), *basic) if word in shown] == []

@@ -67,7 +67,9 @@ def is_copy(path: Path, scene: Stand) -> bool:
         "bad-zip:1",
     ],
 )
-def test_a_download_survives_and_is_equal_bit_for_bit(scene: Stand, tmp_path: Path, faults: str) -> None:
+def test_a_download_survives_and_is_equal_bit_for_bit(
+    scene: Stand, tmp_path: Path, faults: str
+) -> None:
     scene.arm(*faults.split())
     assert is_copy(scene.kaggle.download(tmp_path), scene)
     assert names(tmp_path) == WHOLE
@@ -95,7 +97,12 @@ def test_a_download_survives_and_is_equal_bit_for_bit(scene: Stand, tmp_path: Pa
     ],
 )
 def test_a_download_that_fails_leaves_what_the_next_run_completes(
-    scene: Stand, tmp_path: Path, faults: str, error: type[UserError], words: list[str], left: list[str]
+    scene: Stand,
+    tmp_path: Path,
+    faults: str,
+    error: type[UserError],
+    words: list[str],
+    left: list[str],
 ) -> None:
     scene.arm(*faults.split())
     with pytest.raises(error) as caught:
@@ -128,7 +135,9 @@ def test_a_file_that_changes_in_the_middle_is_not_spliced(scene: Stand, tmp_path
     assert path.stat().st_size == scene.archive.stat().st_size
 
 
-def test_a_new_version_replaces_the_old_one_only_when_it_is_whole(scene: Stand, tmp_path: Path) -> None:
+def test_a_new_version_replaces_the_old_one_only_when_it_is_whole(
+    scene: Stand, tmp_path: Path
+) -> None:
     scene.arm()
     old = scene.kaggle.download(tmp_path).read_bytes()
     scene.arm("no-range", "cut", "changed-file:1")
@@ -145,13 +154,21 @@ def test_a_new_version_replaces_the_old_one_only_when_it_is_whole(scene: Stand, 
     assert names(tmp_path) == WHOLE
 
 
-def test_an_archive_put_there_by_hand_is_taken_if_it_is_the_servers_and_sound(scene: Stand, tmp_path: Path) -> None:
+def test_an_archive_put_there_by_hand_is_taken_if_it_is_the_servers_and_sound(
+    scene: Stand, tmp_path: Path
+) -> None:
     content = scene.archive.read_bytes()
     (tmp_path / ARCHIVE).write_bytes(content)
     scene.arm()
     scene.kaggle.download(tmp_path)
-    assert scene.notebook.lines == [f"{ARCHIVE} is here, of the server's length (3.0 MB) and intact"]
-    for damaged in (content[:1_000_000] + b"damage" + content[1_000_006:], content[:-1], bytes(len(content))):
+    assert scene.notebook.lines == [
+        f"{ARCHIVE} is here, of the server's length (3.0 MB) and intact"
+    ]
+    for damaged in (
+        content[:1_000_000] + b"damage" + content[1_000_006:],
+        content[:-1],
+        bytes(len(content)),
+    ):
         (tmp_path / ARCHIVE).write_bytes(damaged)
         scene.arm()
         assert is_copy(scene.kaggle.download(tmp_path), scene)
@@ -159,7 +176,9 @@ def test_an_archive_put_there_by_hand_is_taken_if_it_is_the_servers_and_sound(sc
 
 
 @pytest.mark.parametrize("damage", ["another file", "a shorter note", "no JSON", "too long"])
-def test_a_partial_file_that_fits_nothing_is_not_continued(scene: Stand, tmp_path: Path, damage: str) -> None:
+def test_a_partial_file_that_fits_nothing_is_not_continued(
+    scene: Stand, tmp_path: Path, damage: str
+) -> None:
     scene.arm("no-range", "cut")
     with pytest.raises(UnavailableError):
         scene.kaggle.download(tmp_path)
@@ -188,13 +207,21 @@ Kaggle(COMPETITION, Reporter()).download(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name
+)
 def test_a_run_that_is_killed_in_the_middle_leaves_no_process_and_is_continued(
     scene: Stand, tmp_path: Path, number: signal.Signals
 ) -> None:
     scene.arm("slow:4")
     env = scene.env | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     part = tmp_path / PARTIAL[0]
     until(lambda: part.exists() and part.stat().st_size > 200_000)
     (child,) = map(int, Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split())
@@ -217,7 +244,9 @@ def until(true: Callable[[], bool], limit_s: float = 30) -> None:
         time.sleep(0.01)
 
 
-def test_the_second_of_two_runs_waits_for_the_first_and_downloads_nothing(scene: Stand, tmp_path: Path) -> None:
+def test_the_second_of_two_runs_waits_for_the_first_and_downloads_nothing(
+    scene: Stand, tmp_path: Path
+) -> None:
     scene.arm("slow:4")
     first, _ = scene.another()
     thread = threading.Thread(target=first.download, args=(tmp_path,))

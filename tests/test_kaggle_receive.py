@@ -15,7 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.kaggle.download import OVERLAP, CutError, DifferentError, FullError, Part, StoppedError, UnwritableError, receive, wanted
+from comp.kaggle.download import (
+    OVERLAP,
+    CutError,
+    DifferentError,
+    FullError,
+    Part,
+    StoppedError,
+    UnwritableError,
+    receive,
+    wanted,
+)
 
 OLD = os.urandom(40_000)
 NEW = os.urandom(40_000)
@@ -50,7 +60,14 @@ def partial(content: bytes = b"", of: bytes = OLD) -> Iterator[Part]:
             os.close(fd)
 
 
-def serve(content: bytes, headers: dict[str, str], *, ranges: bool = True, cut: int | None = None, validator: bool = True) -> Answer:
+def serve(
+    content: bytes,
+    headers: dict[str, str],
+    *,
+    ranges: bool = True,
+    cut: int | None = None,
+    validator: bool = True,
+) -> Answer:
     """What a good server answers, up to `cut` bytes."""
     start = 0
     if ranges and "Range" in headers and headers["If-Range"] == TAGS[content]:
@@ -73,7 +90,11 @@ def content_of(part: Part) -> bytes:
 
 def test_the_rest_is_asked_for_from_a_little_before_the_end_and_only_of_the_same_file() -> None:
     with partial(OLD[:30_000]) as part:
-        assert wanted(part) == {"Accept-Encoding": "identity", "Range": f"bytes={30_000 - OVERLAP}-", "If-Range": '"old"'}
+        assert wanted(part) == {
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={30_000 - OVERLAP}-",
+            "If-Range": '"old"',
+        }
         attempt(part, serve(OLD, wanted(part)))
         assert content_of(part) == OLD
 
@@ -86,7 +107,9 @@ def test_what_is_complete_already_is_found_to_be_so() -> None:
 
 START = 30_000 - OVERLAP
 REST = f"bytes {START}-39999/40000"
-PLAUSIBLE = OLD[START:30_000] + NEW[30_000:]  # another file's rest, which no comparison of bytes tells from ours
+PLAUSIBLE = (
+    OLD[START:30_000] + NEW[30_000:]
+)  # another file's rest, which no comparison of bytes tells from ours
 
 
 @pytest.mark.parametrize(
@@ -100,7 +123,9 @@ PLAUSIBLE = OLD[START:30_000] + NEW[30_000:]  # another file's rest, which no co
         ({"Content-Range": REST}, NEW[START:], "does not fit"),
     ],
 )
-def test_a_part_that_does_not_fit_is_refused_and_nothing_is_continued_from(headers: dict[str, str], body: bytes, words: str) -> None:
+def test_a_part_that_does_not_fit_is_refused_and_nothing_is_continued_from(
+    headers: dict[str, str], body: bytes, words: str
+) -> None:
     with partial(OLD[:30_000]) as part:
         with pytest.raises(DifferentError, match=words):
             attempt(part, Answer(206, headers, body))
@@ -119,7 +144,9 @@ def test_a_part_that_does_not_fit_is_refused_and_nothing_is_continued_from(heade
         (304, {}),
     ],
 )
-def test_a_page_or_an_unknown_encoding_or_status_leaves_the_part_as_it_is(status: int, headers: dict[str, str]) -> None:
+def test_a_page_or_an_unknown_encoding_or_status_leaves_the_part_as_it_is(
+    status: int, headers: dict[str, str]
+) -> None:
     with partial(OLD[:30_000]) as part:
         with pytest.raises(DifferentError):
             attempt(part, Answer(status, headers, b"<html>"))
@@ -128,7 +155,11 @@ def test_a_page_or_an_unknown_encoding_or_status_leaves_the_part_as_it_is(status
 
 def test_a_weak_etag_is_no_validator_but_last_modified_is() -> None:
     with partial() as part:
-        headers = {"ETag": 'W/"1"', "Last-Modified": "Fri, 02 Sep 2016 00:00:00 GMT", "Content-Length": "40000"}
+        headers = {
+            "ETag": 'W/"1"',
+            "Last-Modified": "Fri, 02 Sep 2016 00:00:00 GMT",
+            "Content-Length": "40000",
+        }
         with pytest.raises(CutError):
             attempt(part, Answer(200, headers, OLD[:30_000]))
         assert wanted(part)["If-Range"] == "Fri, 02 Sep 2016 00:00:00 GMT"
@@ -178,7 +209,9 @@ faults = st.lists(
 
 
 @given(faults)
-def test_after_any_faults_what_is_here_is_the_start_of_one_file_and_one_good_try_completes_it(faults: list[dict[str, object]]) -> None:
+def test_after_any_faults_what_is_here_is_the_start_of_one_file_and_one_good_try_completes_it(
+    faults: list[dict[str, object]],
+) -> None:
     with partial() as part:
         for fault in faults:
             try:
@@ -191,7 +224,9 @@ def test_after_any_faults_what_is_here_is_the_start_of_one_file_and_one_good_try
         assert content_of(part) == NEW
 
 
-def misbehave(part: Part, content: bytes, ranges: bool, validator: bool, cut: int | None, status: object) -> Answer:
+def misbehave(
+    part: Part, content: bytes, ranges: bool, validator: bool, cut: int | None, status: object
+) -> Answer:
     answer = serve(content, wanted(part), ranges=ranges, cut=cut, validator=validator)
     match status:
         case "page":

@@ -47,15 +47,21 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(COMP)))
-def test_a_module_imports_only_what_flows_into_it_and_heavy_libraries_only_at_their_door(path: Path) -> None:
+def test_a_module_imports_only_what_flows_into_it_and_heavy_libraries_only_at_their_door(
+    path: Path,
+) -> None:
     place = path.relative_to(COMP).parts
     for name in imports_of(path):
         root, *rest = name.split(".")
         if root == "comp" and rest and rest[0] in FLOW and place[0] != "__main__.py":
             assert place[0] in FLOW, f"{path} is at the top and imports {name}"
-            assert FLOW.index(rest[0]) <= FLOW.index(place[0]), f"{path} imports {name}, which comes after it"
+            assert FLOW.index(rest[0]) <= FLOW.index(place[0]), (
+                f"{path} imports {name}, which comes after it"
+            )
         if root in DOORS:
-            assert f"comp/{path.relative_to(COMP)}".startswith(DOORS[root]), f"{path} imports {root}, whose door is {DOORS[root]}"
+            assert f"comp/{path.relative_to(COMP)}".startswith(DOORS[root]), (
+                f"{path} imports {root}, whose door is {DOORS[root]}"
+            )
 
 
 def test_help_and_submit_need_no_torch() -> None:

@@ -34,9 +34,25 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def scored(workspace: Workspace, score: float | None, ref: int = 1) -> None:
     when = datetime(2026, 11, 21, tzinfo=UTC).isoformat()
-    numbers = {"cv_raw": 0.02, "cv_calibrated": 0.02, "cv_clipped": 0.02, "public_score": score, "ref": ref}
-    names = {"when": when, "file": f"run-{ref}.csv", "sha256": f"{ref}", "recipe": "run", "fingerprint": "0", "commit": "none"}
-    write_row(workspace.ledger, LedgerRow(status="complete" if score else "pending", message="", **names, **numbers))  # type: ignore[arg-type]
+    numbers = {
+        "cv_raw": 0.02,
+        "cv_calibrated": 0.02,
+        "cv_clipped": 0.02,
+        "public_score": score,
+        "ref": ref,
+    }
+    names = {
+        "when": when,
+        "file": f"run-{ref}.csv",
+        "sha256": f"{ref}",
+        "recipe": "run",
+        "fingerprint": "0",
+        "commit": "none",
+    }
+    write_row(
+        workspace.ledger,
+        LedgerRow(status="complete" if score else "pending", message="", **names, **numbers),
+    )  # type: ignore[arg-type]
 
 
 def show(workspace: Workspace, scene: Stand, *, refresh: bool = False) -> tuple[Standing, str]:
@@ -46,7 +62,15 @@ def show(workspace: Workspace, scene: Stand, *, refresh: bool = False) -> tuple[
 
 @pytest.mark.parametrize(
     ("score", "rank", "above", "below"),
-    [(0.05, 1, None, 0), (0.1, 1, None, 1), (0.15, 2, 0, 1), (0.2, 2, 0, 4), (0.25, 5, 3, 4), (0.3, 5, 3, None), (0.4, 6, 4, None)],
+    [
+        (0.05, 1, None, 0),
+        (0.1, 1, None, 1),
+        (0.15, 2, 0, 1),
+        (0.2, 2, 0, 4),
+        (0.25, 5, 3, 4),
+        (0.3, 5, 3, None),
+        (0.4, 6, 4, None),
+    ],
 )
 def test_a_standing_counts_better_scores_and_its_neighbours_are_not_ties(
     score: float, rank: int, above: int | None, below: int | None
@@ -69,7 +93,9 @@ def test_thresholds_are_kaggles_for_a_thousand_teams_and_more() -> None:
         (0.03302, 1, "gold-like, and there is no more than that"),
     ],
 )
-def test_the_next_threshold_is_told_on_the_archived_board(scene: Stand, workspace: Workspace, score: float, rank: int, words: str) -> None:
+def test_the_next_threshold_is_told_on_the_archived_board(
+    scene: Stand, workspace: Workspace, score: float, rank: int, words: str
+) -> None:
     scene.arm()
     scored(workspace, score)
     stand_, shown = show(workspace, scene)
@@ -80,16 +106,22 @@ def test_the_next_threshold_is_told_on_the_archived_board(scene: Stand, workspac
 
 def test_the_best_of_ledger_and_kaggle_counts(scene: Stand, workspace: Workspace) -> None:
     scene.arm()
-    made = scene.server._submissions.add(file_name="by-hand.csv", description="", sha256="", n_bytes=1, score=0.06, error="")
+    made = scene.server._submissions.add(
+        file_name="by-hand.csv", description="", sha256="", n_bytes=1, score=0.06, error=""
+    )
     scored(workspace, None, ref=1)
     scored(workspace, 0.07, ref=2)
-    assert f"own best 0.06000 (by-hand.csv (ref {made.ref}), on Kaggle)" in show(workspace, scene)[1]
+    assert (
+        f"own best 0.06000 (by-hand.csv (ref {made.ref}), on Kaggle)" in show(workspace, scene)[1]
+    )
     scored(workspace, 0.05, ref=3)
     assert "own best 0.05000 (run-3.csv, in the ledger)" in show(workspace, scene)[1]
     scene.server._submissions._all.clear()
 
 
-def test_a_board_is_downloaded_once_an_hour_or_when_asked_for_and_its_age_is_shown(scene: Stand, workspace: Workspace) -> None:
+def test_a_board_is_downloaded_once_an_hour_or_when_asked_for_and_its_age_is_shown(
+    scene: Stand, workspace: Workspace
+) -> None:
     scored(workspace, 0.045)
     path = workspace.submissions / "leaderboard.csv"
 
@@ -102,17 +134,23 @@ def test_a_board_is_downloaded_once_an_hour_or_when_asked_for_and_its_age_is_sho
 
     assert n_downloads()[0] == 1
     n, shown = n_downloads(age_s=3000)
-    n_better = int((archived_scores() < 0.045).sum())  # the rehearsal's board has the same scores, and names
+    n_better = int(
+        (archived_scores() < 0.045).sum()
+    )  # the rehearsal's board has the same scores, and names
     above, below = archived_scores()[[n_better - 1, n_better]]
     row = f"{n_better + 1} 1,315 {(n_better + 1) / 13.15:.1f} % {above:.5f} Team {n_better} {below:.5f} Team {n_better + 1}"
     assert (n, f"Kaggle, 50 min old {row}" in shown) == (0, True)
     assert n_downloads(age_s=3700)[0] == 1
     assert n_downloads(age_s=-60)[0] == 1
     assert n_downloads(refresh=True)[0] == 1
-    assert sorted(file.name for file in workspace.submissions.iterdir() if file.suffix == ".csv") == ["leaderboard.csv", "ledger.csv"]
+    assert sorted(
+        file.name for file in workspace.submissions.iterdir() if file.suffix == ".csv"
+    ) == ["leaderboard.csv", "ledger.csv"]
 
 
-def test_without_kaggle_the_ledger_the_old_board_and_the_archived_one_tell(scene: Stand, workspace: Workspace) -> None:
+def test_without_kaggle_the_ledger_the_old_board_and_the_archived_one_tell(
+    scene: Stand, workspace: Workspace
+) -> None:
     scored(workspace, 0.045)
     scene.arm("500")
     stand_, shown = show(workspace, scene)
@@ -137,7 +175,13 @@ def test_a_board_is_read_in_any_order_and_refused_without_scores(tmp_path: Path)
     path.write_text('\ufeffRank,TeamId,TeamName,Score\n2,7,"b, c",0.5\n1,8,NA,0.25\n')
     board = read_board(path, "now")
     assert (board.scores.tolist(), board.teams) == ([0.25, 0.5], ("NA", "b, c"))
-    for text in ("", "<html>", "Team,Points\na,1\n", "TeamName,Score\na,best\n", "TeamName,Score\n"):
+    for text in (
+        "",
+        "<html>",
+        "Team,Points\na,1\n",
+        "TeamName,Score\na,best\n",
+        "TeamName,Score\n",
+    ):
         path.write_text(text)
         with pytest.raises(DataError):
             read_board(path, "now")

@@ -49,7 +49,10 @@ def costs(losses: list[float]) -> Callable[..., Tensor]:
 
 def bowl(best: float, explodes: float) -> list[float]:
     """Losses of 100 steps that fall towards `best` and explode beyond `explodes`."""
-    return [0.7 - 0.5 / (1 + (best / rate) ** 1.5) + (rate / explodes) ** 4 for rate in np.geomspace(LOWEST, HIGHEST, 100)]
+    return [
+        0.7 - 0.5 / (1 + (best / rate) ** 1.5) + (rate / explodes) ** 4
+        for rate in np.geomspace(LOWEST, HIGHEST, 100)
+    ]
 
 
 def test_smoothing_leaves_a_constant_alone_from_its_first_step_on() -> None:
@@ -90,7 +93,11 @@ def test_a_loss_that_is_not_finite_ends_the_test_and_one_that_never_was_is_refus
 
 def test_steepest_descent_is_where_the_smoothed_loss_falls_fastest() -> None:
     rates = np.geomspace(LOWEST, HIGHEST, 100)
-    losses = np.where(np.arange(100) < 50, 0.7, np.where(np.arange(100) < 60, 0.2, 0.2 + (np.arange(100) - 60) * 0.01))
+    losses = np.where(
+        np.arange(100) < 50,
+        0.7,
+        np.where(np.arange(100) < 60, 0.2, 0.2 + (np.arange(100) - 60) * 0.01),
+    )
     found = RangeTest(rates=rates, losses=losses, diverged=False)
     assert rates[48] < found.steepest < rates[54]
 
@@ -128,11 +135,18 @@ def test_the_weights_on_disk_are_untouched_and_a_curve_is_drawn(drawn_copy: Work
 def test_text_curves_rise_to_their_largest_value_and_fall_to_their_least() -> None:
     assert text_curve([0.0, 1.0], height=2) == [" █", "▁█"]
     assert text_curve([5.0, 5.0], height=1) == ["▁▁"]
-    assert {len(line) for line in text_curve(np.random.default_rng(0).random(500), width=60)} == {60}
+    assert {len(line) for line in text_curve(np.random.default_rng(0).random(500), width=60)} == {
+        60
+    }
 
 
-def test_recipes_that_take_no_steps_and_tests_of_too_few_end_in_one_line(drawn_copy: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RecipeError, match="lite0_head solves its head, without steps: it has no learning rate to find"):
+def test_recipes_that_take_no_steps_and_tests_of_too_few_end_in_one_line(
+    drawn_copy: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        RecipeError,
+        match="lite0_head solves its head, without steps: it has no learning rate to find",
+    ):
         find_lr(drawn_copy, named("lite0_head"), CPU, Reporter())
     with pytest.raises(RecipeError, match="at least 30 steps, got 3"):
         find_lr(drawn_copy, TINY, CPU, Reporter(), n_steps=3)

@@ -34,14 +34,23 @@ def stepped(training: FineTune, n_steps: int = 1) -> tuple[nn.Module, nn.Module]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_moves_what_trains_against_the_gradient_and_nothing_else(name: str) -> None:
-    before, after = stepped(FineTune(optimiser=name, weight_decay=0.0, peak_lr=1e-2, momentum=0.0 if name == "lamb" else 0.9))
+    before, after = stepped(
+        FineTune(
+            optimiser=name, weight_decay=0.0, peak_lr=1e-2, momentum=0.0 if name == "lamb" else 0.9
+        )
+    )
     for (label, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         assert bool((new < old).all()) if new.requires_grad else torch.equal(new, old), label
 
 
 def test_momentum_carries_on_and_nesterov_looks_ahead() -> None:
     def moved(momentum: float, nesterov: bool) -> float:
-        before, after = stepped(FineTune(optimiser="sgd", weight_decay=0.0, peak_lr=0.1, momentum=momentum, nesterov=nesterov), n_steps=2)
+        before, after = stepped(
+            FineTune(
+                optimiser="sgd", weight_decay=0.0, peak_lr=0.1, momentum=momentum, nesterov=nesterov
+            ),
+            n_steps=2,
+        )
         return float((before.get_classifier().bias - after.get_classifier().bias).detach())  # type: ignore[operator]
 
     assert moved(0.0, False) == pytest.approx(0.2)
@@ -50,7 +59,9 @@ def test_momentum_carries_on_and_nesterov_looks_ahead() -> None:
 
 
 def test_names_that_neither_torch_nor_timm_knows_are_refused_with_near_ones() -> None:
-    with pytest.raises(RecipeError, match=r"neither torch nor timm has an optimiser 'adamx'; near it are .*adam"):
+    with pytest.raises(
+        RecipeError, match=r"neither torch nor timm has an optimiser 'adamx'; near it are .*adam"
+    ):
         refuse_unknown(FineTune(optimiser="adamx"))
     for name in NAMES:
         refuse_unknown(FineTune(optimiser=name))

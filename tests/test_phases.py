@@ -25,7 +25,13 @@ TWO = Recipe(
     model=Model(backbone="mobilenetv3_small_050", weights="random"),
     pixels=Pixels(size_px=32, canvas=1.25),
     training=FineTune(
-        first=Phase(trains="head", epochs=2, peak_lr=0.02), trains="last:1", epochs=1, batch_size=8, peak_lr=1e-3, head_start=False, ema=0.0
+        first=Phase(trains="head", epochs=2, peak_lr=0.02),
+        trains="last:1",
+        epochs=1,
+        batch_size=8,
+        peak_lr=1e-3,
+        head_start=False,
+        ema=0.0,
     ),
 )
 
@@ -46,7 +52,9 @@ def test_a_first_phase_shares_everything_but_what_it_names() -> None:
         override(TWO, ["training.first.trains=tail"])
 
 
-def test_the_head_alone_changes_first_and_then_what_the_main_phase_names(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_alone_changes_first_and_then_what_the_main_phase_names(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = override(TWO, ["folds.n=2", "folds.fit=1"])
     states: list[dict[str, torch.Tensor]] = []
 
@@ -60,7 +68,10 @@ def test_the_head_alone_changes_first_and_then_what_the_main_phase_names(drawn_c
     bench = open_workbench(open_run(drawn_copy, recipe), CPU, Reporter())
     fresh = bench.network(derive_seed(recipe.seed, "head", 0)).state_dict()
     assert all(torch.equal(tensor, fresh[key]) for key, tensor in states[0].items())
-    changed = [{key for key in fresh if not torch.equal(before[key], after[key])} for before, after in itertools.pairwise(states)]
+    changed = [
+        {key for key in fresh if not torch.equal(before[key], after[key])}
+        for before, after in itertools.pairwise(states)
+    ]
     assert changed[0] == {"classifier.weight", "classifier.bias"}
     assert changed[0] < changed[1]
     history = pd.read_csv(run.folder / "fold-0-history.csv")

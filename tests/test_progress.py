@@ -7,7 +7,10 @@ import pytest
 from comp.progress import Reporter
 
 
-@pytest.mark.parametrize(("n", "words"), [(1, "(4.0 s each)"), (10, "(2.5 steps/s)"), (8000, "(2,000 steps/s)"), (0, "(0.0 steps/s)")])
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [(1, "(4.0 s each)"), (10, "(2.5 steps/s)"), (8000, "(2,000 steps/s)"), (0, "(0.0 steps/s)")],
+)
 def test_speed_is_told_with_two_digits_or_as_seconds(
     n: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

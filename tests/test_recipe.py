@@ -16,7 +16,14 @@ def test_every_recipe_is_called_what_it_is_named_and_says_what_it_claims(name: s
 def test_a_setting_changes_its_knob_and_nothing_else() -> None:
     before = named("lite0_finetune")
     after = override(
-        before, ["training.epochs=7", "training.peak_lr=1e-3", "prediction.views=none", "model.weights=a/b.pth", "training.flip=false"]
+        before,
+        [
+            "training.epochs=7",
+            "training.peak_lr=1e-3",
+            "prediction.views=none",
+            "model.weights=a/b.pth",
+            "training.flip=false",
+        ],
     )
     assert isinstance(after.training, FineTune)
     assert (after.training.epochs, after.training.peak_lr, after.training.flip) == (7, 1e-3, False)
@@ -26,8 +33,13 @@ def test_a_setting_changes_its_knob_and_nothing_else() -> None:
 
 
 def test_knobs_that_bound_each_other_can_change_together_in_any_order() -> None:
-    before = override(named("lite0_finetune"), ["training.batch_size=64", "training.micro_batch=16"])
-    for settings in (["training.batch_size=9", "training.micro_batch=3"], ["training.micro_batch=3", "training.batch_size=9"]):
+    before = override(
+        named("lite0_finetune"), ["training.batch_size=64", "training.micro_batch=16"]
+    )
+    for settings in (
+        ["training.batch_size=9", "training.micro_batch=3"],
+        ["training.micro_batch=3", "training.batch_size=9"],
+    ):
         training = override(before, settings).training
         assert isinstance(training, FineTune)
         assert (training.batch_size, training.micro_batch) == (9, 3)

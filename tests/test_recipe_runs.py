@@ -44,7 +44,13 @@ from comp.train.workbench import open_workbench
 
 CPU = find_device("cpu")
 # One fit of 29 photos, scored on two parts of 10.
-SMALL = ["folds.n_photos=48", "folds.split=[0.2,0.2]", "model.weights=random", "training.epochs=1", "training.batch_size=8"]
+SMALL = [
+    "folds.n_photos=48",
+    "folds.split=[0.2,0.2]",
+    "model.weights=random",
+    "training.epochs=1",
+    "training.batch_size=8",
+]
 TINY = {  # what is smaller in each recipe, besides
     # Fresh blocks of ConvNeXt are scaled by 1e-6, and so are their gradients: at the recipe's rate two steps would round to none.
     "convnext_tiny": ["model.backbone=convnext_atto", "pixels.size_px=32", "training.peak_lr=0.01"],
@@ -63,8 +69,14 @@ TINY = {  # what is smaller in each recipe, besides
 def small_vggs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vgg16", "vgg19"):
         layers = timm.models.vgg.cfgs[name]
-        monkeypatch.setitem(timm.models.vgg.cfgs, name, [layer if layer == "M" else layer // 16 for layer in layers])
-    monkeypatch.setattr(timm.models.vgg.VGG, "__init__", partialmethod(timm.models.vgg.VGG.__init__, mlp_ratio=1 / 64))
+        monkeypatch.setitem(
+            timm.models.vgg.cfgs, name, [layer if layer == "M" else layer // 16 for layer in layers]
+        )
+    monkeypatch.setattr(
+        timm.models.vgg.VGG,
+        "__init__",
+        partialmethod(timm.models.vgg.VGG.__init__, mlp_ratio=1 / 64),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +86,9 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the statistics of the next pass, and of nothing before it
-    clouds = torch.randn(32, 3, 5, 5, generator=torch.Generator().manual_seed(0))  # photos are smooth: noise has other statistics
+    clouds = torch.randn(
+        32, 3, 5, 5, generator=torch.Generator().manual_seed(0)
+    )  # photos are smooth: noise has other statistics
     network.train()(torch.nn.functional.interpolate(clouds, size=75, mode="bicubic"))
     path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
@@ -83,7 +97,11 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(name: str, weights: Path | None = None) -> Recipe:
     recipe = named(name)
-    settings = [knob for knob in SMALL if isinstance(recipe.training, FineTune) or not knob.startswith("training")]
+    settings = [
+        knob
+        for knob in SMALL
+        if isinstance(recipe.training, FineTune) or not knob.startswith("training")
+    ]
     given = [f"model.weights={weights}"] if weights and name.startswith("inception") else []
     return override(recipe, [*settings, *TINY.get(name, ["pixels.size_px=32"]), *given])
 
@@ -95,7 +113,9 @@ def finished(workspace: Workspace, recipe: Recipe) -> Run:
 
 @pytest.fixture(scope="module")
 def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)  # the same as `drawn` is of
+    return write_edition(
+        tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20
+    )  # the same as `drawn` is of
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +146,16 @@ def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_
         trained: set[str] = set()
         for phase in recipe.training.phases():
             freeze(network, phase.trains)
-            trained |= {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+            trained |= {
+                key for key, parameter in network.named_parameters() if parameter.requires_grad
+            }
         before = network.state_dict()
         if recipe.on_features:  # then nothing but a head is kept, and all of it trains
             before = tensors_of(finished_head(network.get_classifier()))  # type: ignore[operator]
             trained = set(before) - {"penalty"}
-        assert {key for key, tensor in checkpoint.items() if not torch.equal(tensor, before[key])} == trained
+        assert {
+            key for key, tensor in checkpoint.items() if not torch.equal(tensor, before[key])
+        } == trained
         check_gradients(network, bench.size_px)
 
 
@@ -139,23 +163,35 @@ def check_gradients(network: nn.Module, size_px: int) -> None:
     """What trains gets a finite gradient, nothing else gets one, and no statistic of a batch norm moves."""
     nn.init.normal_(last_of(network.get_classifier()).weight, std=0.1)  # type: ignore[operator]
     set_training(network)
-    statistics = {key: buffer.clone() for key, buffer in network.named_buffers() if "running" in key}
+    statistics = {
+        key: buffer.clone() for key, buffer in network.named_buffers() if "running" in key
+    }
     network(torch.randn(4, 3, size_px, size_px)).sum().backward()
     for key, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
         assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), key
-    assert all(torch.equal(buffer, statistics[key]) for key, buffer in network.named_buffers() if key in statistics)
+    assert all(
+        torch.equal(buffer, statistics[key])
+        for key, buffer in network.named_buffers()
+        if key in statistics
+    )
 
 
 def test_an_ensemble_goes_through_the_stages_like_a_recipe(
-    drawn_copy: Workspace, server: RehearsalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    drawn_copy: Workspace,
+    server: RehearsalServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, value in server.environment(tmp_path / "home").items():
         monkeypatch.setenv(name, value)
     settings = ["model.weights=random", "pixels.size_px=32", "folds.n_photos=48", "folds.n=2"]
 
     def called(stage: str) -> int:
-        return main([stage, "--home", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings])
+        return main(
+            [stage, "--home", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings]
+        )
 
     assert called("train") == 0
     for recipe in chosen("ensemble", settings):
@@ -177,19 +213,38 @@ def test_the_guide_and_the_ensembles_name_recipes() -> None:
         assert members(["x", name]) == ["x", *parts]
         assert [recipe.name for recipe in chosen(name, ["seed=3"])] == list(parts)
         assert {recipe.seed for recipe in chosen(name, ["seed=3"])} == {3}
-        with pytest.raises(RecipeError, match=f"{name} is several recipes, and one is wanted here: {parts[0]}"):
+        with pytest.raises(
+            RecipeError, match=f"{name} is several recipes, and one is wanted here: {parts[0]}"
+        ):
             named(name)
-    cells = [line.split("|") for line in (Path(__file__).parents[1] / "README.md").read_text().splitlines() if " photos |" in line]
-    readme = {(row[1].split()[0], like): row[column] for row in cells for column, like in ((2, "like"), (3, "unlike")) if len(row) == 5}
+    cells = [
+        line.split("|")
+        for line in (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+        if " photos |" in line
+    ]
+    readme = {
+        (row[1].split()[0], like): row[column]
+        for row in cells
+        for column, like in ((2, "like"), (3, "unlike"))
+        if len(row) == 5
+    }
     assert all(f"`{name}`" in readme[case] for case, names in GUIDE.items() for name in names)
     lines = listed()
-    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in [*RECIPES, *ENSEMBLES])
+    assert all(
+        any(line.startswith(f"  {name} ") for line in lines) for name in [*RECIPES, *ENSEMBLES]
+    )
     assert max(map(len, lines)) <= 110
 
 
 @pytest.mark.parametrize("name", ["inception_bottleneck", "vgg16_last_layer"])
-def test_a_tutorials_method_learns_on_a_backbone_whose_weights_come_as_a_package(name: str, drawn_copy: Workspace) -> None:
-    settings = ["model.backbone=tf_efficientnet_lite0", "pixels.size_px=96", "folds.split=[0.2,0.3]"]
+def test_a_tutorials_method_learns_on_a_backbone_whose_weights_come_as_a_package(
+    name: str, drawn_copy: Workspace
+) -> None:
+    settings = [
+        "model.backbone=tf_efficientnet_lite0",
+        "pixels.size_px=96",
+        "folds.split=[0.2,0.3]",
+    ]
     more = ["training.optimiser=adam", "training.epochs=20"] if name == "vgg16_last_layer" else []
     check_learning(finished(drawn_copy, override(named(name), [*settings, *more])))
 
@@ -198,7 +253,14 @@ def test_a_tutorials_method_takes_xceptions_weights_from_a_file(drawn_copy: Work
     weights = SHARED / "weights" / "legacy_xception.safetensors"
     if not weights.exists():
         pytest.skip("no weights beside this checkout")
-    settings = ["model.backbone=legacy_xception", f"model.weights={weights}", "pixels.size_px=96", "folds.n_photos=48"]
-    run = finished(drawn_copy, override(named("inception_bottleneck"), [*settings, "folds.split=[0.2,0.2]"]))
+    settings = [
+        "model.backbone=legacy_xception",
+        f"model.weights={weights}",
+        "pixels.size_px=96",
+        "folds.n_photos=48",
+    ]
+    run = finished(
+        drawn_copy, override(named("inception_bottleneck"), [*settings, "folds.split=[0.2,0.2]"])
+    )
     losses = pd.read_csv(run.folder / "fold-0-history.csv")["loss"]
     assert losses.iloc[-1] < 0.5 * losses.iloc[0]

@@ -47,19 +47,33 @@ def photos_of(archive: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Edition:
-    archive, solution = write_edition(tmp_path_factory.mktemp("edition"), seed=3, n_train=N_TRAIN, n_test=N_TEST)
-    return Edition(archive, solution, photos_of(archive), list(itertools.chain(*plan_edition(3, N_TRAIN, N_TEST, COMPETITION))))
+    archive, solution = write_edition(
+        tmp_path_factory.mktemp("edition"), seed=3, n_train=N_TRAIN, n_test=N_TEST
+    )
+    return Edition(
+        archive,
+        solution,
+        photos_of(archive),
+        list(itertools.chain(*plan_edition(3, N_TRAIN, N_TEST, COMPETITION))),
+    )
 
 
 def held_out_loss(features: np.ndarray, labels: np.ndarray) -> float:
     """Log loss of a logistic regression on photos that it has not seen."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    return float(log_loss(labels, cross_val_predict(model, features, labels, cv=5, method="predict_proba")[:, 1]))
+    return float(
+        log_loss(
+            labels, cross_val_predict(model, features, labels, cv=5, method="predict_proba")[:, 1]
+        )
+    )
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
     """Mean absolute difference of two pictures, 0..255, seen small."""
-    small = [np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), float) for image in (one, other)]
+    small = [
+        np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), float)
+        for image in (one, other)
+    ]
     return float(np.abs(small[0] - small[1]).mean())
 
 
@@ -69,7 +83,9 @@ def test_a_picture_is_the_same_each_time_and_another_for_each_seed() -> None:
     assert len(set(pictures)) == 8
 
 
-def test_the_class_reaches_a_picture_through_the_anatomy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_reaches_a_picture_through_the_anatomy_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert all(draw(seed, 0).tobytes() != draw(seed, 1).tobytes() for seed in range(10))
     monkeypatch.setattr(picture, "anatomy", lambda label, luck: anatomy(1, luck))
     assert all(draw(seed, 0).tobytes() == draw(seed, 1).tobytes() for seed in range(10))
@@ -77,12 +93,22 @@ def test_the_class_reaches_a_picture_through_the_anatomy_alone(monkeypatch: pyte
 
 def test_the_anatomy_tells_the_class_but_no_single_trait_does() -> None:
     labels = np.arange(400) % 2
-    builds = [asdict(anatomy(label, lot(seed, "anatomy"))) for seed, label in enumerate(labels.tolist())]
-    numbers = np.array([[float(value) for value in build.values() if isinstance(value, (int, float))] for build in builds])
+    builds = [
+        asdict(anatomy(label, lot(seed, "anatomy"))) for seed, label in enumerate(labels.tolist())
+    ]
+    numbers = np.array(
+        [
+            [float(value) for value in build.values() if isinstance(value, (int, float))]
+            for build in builds
+        ]
+    )
     assert held_out_loss(numbers, labels) < 0.15
     assert min(held_out_loss(column[:, None], labels) for column in numbers.T) > 0.2
     for trait in ("ear", "iris"):
-        of_cats, of_dogs = ({build[trait] for build, mine in zip(builds, labels, strict=True) if mine == label} for label in (0, 1))
+        of_cats, of_dogs = (
+            {build[trait] for build, mine in zip(builds, labels, strict=True) if mine == label}
+            for label in (0, 1)
+        )
         assert of_cats & of_dogs, trait
 
 
@@ -95,13 +121,19 @@ def test_equal_luck_takes_as_many_numbers_for_a_cat_as_for_a_dog() -> None:
 
 
 def test_coat_and_pose_take_every_form() -> None:
-    coats, poses = [coat(lot(seed, "coat")) for seed in range(150)], [pose(lot(seed, "pose")) for seed in range(150)]
+    coats, poses = (
+        [coat(lot(seed, "coat")) for seed in range(150)],
+        [pose(lot(seed, "pose")) for seed in range(150)],
+    )
     assert {len({one.pattern for one in coats}), len({one.posture for one in poses})} == {6, 5}
     assert {one.white_chest for one in coats} == {one.flip for one in poses} == {False, True}
 
 
 def test_a_lot_falls_as_its_weights_say() -> None:
-    draws = [pick(lot(seed, "weights"), {"never": 0.0, "once": 1.0, "thrice": 3.0}) for seed in range(400)]
+    draws = [
+        pick(lot(seed, "weights"), {"never": 0.0, "once": 1.0, "thrice": 3.0})
+        for seed in range(400)
+    ]
     assert set(draws) == {"once", "thrice"}
     assert 0.68 < draws.count("thrice") / 400 < 0.82
 
@@ -119,9 +151,25 @@ def test_colours_sizes_and_file_sizes_do_not_betray_the_class(drawn: Edition) ->
     for photo in plain:
         data = drawn.photos[photo.name]
         pixels = np.asarray(Image.open(io.BytesIO(data)), float)
-        colours = np.concatenate([np.histogram(pixels[..., channel], 8, (0, 256), density=True)[0] for channel in range(3)])
+        colours = np.concatenate(
+            [
+                np.histogram(pixels[..., channel], 8, (0, 256), density=True)[0]
+                for channel in range(3)
+            ]
+        )
         height, width = pixels.shape[:2]
-        features.append([*colours, width, height, width / height, len(data), len(data) / (width * height), pixels.mean(), pixels.std()])
+        features.append(
+            [
+                *colours,
+                width,
+                height,
+                width / height,
+                len(data),
+                len(data) / (width * height),
+                pixels.mean(),
+                pixels.std(),
+            ]
+        )
     labels = np.array([photo.label for photo in plain])
     assert held_out_loss(np.array(features), labels) > 0.66
     features_that_tell = np.array(features) + labels[:, None] * np.std(features, axis=0)
@@ -134,7 +182,9 @@ def test_an_edition_has_kaggles_members_and_every_id_once(drawn: Edition) -> Non
         assert sorted(archive.namelist()) == ["sample_submission.csv", "test.zip", "train.zip"]
         sample = archive.read(COMPETITION.sample).decode()
     assert sample == "id,label\n" + "".join(f"{index},0.5\n" for index in range(1, N_TEST + 1))
-    expected = {f"train/{name}.{index}.jpg" for name in ("cat", "dog") for index in range(N_TRAIN // 2)}
+    expected = {
+        f"train/{name}.{index}.jpg" for name in ("cat", "dog") for index in range(N_TRAIN // 2)
+    }
     assert set(drawn.photos) == expected | {f"test/{index}.jpg" for index in range(1, N_TEST + 1)}
     assert drawn.archive.name == "dogs-vs-cats-redux-kernels-edition.zip"
 
@@ -145,19 +195,35 @@ def test_the_solution_names_what_was_drawn(drawn: Edition) -> None:
     assert header == "id,label"
     assert list(labels) == [str(index) for index in range(1, N_TEST + 1)]
     assert list(labels.values()).count("1") == N_TEST // 2
-    assert all(labels[photo.name[5:-4]] == str(photo.label) for photo in drawn.plan if photo.name.startswith("test/"))
-    assert all(photo.name[6:9] == ("cat", "dog")[photo.label] for photo in drawn.plan if photo.name.startswith("train/"))
+    assert all(
+        labels[photo.name[5:-4]] == str(photo.label)
+        for photo in drawn.plan
+        if photo.name.startswith("test/")
+    )
+    assert all(
+        photo.name[6:9] == ("cat", "dog")[photo.label]
+        for photo in drawn.plan
+        if photo.name.startswith("train/")
+    )
 
 
 def test_a_member_holds_the_picture_that_was_planned(drawn: Edition) -> None:
     for photo in [photo for photo in drawn.plan if photo.oddity == "none"][::40]:
-        assert difference(Image.open(io.BytesIO(drawn.photos[photo.name])), draw(photo.seed, photo.label)) < 2
+        assert (
+            difference(
+                Image.open(io.BytesIO(drawn.photos[photo.name])), draw(photo.seed, photo.label)
+            )
+            < 2
+        )
 
 
 def test_the_zips_are_packed_like_kaggles(drawn: Edition, real_archive: Path) -> None:
     def form(path: Path | io.BytesIO) -> set[tuple[object, ...]]:
         with zipfile.ZipFile(path) as archive:
-            return {(info.compress_type, info.date_time, info.external_attr, info.create_system) for info in archive.infolist()}
+            return {
+                (info.compress_type, info.date_time, info.external_attr, info.create_system)
+                for info in archive.infolist()
+            }
 
     def inner(path: Path, name: str) -> io.BytesIO:
         with zipfile.ZipFile(path) as archive:
@@ -170,10 +236,19 @@ def test_the_zips_are_packed_like_kaggles(drawn: Edition, real_archive: Path) ->
 
 def test_every_oddity_is_there_and_is_what_it_says(drawn: Edition) -> None:
     for half in ("train/", "test/"):
-        odd = {name: [photo for photo in drawn.plan if photo.oddity == name and photo.name.startswith(half)] for name in ODDITIES}
+        odd = {
+            name: [
+                photo
+                for photo in drawn.plan
+                if photo.oddity == name and photo.name.startswith(half)
+            ]
+            for name in ODDITIES
+        }
         assert all(odd.values())
         assert len(odd["truncated"]) == 1
-        assert sum(map(len, odd.values())) < 0.25 * sum(photo.name.startswith(half) for photo in drawn.plan)
+        assert sum(map(len, odd.values())) < 0.25 * sum(
+            photo.name.startswith(half) for photo in drawn.plan
+        )
     forms = {"grey": ("JPEG", "L"), "cmyk": ("JPEG", "CMYK"), "png": ("PNG", "RGB")}
     for photo in drawn.plan:
         with Image.open(io.BytesIO(drawn.photos[photo.name])) as image:
@@ -184,7 +259,9 @@ def test_every_oddity_is_there_and_is_what_it_says(drawn: Edition) -> None:
 def test_a_rotated_photo_stands_upright_once_its_exif_is_heeded() -> None:
     found = set()
     for seed in range(12):
-        image = Image.open(io.BytesIO(encode_photo(Photo(name="a", label=1, seed=seed, oddity="rotated"))))
+        image = Image.open(
+            io.BytesIO(encode_photo(Photo(name="a", label=1, seed=seed, oddity="rotated")))
+        )
         found.add(image.getexif()[0x0112])
         assert difference(ImageOps.exif_transpose(image), draw(seed, 1)) < 2
     assert found == {3, 6, 8}
@@ -200,8 +277,14 @@ def test_only_the_truncated_photos_cannot_be_decoded(drawn: Edition) -> None:
     assert broken == ["truncated", "truncated"]
 
 
-def test_copies_and_crops_look_like_a_training_photo_of_their_class_and_have_other_bytes(drawn: Edition) -> None:
-    originals = {photo.seed: photo for photo in drawn.plan if photo.oddity == "none" and photo.name.startswith("train/")}
+def test_copies_and_crops_look_like_a_training_photo_of_their_class_and_have_other_bytes(
+    drawn: Edition,
+) -> None:
+    originals = {
+        photo.seed: photo
+        for photo in drawn.plan
+        if photo.oddity == "none" and photo.name.startswith("train/")
+    }
     again = [photo for photo in drawn.plan if photo.oddity in ("copy", "crop")]
     assert {photo.name.split("/")[0] for photo in again} == {"train", "test"}
     for photo in again:
@@ -215,13 +298,18 @@ def test_copies_and_crops_look_like_a_training_photo_of_their_class_and_have_oth
 
 def test_equal_arguments_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
     n_train, n_test = SMALLEST
-    editions = [write_edition(tmp_path / str(k), seed=seed, n_train=n_train, n_test=n_test) for k, seed in enumerate((1, 1, 2))]
+    editions = [
+        write_edition(tmp_path / str(k), seed=seed, n_train=n_train, n_test=n_test)
+        for k, seed in enumerate((1, 1, 2))
+    ]
     archives, solutions = ([files[which].read_bytes() for files in editions] for which in (0, 1))
     assert archives[0] == archives[1] != archives[2]
     assert solutions[0] == solutions[1] != solutions[2]
 
 
-def test_a_second_call_draws_nothing_unless_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_draws_nothing_unless_something_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Photo] = []
 
     def quick(photo: Photo) -> bytes:
@@ -247,7 +335,9 @@ def test_a_second_call_draws_nothing_unless_something_changed(tmp_path: Path, mo
     assert [n_drawn(), n_drawn()] == [sum(SMALLEST), 0]
 
 
-def test_an_interrupted_edition_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_edition_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = iter(range(30))
 
     def interrupted(photo: Photo) -> bytes:
@@ -262,12 +352,17 @@ def test_an_interrupted_edition_leaves_no_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_too_few_photos_are_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^39 training and 20 test photos are too few to draw: ask for 40 and 20 at least$"):
+    with pytest.raises(
+        DataError,
+        match=r"^39 training and 20 test photos are too few to draw: ask for 40 and 20 at least$",
+    ):
         write_edition(tmp_path, seed=1, n_train=39, n_test=20)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_every_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_counts_every_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(edition, "encode_photo", lambda photo: b"photo")
     write_edition(tmp_path, seed=1, n_train=41, n_test=20, reporter=Reporter())
     assert "drawing: 61 photos in" in capsys.readouterr().err

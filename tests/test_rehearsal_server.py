@@ -47,7 +47,10 @@ def _zip(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) ->
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large enough for the client, which writes blocks of 1 MiB, to have something to resume."""
     noise = random.Random(0)
-    train, test = (_zip({f"{split}/1.jpg": noise.randbytes(size)}) for split, size in (("train", 3_000_000), ("test", 1_200_000)))
+    train, test = (
+        _zip({f"{split}/1.jpg": noise.randbytes(size)})
+        for split, size in (("train", 3_000_000), ("test", 1_200_000))
+    )
     sample = csv_of(dict.fromkeys(LABELS, 0.5))
     path = tmp_path_factory.mktemp("served") / "archive.zip"
     path.write_bytes(_zip({"sample_submission.csv": sample, "test.zip": test, "train.zip": train}))
@@ -64,7 +67,9 @@ def solution(archive: Path) -> Path:
 @pytest.fixture
 def serve(archive: Path, solution: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
-        yield lambda *faults, **settings: stack.enter_context(RehearsalServer(archive, solution, faults=faults, **settings))
+        yield lambda *faults, **settings: stack.enter_context(
+            RehearsalServer(archive, solution, faults=faults, **settings)
+        )
 
 
 def csv_of(values: Mapping[str, object]) -> bytes:
@@ -84,7 +89,11 @@ class Caller:
             return session.request(method, url, **{"timeout": 5, **options})
 
     def call(self, name: str, *, status: int = 200, **fields: object) -> Any:
-        service = "security.OAuthService" if name == "IntrospectToken" else "competitions.CompetitionApiService"
+        service = (
+            "security.OAuthService"
+            if name == "IntrospectToken"
+            else "competitions.CompetitionApiService"
+        )
         answer = self.send(
             "POST",
             f"http://localhost/api/v1/{service}/{name}",
@@ -106,22 +115,34 @@ class Caller:
         """Bytes of a download that arrive before it ends, well or not."""
         with requests.Session() as session:
             session.trust_env = False
-            with session.get(self.signed(), proxies={"http": self.server.url}, stream=True, timeout=0.5) as answer:
+            with session.get(
+                self.signed(), proxies={"http": self.server.url}, stream=True, timeout=0.5
+            ) as answer:
                 n_bytes = 0
                 try:
                     for block in answer.iter_content(4096):
                         n_bytes += len(block)
-                except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                except (
+                    requests.ConnectionError,
+                    requests.exceptions.ChunkedEncodingError,
+                ) as error:
                     self.broken_by = str(error)
         return n_bytes
 
     def upload(self, content: bytes = b"", name: str = "mine.csv") -> tuple[str, requests.Response]:
         started = self.call("StartSubmissionUpload", fileName=name)
-        return started["token"], self.send("PUT", started["createUrl"], data=content or csv_of(dict.fromkeys(LABELS, 0.5)))
+        return started["token"], self.send(
+            "PUT", started["createUrl"], data=content or csv_of(dict.fromkeys(LABELS, 0.5))
+        )
 
     def submit(self, content: bytes = b"", description: str = "mark", *, status: int = 200) -> Any:
         token, _ = self.upload(content)
-        return self.call("CreateSubmission", status=status, blobFileTokens=token, submissionDescription=description)
+        return self.call(
+            "CreateSubmission",
+            status=status,
+            blobFileTokens=token,
+            submissionDescription=description,
+        )
 
     def listed(self, **fields: object) -> list[dict[str, Any]]:
         return list(self.call("ListSubmissions", **fields)["submissions"])
@@ -130,12 +151,23 @@ class Caller:
 # The real client.
 
 
-def kaggle(server: RehearsalServer, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def kaggle(
+    server: RehearsalServer, home: Path, *words: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = {**server.environment(home), **variables}
-    return subprocess.run([KAGGLE, "competitions", *words], env=environment, cwd=home, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [KAGGLE, "competitions", *words],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_the_real_client_downloads_bit_for_bit_and_goes_on_where_it_was_cut(serve: Serve, archive: Path, tmp_path: Path) -> None:
+def test_the_real_client_downloads_bit_for_bit_and_goes_on_where_it_was_cut(
+    serve: Serve, archive: Path, tmp_path: Path
+) -> None:
     server = serve("cut:1")
     done = kaggle(server, tmp_path, "download", SLUG, "-q")
     assert (done.returncode, done.stderr) == (0, "")
@@ -144,7 +176,9 @@ def test_the_real_client_downloads_bit_for_bit_and_goes_on_where_it_was_cut(serv
     assert [seen.status for seen in downloads] == [200, 206]
     assert downloads[1].range.startswith("bytes=2097152-")  # whole blocks of 1 MiB
     assert {seen.authorization for seen in downloads} == {""}
-    assert {seen.authorization for seen in server.requests if seen.host == "localhost"} == {"Bearer"}
+    assert {seen.authorization for seen in server.requests if seen.host == "localhost"} == {
+        "Bearer"
+    }
 
 
 def test_the_real_client_submits_and_reads_its_score(serve: Serve, tmp_path: Path) -> None:
@@ -152,7 +186,10 @@ def test_the_real_client_submits_and_reads_its_score(serve: Serve, tmp_path: Pat
     probs = {key: 0.9 if label else 0.2 for key, label in LABELS.items()}
     (tmp_path / "mine.csv").write_bytes(csv_of(probs))
     done = kaggle(server, tmp_path, "submit", SLUG, "-f", "mine.csv", "-m", "a mark")
-    assert done.stdout == "4 submissions remaining today.\nSuccessfully submitted to Dogs vs. Cats Redux: Kernels Edition"
+    assert (
+        done.stdout
+        == "4 submissions remaining today.\nSuccessfully submitted to Dogs vs. Cats Redux: Kernels Edition"
+    )
     listing = kaggle(server, tmp_path, "submissions", SLUG, "--csv")
     score = -(math.log(0.9) + math.log(0.8)) / 2
     assert f"mine.csv,{server.submissions[0].date[:10]}" in listing.stdout
@@ -162,7 +199,9 @@ def test_the_real_client_submits_and_reads_its_score(serve: Serve, tmp_path: Pat
     assert server.n_uploads == 1
 
 
-def test_the_real_client_lists_files_and_competitions_and_downloads_one_file(serve: Serve, archive: Path, tmp_path: Path) -> None:
+def test_the_real_client_lists_files_and_competitions_and_downloads_one_file(
+    serve: Serve, archive: Path, tmp_path: Path
+) -> None:
     server = serve()
     with zipfile.ZipFile(archive) as bundle:
         expected = {member.filename: member.file_size for member in bundle.infolist()}
@@ -177,7 +216,11 @@ def test_the_real_client_lists_files_and_competitions_and_downloads_one_file(ser
 def test_the_real_client_shows_and_downloads_the_leaderboard(serve: Serve, tmp_path: Path) -> None:
     server = serve(scores=[0.2, 0.1])
     shown = kaggle(server, tmp_path, "leaderboard", SLUG, "-s", "--csv")
-    assert [line.rpartition(",")[2] for line in shown.stdout.splitlines()] == ["score", "0.10000", "0.20000"]
+    assert [line.rpartition(",")[2] for line in shown.stdout.splitlines()] == [
+        "score",
+        "0.10000",
+        "0.20000",
+    ]
     assert kaggle(server, tmp_path, "leaderboard", SLUG, "-d", "-q").returncode == 0
     with zipfile.ZipFile(tmp_path / f"{SLUG}.zip") as bundle:
         lines = bundle.read(bundle.namelist()[0]).decode().splitlines()
@@ -185,12 +228,23 @@ def test_the_real_client_shows_and_downloads_the_leaderboard(serve: Serve, tmp_p
     assert [line.rpartition(",")[2] for line in lines[1:]] == ["0.10000", "0.20000"]
 
 
-def test_the_real_client_may_use_name_and_key_and_is_refused_with_a_wrong_key(serve: Serve, tmp_path: Path) -> None:
+def test_the_real_client_may_use_name_and_key_and_is_refused_with_a_wrong_key(
+    serve: Serve, tmp_path: Path
+) -> None:
     server = serve()
-    pair = {"KAGGLE_API_TOKEN": "", "KAGGLE_USERNAME": server.account.username, "KAGGLE_KEY": server.account.key}
+    pair = {
+        "KAGGLE_API_TOKEN": "",
+        "KAGGLE_USERNAME": server.account.username,
+        "KAGGLE_KEY": server.account.key,
+    }
     assert kaggle(server, tmp_path, "files", SLUG, **pair).returncode == 0
-    assert kaggle(server, tmp_path, "files", SLUG, **{**pair, "KAGGLE_KEY": "wrong"}).returncode == 1
-    assert [(seen.authorization, seen.status) for seen in server.requests] == [("Basic", 200), ("Basic", 401)]
+    assert (
+        kaggle(server, tmp_path, "files", SLUG, **{**pair, "KAGGLE_KEY": "wrong"}).returncode == 1
+    )
+    assert [(seen.authorization, seen.status) for seen in server.requests] == [
+        ("Basic", 200),
+        ("Basic", 401),
+    ]
 
 
 # The API.
@@ -200,9 +254,22 @@ def test_nothing_is_answered_without_the_right_credentials(serve: Serve) -> None
     server = serve()
     caller = Caller(server)
     wrong_pair = base64.b64encode(b"rehearsal:wrong").decode()
-    for name in ("security.OAuthService/IntrospectToken", "competitions.CompetitionApiService/ListDataFiles"):
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {wrong_pair}"}, {"Authorization": "Basic ?"}):
-            answer = caller.send("POST", f"http://localhost/api/v1/{name}", json={"competitionName": SLUG}, headers=headers)
+    for name in (
+        "security.OAuthService/IntrospectToken",
+        "competitions.CompetitionApiService/ListDataFiles",
+    ):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": f"Basic {wrong_pair}"},
+            {"Authorization": "Basic ?"},
+        ):
+            answer = caller.send(
+                "POST",
+                f"http://localhost/api/v1/{name}",
+                json={"competitionName": SLUG},
+                headers=headers,
+            )
             assert (answer.status_code, answer.json()["code"]) == (401, 401)
     assert server.account.token not in repr(server.requests)
 
@@ -214,7 +281,10 @@ def test_another_competition_another_call_and_another_host_are_refused(serve: Se
     assert caller.call("LaunchRockets", status=404)["code"] == 404
     assert caller.call("GetSubmission", status=404, ref=1)["code"] == 404
     assert caller.send("GET", "http://example.com/").status_code == 403
-    assert caller.call("IntrospectToken", token=server.account.token) == {"active": True, "username": "rehearsal"}
+    assert caller.call("IntrospectToken", token=server.account.token) == {
+        "active": True,
+        "username": "rehearsal",
+    }
 
 
 def test_lists_come_in_pages_newest_first(serve: Serve) -> None:
@@ -223,20 +293,34 @@ def test_lists_come_in_pages_newest_first(serve: Serve) -> None:
     first = caller.call("ListSubmissions", pageSize=2)
     second = caller.call("ListSubmissions", pageSize=2, pageToken=first["nextPageToken"])
     third = caller.call("ListSubmissions", pageSize=2, page=3)
-    assert [row["ref"] for page in (first, second, third) for row in page["submissions"]] == refs[::-1]
-    assert third["nextPageToken"] == caller.call("ListSubmissions", pageSize=5)["nextPageToken"] == ""
+    assert [row["ref"] for page in (first, second, third) for row in page["submissions"]] == refs[
+        ::-1
+    ]
+    assert (
+        third["nextPageToken"] == caller.call("ListSubmissions", pageSize=5)["nextPageToken"] == ""
+    )
     assert caller.call("GetSubmission", ref=refs[0]) == third["submissions"][0]
 
 
 def test_a_successful_list_leaves_out_errors_and_can_be_sorted_by_score(serve: Serve) -> None:
     caller = Caller(serve())
     worse, better = (
-        caller.submit(csv_of({key: prob if label else 1 - prob for key, label in LABELS.items()}))["ref"] for prob in (0.6, 0.9)
+        caller.submit(csv_of({key: prob if label else 1 - prob for key, label in LABELS.items()}))[
+            "ref"
+        ]
+        for prob in (0.6, 0.9)
     )
     failed = caller.submit(b"id,label\n1,0.5\n")["ref"]
     assert [row["ref"] for row in caller.listed()] == [failed, better, worse]
-    assert [row["ref"] for row in caller.listed(group="SUBMISSION_GROUP_SUCCESSFUL")] == [better, worse]
-    assert [row["ref"] for row in caller.listed(sortBy="SUBMISSION_SORT_BY_PUBLIC_SCORE")] == [better, worse, failed]
+    assert [row["ref"] for row in caller.listed(group="SUBMISSION_GROUP_SUCCESSFUL")] == [
+        better,
+        worse,
+    ]
+    assert [row["ref"] for row in caller.listed(sortBy="SUBMISSION_SORT_BY_PUBLIC_SCORE")] == [
+        better,
+        worse,
+        failed,
+    ]
 
 
 def test_the_daily_limit_counts_days_in_utc(serve: Serve) -> None:
@@ -246,11 +330,18 @@ def test_the_daily_limit_counts_days_in_utc(serve: Serve) -> None:
     assert caller.call("GetSubmissionLimits")["numAllowedNow"] == 0
     assert "daily Submission allowance (1)" in caller.submit(status=400)["message"]
     now[0] += timedelta(minutes=2)
-    assert caller.call("GetSubmissionLimits") == {"numToday": 0, "numTotal": 1, "numAllowedNow": 1, "limitedByTotal": False}
+    assert caller.call("GetSubmissionLimits") == {
+        "numToday": 0,
+        "numTotal": 1,
+        "numAllowedNow": 1,
+        "limitedByTotal": False,
+    }
     caller.submit()
 
 
-def test_submissions_survive_in_the_journal_and_a_line_cut_by_a_crash_does_not(serve: Serve, tmp_path: Path) -> None:
+def test_submissions_survive_in_the_journal_and_a_line_cut_by_a_crash_does_not(
+    serve: Serve, tmp_path: Path
+) -> None:
     journal = tmp_path / "deep" / "journal.jsonl"
     first = serve(journal=journal)
     Caller(first).submit()
@@ -258,7 +349,9 @@ def test_submissions_survive_in_the_journal_and_a_line_cut_by_a_crash_does_not(s
     second = serve(journal=journal)
     assert second.submissions == first.submissions
     assert Caller(second).submit()["ref"] == first.submissions[0].ref + 1
-    assert [json.loads(line)["ref"] for line in journal.read_text().splitlines()] == [each.ref for each in second.submissions]
+    assert [json.loads(line)["ref"] for line in journal.read_text().splitlines()] == [
+        each.ref for each in second.submissions
+    ]
     journal.write_text("something else\n")
     with pytest.raises(UserError, match="not a rehearsal's journal"):
         serve(journal=journal)
@@ -267,7 +360,9 @@ def test_submissions_survive_in_the_journal_and_a_line_cut_by_a_crash_does_not(s
 def test_a_token_makes_one_submission_and_only_of_a_whole_upload(serve: Serve) -> None:
     caller = Caller(serve())
     started = caller.call("StartSubmissionUpload", fileName="mine.csv")
-    assert caller.call("CreateSubmission", status=400, blobFileTokens=started["token"])["code"] == 400
+    assert (
+        caller.call("CreateSubmission", status=400, blobFileTokens=started["token"])["code"] == 400
+    )
     token, answer = caller.upload()
     assert answer.status_code == 201
     caller.call("CreateSubmission", blobFileTokens=token)
@@ -281,7 +376,12 @@ def test_an_upload_goes_on_where_it_was(serve: Serve) -> None:
     started = caller.call("StartSubmissionUpload", fileName="mine.csv")
 
     def put(data: bytes, place: str) -> requests.Response:
-        return caller.send("PUT", started["createUrl"], data=data, headers={"Content-Range": f"bytes {place}/{len(content)}"})
+        return caller.send(
+            "PUT",
+            started["createUrl"],
+            data=data,
+            headers={"Content-Range": f"bytes {place}/{len(content)}"},
+        )
 
     nothing = put(b"", "*")
     assert (nothing.status_code, nothing.headers.get("Range")) == (308, None)
@@ -305,7 +405,9 @@ def test_an_empty_upload_arrives_in_chunks_and_is_scored_as_an_error(serve: Serv
 # Storage.
 
 
-def test_a_range_is_honoured_only_for_the_version_it_belongs_to(serve: Serve, archive: Path) -> None:
+def test_a_range_is_honoured_only_for_the_version_it_belongs_to(
+    serve: Serve, archive: Path
+) -> None:
     caller = Caller(serve())
     content, url = archive.read_bytes(), caller.signed()
     whole = caller.fetch(url)
@@ -356,16 +458,22 @@ def test_storage_refuses_a_changed_address_and_a_second_kind_of_credentials(serv
 
 
 def probe_401(caller: Caller, _: Path) -> None:
-    assert caller.call("IntrospectToken", status=401, token=caller.server.account.token)["code"] == 401
+    assert (
+        caller.call("IntrospectToken", status=401, token=caller.server.account.token)["code"] == 401
+    )
     assert caller.call("ListDataFiles", status=401) == {"code": 401, "message": "Unauthenticated"}
 
 
 def probe_403_rules(caller: Caller, _: Path) -> None:
     caller.call("ListDataFiles")
-    assert caller.call("DownloadDataFiles", status=403)["message"].startswith("You must accept this competition's rules")
+    assert caller.call("DownloadDataFiles", status=403)["message"].startswith(
+        "You must accept this competition's rules"
+    )
     caller.call("StartSubmissionUpload", status=403)
     assert caller.call("GetCompetition")["userHasEntered"] is False
-    assert [each["userHasEntered"] for each in caller.call("ListCompetitions")["competitions"]] == [False]
+    assert [each["userHasEntered"] for each in caller.call("ListCompetitions")["competitions"]] == [
+        False
+    ]
 
 
 def probe_status(status: int) -> Callable[[Caller, Path], None]:
@@ -380,7 +488,11 @@ def probe_status(status: int) -> Callable[[Caller, Path], None]:
 
 def probe_silent(caller: Caller, _: Path) -> None:
     with pytest.raises(requests.ReadTimeout):
-        caller.send("POST", "http://localhost/api/v1/competitions.CompetitionApiService/ListDataFiles", timeout=0.3)
+        caller.send(
+            "POST",
+            "http://localhost/api/v1/competitions.CompetitionApiService/ListDataFiles",
+            timeout=0.3,
+        )
 
 
 def probe_api_reset(caller: Caller, _: Path) -> None:
@@ -390,7 +502,11 @@ def probe_api_reset(caller: Caller, _: Path) -> None:
 
 def probe_html(caller: Caller, _: Path) -> None:
     page = caller.fetch()
-    assert (page.status_code, page.headers["Content-Type"][:9], b"Sign in" in page.content) == (200, "text/html", True)
+    assert (page.status_code, page.headers["Content-Type"][:9], b"Sign in" in page.content) == (
+        200,
+        "text/html",
+        True,
+    )
 
 
 def probe_outdated_client(caller: Caller, archive: Path) -> None:
@@ -426,7 +542,11 @@ def probe_slow(caller: Caller, archive: Path) -> None:
 
 def probe_no_range(caller: Caller, archive: Path) -> None:
     answer = caller.fetch(start=1000)
-    assert (answer.status_code, "Accept-Ranges" in answer.headers, answer.content) == (200, False, archive.read_bytes())
+    assert (answer.status_code, "Accept-Ranges" in answer.headers, answer.content) == (
+        200,
+        False,
+        archive.read_bytes(),
+    )
 
 
 def probe_no_length(caller: Caller, archive: Path) -> None:
@@ -452,9 +572,14 @@ def probe_long_length(caller: Caller, archive: Path) -> None:
 def probe_gzip(caller: Caller, archive: Path) -> None:
     with requests.Session() as session:
         session.trust_env = False
-        with session.get(caller.signed(), proxies={"http": caller.server.url}, stream=True, timeout=5) as answer:
+        with session.get(
+            caller.signed(), proxies={"http": caller.server.url}, stream=True, timeout=5
+        ) as answer:
             packed = answer.raw.read(decode_content=False)
-    assert (answer.headers["Content-Encoding"], int(answer.headers["Content-Length"])) == ("gzip", len(packed))
+    assert (answer.headers["Content-Encoding"], int(answer.headers["Content-Length"])) == (
+        "gzip",
+        len(packed),
+    )
     assert len(packed) > archive.stat().st_size
     assert gzip.decompress(packed) == archive.read_bytes()
 
@@ -462,7 +587,11 @@ def probe_gzip(caller: Caller, archive: Path) -> None:
 def probe_flipped_bytes(caller: Caller, archive: Path) -> None:
     content = archive.read_bytes()
     answer = caller.fetch()
-    wrong = [at for at, (ours, theirs) in enumerate(zip(content, answer.content, strict=True)) if ours != theirs]
+    wrong = [
+        at
+        for at, (ours, theirs) in enumerate(zip(content, answer.content, strict=True))
+        if ours != theirs
+    ]
     assert wrong == list(range(len(content) // 2, len(content) // 2 + 16))
     with zipfile.ZipFile(io.BytesIO(answer.content)) as bundle:
         assert bundle.testzip() is not None
@@ -483,7 +612,9 @@ def probe_changed_file(caller: Caller, archive: Path) -> None:
     assert second.headers["ETag"] != first.headers["ETag"]
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(io.BytesIO(second.content)) as new:
         assert new.testzip() is None
-        assert {name: old.read(name) for name in old.namelist()} == {name: new.read(name) for name in new.namelist()}
+        assert {name: old.read(name) for name in old.namelist()} == {
+            name: new.read(name) for name in new.namelist()
+        }
     spliced = first.content[:2_000_000] + second.content[2_000_000:]
     with zipfile.ZipFile(io.BytesIO(spliced)) as bundle, pytest.raises(zipfile.BadZipFile):
         bundle.testzip() and bundle.read(bundle.testzip() or "")
@@ -558,7 +689,11 @@ def probe_score_delayed(caller: Caller, _: Path) -> None:
     caller.server.arm(["score-delayed:2"])
     ref = caller.submit()["ref"]
     rows = [caller.listed()[0], *(caller.call("GetSubmission", ref=ref) for _ in range(2))]
-    assert [(row["status"], bool(row["publicScore"])) for row in rows] == [("PENDING", False), ("PENDING", False), ("COMPLETE", True)]
+    assert [(row["status"], bool(row["publicScore"])) for row in rows] == [
+        ("PENDING", False),
+        ("PENDING", False),
+        ("COMPLETE", True),
+    ]
     assert caller.listed()[1]["status"] == "COMPLETE"
 
 
@@ -611,7 +746,9 @@ PROBES: dict[str, Callable[[Caller, Path], None]] = {
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_each_fault_does_on_the_wire_what_it_says_and_leaves_with_its_word(serve: Serve, archive: Path, name: str) -> None:
+def test_each_fault_does_on_the_wire_what_it_says_and_leaves_with_its_word(
+    serve: Serve, archive: Path, name: str
+) -> None:
     caller = Caller(serve(name))
     PROBES[name](caller, archive)
     caller.server.arm([])
@@ -625,7 +762,13 @@ def test_every_fault_is_tried_and_described() -> None:
 
 
 def test_a_number_says_how_often_and_options_say_where(serve: Serve) -> None:
-    caller = Caller(serve("503:2:on=GetCompetition:retry-after=7", "429:1:skip=1:on=GetSubmissionLimits", "404:1:on=file"))
+    caller = Caller(
+        serve(
+            "503:2:on=GetCompetition:retry-after=7",
+            "429:1:skip=1:on=GetSubmissionLimits",
+            "404:1:on=file",
+        )
+    )
     answers = [caller.call("GetCompetition", status=status) for status in (503, 503, 200)]
     assert [answer.headers["Retry-After"] for answer in answers[:2]] == ["7", "7"]
     for status in (200, 429, 200):
@@ -641,12 +784,22 @@ def test_of_two_refusals_the_first_named_is_seen(serve: Serve) -> None:
 
 
 def test_faults_compose(serve: Serve, archive: Path) -> None:
-    caller = Caller(serve("no-validator", "no-length", "flipped-bytes", "cut:1:at=0.25", "cut:1:at=0:on=DownloadLeaderboard"))
+    caller = Caller(
+        serve(
+            "no-validator",
+            "no-length",
+            "flipped-bytes",
+            "cut:1:at=0.25",
+            "cut:1:at=0:on=DownloadLeaderboard",
+        )
+    )
     assert caller.n_arriving() == pytest.approx(0.25 * archive.stat().st_size, abs=4096)
     answer = caller.fetch()
     assert not {"ETag", "Content-Length"} & set(answer.headers)
     assert answer.content != archive.read_bytes()
-    with pytest.raises(requests.exceptions.ChunkedEncodingError, match=r"IncompleteRead.0 bytes read"):
+    with pytest.raises(
+        requests.exceptions.ChunkedEncodingError, match=r"IncompleteRead.0 bytes read"
+    ):
         caller.call("DownloadLeaderboard")
     assert zipfile.is_zipfile(io.BytesIO(caller.call("DownloadLeaderboard").content))
 
@@ -662,11 +815,16 @@ def test_faults_compose(serve: Serve, archive: Path) -> None:
         ("slow:nan", "'nan' is not a positive number"),
         ("429:1:2", "'2' does not fit 429[:times][:retry-after=]"),
         ("429:retry=1", "'retry=1' does not fit"),
-        ("cut:on=upload", "'on=upload' does not fit cut[:times][:at=][:skip=][:on=], on= one of DownloadLeaderboard, file"),
+        (
+            "cut:on=upload",
+            "'on=upload' does not fit cut[:times][:at=][:skip=][:on=], on= one of DownloadLeaderboard, file",
+        ),
         ("", "there is no ''"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused_in_one_line(archive: Path, solution: Path, word: str, complaint: str) -> None:
+def test_a_fault_that_makes_no_sense_is_refused_in_one_line(
+    archive: Path, solution: Path, word: str, complaint: str
+) -> None:
     with pytest.raises(UserError) as caught:
         RehearsalServer(archive, solution, faults=[word])
     assert complaint in str(caught.value)
@@ -678,15 +836,28 @@ def test_a_fault_that_makes_no_sense_is_refused_in_one_line(archive: Path, solut
 
 def test_stopping_ends_every_connection_and_thread(archive: Path, solution: Path) -> None:
     before = set(threading.enumerate())
-    with RehearsalServer(archive, solution, faults=["hang"]) as server, closing(requests.Session()) as session:
+    with (
+        RehearsalServer(archive, solution, faults=["hang"]) as server,
+        closing(requests.Session()) as session,
+    ):
         session.trust_env = False
         session.get(server.url, timeout=5)  # a connection that stays open
         probe_silent(Caller(server), archive)
     assert set(threading.enumerate()) == before
 
 
-def test_the_clients_environment_has_nothing_that_leads_elsewhere(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KAGGLE_KEY", "KAGGLE_PROXY", "VERBOSE", "VERBOSE_OUTPUT", "ALL_PROXY", "all_proxy", "HTTPS_PROXY"):
+def test_the_clients_environment_has_nothing_that_leads_elsewhere(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "KAGGLE_KEY",
+        "KAGGLE_PROXY",
+        "VERBOSE",
+        "VERBOSE_OUTPUT",
+        "ALL_PROXY",
+        "all_proxy",
+        "HTTPS_PROXY",
+    ):
         monkeypatch.setenv(name, "elsewhere")
     monkeypatch.setenv("no_proxy", "localhost")
     server = serve()
@@ -697,10 +868,16 @@ def test_the_clients_environment_has_nothing_that_leads_elsewhere(serve: Serve, 
         "KAGGLE_API_TOKEN",
         "KAGGLE_CONFIG_DIR",
     }
-    assert (environment["http_proxy"], environment["no_proxy"], environment["HOME"]) == (server.url, "", str(tmp_path))
+    assert (environment["http_proxy"], environment["no_proxy"], environment["HOME"]) == (
+        server.url,
+        "",
+        str(tmp_path),
+    )
     assert Path(environment["KAGGLE_CONFIG_DIR"]).is_dir()
     with pytest.raises(requests.exceptions.ProxyError):
-        requests.get("https://api.kaggle.com/", proxies={"https": environment["https_proxy"]}, timeout=5)
+        requests.get(
+            "https://api.kaggle.com/", proxies={"https": environment["https_proxy"]}, timeout=5
+        )
 
 
 def test_an_archive_that_is_no_zip_is_served_all_the_same(solution: Path, tmp_path: Path) -> None:
@@ -710,7 +887,9 @@ def test_an_archive_that_is_no_zip_is_served_all_the_same(solution: Path, tmp_pa
         assert Caller(server).fetch().content == b"not a zip"
 
 
-def test_a_missing_archive_or_solution_is_a_users_error(archive: Path, solution: Path, tmp_path: Path) -> None:
+def test_a_missing_archive_or_solution_is_a_users_error(
+    archive: Path, solution: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="no archive"):
         RehearsalServer(tmp_path / "none.zip", solution)
     with pytest.raises(UserError, match="cannot read the solution"):
@@ -725,7 +904,9 @@ def test_a_missing_archive_or_solution_is_a_users_error(archive: Path, solution:
 
 
 def test_log_loss_is_that_of_the_formula_and_bounded_like_kaggles() -> None:
-    assert log_loss([1, 0], [0.9, 0.2]) == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2, abs=1e-15)
+    assert log_loss([1, 0], [0.9, 0.2]) == pytest.approx(
+        -(math.log(0.9) + math.log(0.8)) / 2, abs=1e-15
+    )
     assert log_loss([1, 0, 1], [0.5, 0.5, 0.5]) == pytest.approx(math.log(2), abs=1e-15)
     assert log_loss([1], [0]) == pytest.approx(34.539, abs=1e-3)
     assert log_loss([0], [1]) == pytest.approx(34.539, abs=1e-2)
@@ -738,7 +919,10 @@ def test_log_loss_is_that_of_the_formula_and_bounded_like_kaggles() -> None:
         (b"", "must have the columns id,label; found none"),
         (b"id,prob\n1,0.5\n2,0.5\n", "must have the columns id,label; found id,prob"),
         (b"id,label,fold\n1,0.5,0\n2,0.5,0\n", "must have the columns"),
-        (b"id,label\n1,0.5\n", "must have 2 rows with the ids of the solution; found 1: 1 missing, such as '2'"),
+        (
+            b"id,label\n1,0.5\n",
+            "must have 2 rows with the ids of the solution; found 1: 1 missing, such as '2'",
+        ),
         (b"id,label\n1,0.5\n2,0.5\n3,0.5\n", "found 3: 1 unknown, such as '3'"),
         (b"id,label\n1,0.5\n3,0.5\n", "1 missing, such as '2'; 1 unknown, such as '3'"),
         (b"id,label\n1,0.5\n2,0.5\n1,0.5\n", "1 duplicate values in column 'id', such as '1'"),
@@ -759,7 +943,14 @@ def test_a_csv_that_cannot_be_scored_gets_the_reason(content: bytes, reason: str
 
 
 @pytest.mark.parametrize(
-    "content", [b"id,label\n2,0.9\n1,0.2", b'\xef\xbb\xbf"id","label"\r\n"1",2e-1\r\n"2",0.9\r\n', b"label,id\n0.9,2\n0.2,1\n\n"]
+    "content",
+    [
+        b"id,label\n2,0.9\n1,0.2",
+        b'\xef\xbb\xbf"id","label"\r\n"1",2e-1\r\n"2",0.9\r\n',
+        b"label,id\n0.9,2\n0.2,1\n\n",
+    ],
 )
 def test_the_form_of_a_csv_does_not_change_its_score(content: bytes) -> None:
-    assert judge(content, {"1": 0, "2": 1}, ("id", "label")).score == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
+    assert judge(content, {"1": 0, "2": 1}, ("id", "label")).score == pytest.approx(
+        -(math.log(0.9) + math.log(0.8)) / 2
+    )

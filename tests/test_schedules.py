@@ -27,7 +27,9 @@ def test_the_learning_rate_rises_in_a_line_then_falls_as_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_begins_at_the_peak_never_rises_after_it_and_keeps_the_floor(shape: str) -> None:
+def test_every_shape_begins_at_the_peak_never_rises_after_it_and_keeps_the_floor(
+    shape: str,
+) -> None:
     found = rates(schedule=shape, warmup=0.2, final_lr=0.05, decay=1e-4, epochs=20, step_epochs=5)
     assert found[20] == max(found) <= 1.0
     assert all(a >= b for a, b in itertools.pairwise(found[20:]))
@@ -43,7 +45,9 @@ def test_a_schedule_does_not_depend_on_how_many_steps_it_is_cut_into() -> None:
 
 
 def test_step_falls_by_its_factor_at_whole_epochs() -> None:
-    found = rates(20 * 39, schedule="step", warmup=0.0, decay=0.1, step_epochs=7, epochs=20, final_lr=0.0)
+    found = rates(
+        20 * 39, schedule="step", warmup=0.0, decay=0.1, step_epochs=7, epochs=20, final_lr=0.0
+    )
     falls = [step for step in range(1, len(found)) if found[step] < found[step - 1]]
     assert falls == [7 * 39, 14 * 39]
     assert found[-1] == pytest.approx(0.01)

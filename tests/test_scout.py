@@ -37,7 +37,9 @@ def table_of(workspace: Workspace) -> pd.DataFrame:
     return pd.read_csv(workspace.runs / "scout.csv").set_index("backbone")
 
 
-def test_each_backbone_and_their_features_side_by_side_get_a_row_on_the_same_photos(drawn_copy: Workspace) -> None:
+def test_each_backbone_and_their_features_side_by_side_get_a_row_on_the_same_photos(
+    drawn_copy: Workspace,
+) -> None:
     heard = Heard()
     scout(drawn_copy, TINY, CPU, heard, budget_s=600, settings=SMALL)
     table = table_of(drawn_copy)
@@ -52,12 +54,16 @@ def test_each_backbone_and_their_features_side_by_side_get_a_row_on_the_same_pho
     assert list(drawn_copy.features.rglob("*.npy"))
 
 
-def test_features_come_from_where_training_keeps_them(drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_come_from_where_training_keeps_them(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = drawn_copy.root / "w.safetensors"
     save_network(weights, build(Model(backbone="mobilenetv3_small_050", weights="random")))
     name = f"mobilenetv3_small_050={weights}"
     first = scout(drawn_copy, [name], CPU, Reporter(), budget_s=600, settings=SMALL)
-    monkeypatch.setattr(features.Store, "append", lambda *_: pytest.fail("features were computed again"))
+    monkeypatch.setattr(
+        features.Store, "append", lambda *_: pytest.fail("features were computed again")
+    )
     again = scout(drawn_copy, [name], CPU, Reporter(), budget_s=600, settings=SMALL)
     assert first["log_loss"].equals(again["log_loss"])
 
@@ -94,7 +100,10 @@ def test_what_does_not_fit_into_the_budget_is_left_out_and_the_table_stays_valid
 def test_nothing_scored_and_names_and_budgets_that_cannot_be_meant_end_in_one_line(
     drawn_copy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=r"none of 1 backbones could be scored; resnet18: no weights at /nowhere\.pth"):
+    with pytest.raises(
+        UserError,
+        match=r"none of 1 backbones could be scored; resnet18: no weights at /nowhere\.pth",
+    ):
         scout(drawn_copy, ["resnet18=/nowhere.pth"], CPU, Reporter(), budget_s=600)
     with pytest.raises(RecipeError, match="timm knows no backbone 'resnet19x'"):
         scout(drawn_copy, [*TINY, "resnet19x"], CPU, Reporter(), budget_s=600)
@@ -121,18 +130,27 @@ def test_the_advice_tells_a_difference_from_noise() -> None:
     worse = Tried(name="worse", losses=shared + rng.normal(0.02, 0.03, 2000), photo_s=0.01)
     both = Tried(name="slow + near", losses=shared * 0.8, photo_s=0.12, n_together=2)
     lines = advice([worse, near, both, best], np.arange(2000))
-    assert lines[0].startswith("side by side, slow + near beats every single backbone: a gain of +0.0")
+    assert lines[0].startswith(
+        "side by side, slow + near beats every single backbone: a gain of +0.0"
+    )
     assert lines[-1].startswith("fine-tune slow: log loss 0.03")
     assert "or near, 5.0 times as fast and not measurably worse: " in lines[-1]
     noise = rng.normal(0, 0.03, 2000)
-    weak = Tried(name="slow + near", losses=shared + noise - noise.mean() - 1e-5, photo_s=0.12, n_together=2)
-    alike = [Tried(name=f"{s} s", losses=shared + noise - noise.mean() + 1e-5, photo_s=s) for s in (0.2, 0.07)]
+    weak = Tried(
+        name="slow + near", losses=shared + noise - noise.mean() - 1e-5, photo_s=0.12, n_together=2
+    )
+    alike = [
+        Tried(name=f"{s} s", losses=shared + noise - noise.mean() + 1e-5, photo_s=s)
+        for s in (0.2, 0.07)
+    ]
     lines = advice([best, weak, *alike], np.arange(2000))
     assert "does not measurably beat slow alone: a gain of +0.00001" in lines[0]
     assert lines[-1].endswith(f"fine-tune slow: log loss {shared.mean():.5f}")
 
 
-def test_a_track_that_cannot_end_in_time_is_ended_and_its_first_step_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_track_that_cannot_end_in_time_is_ended_and_its_first_step_warms_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 0.0
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -146,5 +164,7 @@ def test_a_track_that_cannot_end_in_time_is_ended_and_its_first_step_warms_up(mo
 
     assert len(list(walk(Clock(Reporter(), 100), 30, 0.5))) == 100
     done = walk(Clock(Reporter(), 100), 1, 2)
-    with pytest.raises(OutOfTimeError, match=r"no time: 9\d s of the budget left, about 1\d\d s needed"):
+    with pytest.raises(
+        OutOfTimeError, match=r"no time: 9\d s of the budget left, about 1\d\d s needed"
+    ):
         list(done)

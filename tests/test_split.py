@@ -20,13 +20,29 @@ from comp.train.stage import train
 
 
 def manifest(n: int, group_size: int) -> pd.DataFrame:
-    table = pd.DataFrame({"id": [f"p.{row}" for row in range(n)], "label": [row % 2 for row in range(n)], "verdict": "ok"})
-    return table.assign(group=[row // group_size for row in range(n)], fold=[row // group_size % 5 for row in range(n)], sha256=table["id"])
+    table = pd.DataFrame(
+        {
+            "id": [f"p.{row}" for row in range(n)],
+            "label": [row % 2 for row in range(n)],
+            "verdict": "ok",
+        }
+    )
+    return table.assign(
+        group=[row // group_size for row in range(n)],
+        fold=[row // group_size % 5 for row in range(n)],
+        sha256=table["id"],
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(200, 600), group_size=st.integers(1, 4), shares=st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4)))
-def test_parts_have_their_shares_of_both_classes_and_no_group_is_in_two(n: int, group_size: int, shares: tuple[float, float]) -> None:
+@given(
+    n=st.integers(200, 600),
+    group_size=st.integers(1, 4),
+    shares=st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4)),
+)
+def test_parts_have_their_shares_of_both_classes_and_no_group_is_in_two(
+    n: int, group_size: int, shares: tuple[float, float]
+) -> None:
     photos = select(manifest(n, group_size), Folds(split=shares), seed=0)
     assert (photos.groupby("group")["part"].nunique() == 1).all()
     for label in (0, 1):
@@ -38,7 +54,11 @@ def test_parts_have_their_shares_of_both_classes_and_no_group_is_in_two(n: int, 
 
 
 def test_equal_shares_deal_the_folds_that_no_shares_deal() -> None:
-    keys = [f"p.{row}" for row in range(100)], [row % 2 for row in range(100)], [row // 3 for row in range(100)]
+    keys = (
+        [f"p.{row}" for row in range(100)],
+        [row % 2 for row in range(100)],
+        [row // 3 for row in range(100)],
+    )
     plain = assign_folds(*keys, n_folds=4, seed=0)
     assert np.array_equal(plain, assign_folds(*keys, n_folds=4, seed=0, shares=[1, 1, 1, 1]))
 
@@ -47,7 +67,9 @@ def test_a_split_is_fitted_once_and_reported_by_part_and_predicts(drawn_copy: Wo
     recipe = override(named("lite0_head"), ["pixels.size_px=64", "folds.split=[0.2,0.3]"])
     heard = Heard()
     run = train(drawn_copy, recipe, find_device("cpu"), heard)
-    assert [path.name for path in sorted(run.folder.glob("fold-*.safetensors"))] == ["fold-0.safetensors"]
+    assert [path.name for path in sorted(run.folder.glob("fold-*.safetensors"))] == [
+        "fold-0.safetensors"
+    ]
     oof = pd.read_csv(run.oof)
     counts = oof["fold"].value_counts()
     assert sorted(counts.index) == [0, 1]

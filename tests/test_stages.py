@@ -97,7 +97,14 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
 
     def all_four() -> float | None:
-        prepare(workspace, COMPETITION, lambda: kaggle.download(workspace.raw), kaggle.is_real, None, heard)
+        prepare(
+            workspace,
+            COMPETITION,
+            lambda: kaggle.download(workspace.raw),
+            kaggle.is_real,
+            None,
+            heard,
+        )
         run = train(workspace, HEAD, CPU, heard)
         predict(workspace, COMPETITION, HEAD, CPU, heard)
         return submit(workspace, COMPETITION, kaggle, run.folder, heard).public_score
@@ -116,7 +123,9 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     (row,) = read_ledger(workspace.ledger).rows
     figures = read_json(open_run(workspace, HEAD).folder / "calibration.json")
     assert row.public_score == score
-    assert (row.cv_raw, row.cv_clipped) == pytest.approx((figures["cv_raw"], figures["cv_clipped"]), abs=1e-6)
+    assert (row.cv_raw, row.cv_clipped) == pytest.approx(
+        (figures["cv_raw"], figures["cv_clipped"]), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,9 @@ def test_a_rehearsal_fails_unless_something_was_learnt(
         check_learning(run)
 
 
-def test_every_photo_that_trains_has_one_logit_from_the_fold_that_did_not_see_it(workspace: Workspace) -> None:
+def test_every_photo_that_trains_has_one_logit_from_the_fold_that_did_not_see_it(
+    workspace: Workspace,
+) -> None:
     run = train(workspace, HEAD, CPU, Reporter())
     manifest = read_manifest(workspace.manifest("train"))
     trained = manifest[manifest["fold"].notna()]
@@ -153,7 +164,9 @@ def test_every_photo_that_trains_has_one_logit_from_the_fold_that_did_not_see_it
     assert len(trained) < len(manifest)  # the truncated one
 
 
-def test_labels_of_a_held_out_fold_do_not_change_its_own_logits(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_labels_of_a_held_out_fold_do_not_change_its_own_logits(
+    workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Poison: flip all labels of fold 0; its logits come from the other folds and stay, those of the others move."""
     before = pd.read_csv(train(workspace, HEAD, CPU, Reporter()).oof)
     table = pd.read_csv(workspace.manifest("train"), dtype=str, keep_default_na=False)
@@ -171,7 +184,9 @@ def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None
     predict(workspace, COMPETITION, HEAD, CPU, Reporter())
     before = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
     assert list(before.index) == natural_order(before.index)
-    table = pd.read_csv(workspace.manifest("test"), dtype=str, keep_default_na=False).set_index("id", drop=False)
+    table = pd.read_csv(workspace.manifest("test"), dtype=str, keep_default_na=False).set_index(
+        "id", drop=False
+    )
     swap = {"1": "2", "2": "10", "10": "1"}
     moved = table.copy()
     for new, old in swap.items():
@@ -185,10 +200,15 @@ def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None
     predict(workspace, COMPETITION, HEAD, CPU, Reporter())
     after = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
     for id in before.index:
-        pd.testing.assert_series_equal(after.loc[[id]].reset_index(drop=True), before.loc[[swap.get(id, id)]].reset_index(drop=True))
+        pd.testing.assert_series_equal(
+            after.loc[[id]].reset_index(drop=True),
+            before.loc[[swap.get(id, id)]].reset_index(drop=True),
+        )
 
 
-def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(workspace: Workspace) -> None:
+def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(
+    workspace: Workspace,
+) -> None:
     heard = Heard()
     train(workspace, HEAD, CPU, Reporter())
     run = predict(workspace, COMPETITION, HEAD, CPU, heard)
@@ -201,7 +221,9 @@ def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(worksp
     assert f"1 test photos cannot be decoded, {blind} first" in str(heard)
 
 
-def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference = contents(train(workspace, TUNE, CPU, Reporter()).folder)
     run = open_run(workspace, TUNE)
     shutil.rmtree(run.folder)
@@ -217,8 +239,18 @@ def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(work
     monkeypatch.setattr(stage, "_fit_fold", counted)
     with pytest.raises(KeyboardInterrupt):
         train(workspace, TUNE, CPU, Reporter())
-    assert [run.checkpoint(fold).exists() for fold in run.folds] == [True, True, False, False, False]
-    monkeypatch.setattr(stage, "_fit_fold", lambda bench, fold, *rest: (fitted.append(fold), real(bench, fold, *rest)))
+    assert [run.checkpoint(fold).exists() for fold in run.folds] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    monkeypatch.setattr(
+        stage,
+        "_fit_fold",
+        lambda bench, fold, *rest: (fitted.append(fold), real(bench, fold, *rest)),
+    )
     train(workspace, TUNE, CPU, Reporter())
     assert fitted == [0, 1, 2, 3, 4]
     again = contents(run.folder)
@@ -227,8 +259,18 @@ def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(work
     }
 
 
-def test_a_fine_tune_goes_through_train_predict_and_submit(workspace: Workspace, server: RehearsalServer, tmp_path: Path) -> None:
-    recipe = override(TUNE, ["prediction.views=multi_scale", "training.trains=last:2", "folds.n=2", "training.epochs=1"])
+def test_a_fine_tune_goes_through_train_predict_and_submit(
+    workspace: Workspace, server: RehearsalServer, tmp_path: Path
+) -> None:
+    recipe = override(
+        TUNE,
+        [
+            "prediction.views=multi_scale",
+            "training.trains=last:2",
+            "folds.n=2",
+            "training.epochs=1",
+        ],
+    )
     heard = Heard()
     run = train(workspace, recipe, CPU, heard)
     predict(workspace, COMPETITION, recipe, CPU, heard)
@@ -242,7 +284,9 @@ def test_a_fine_tune_goes_through_train_predict_and_submit(workspace: Workspace,
     assert [int(line.split(b",")[0]) for line in lines[1:-1]] == list(range(1, 31))
 
 
-def test_another_clip_or_other_views_need_no_other_fit(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_clip_or_other_views_need_no_other_fit(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = train(workspace, HEAD, CPU, Reporter())
     monkeypatch.setattr(stage, "fit_head", lambda *_, **__: pytest.fail("a head was fitted"))
     for change in ("prediction.clip=0.01", "prediction.views=none"):
@@ -254,7 +298,9 @@ def test_another_clip_or_other_views_need_no_other_fit(workspace: Workspace, mon
     assert not np.array_equal(none["logit"], pd.read_csv(first.oof)["logit"])
 
 
-def test_a_subset_keeps_the_classes_even_and_its_photos_in_their_folds(workspace: Workspace) -> None:
+def test_a_subset_keeps_the_classes_even_and_its_photos_in_their_folds(
+    workspace: Workspace,
+) -> None:
     run = train(workspace, override(HEAD, ["folds.n_photos=60"]), CPU, Reporter())
     oof = pd.read_csv(run.oof, dtype={"id": str})
     assert 50 <= len(oof) <= 72
@@ -269,12 +315,19 @@ def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_pa
     with pytest.raises(StaleError, match="run `make train`"):
         predict(workspace, COMPETITION, HEAD, CPU, Reporter())
     with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
-        train(workspace, override(HEAD, ["pixels.fit=squash", "prediction.views=five_crop"]), CPU, Reporter())
+        train(
+            workspace,
+            override(HEAD, ["pixels.fit=squash", "prediction.views=five_crop"]),
+            CPU,
+            Reporter(),
+        )
     assert not workspace.runs.exists()
 
 
 def test_a_run_does_not_go_on_with_other_weights(workspace: Workspace) -> None:
-    recipe = replace(TUNE, training=FineTune(epochs=1, batch_size=32), folds=replace(TUNE.folds, n=2))
+    recipe = replace(
+        TUNE, training=FineTune(epochs=1, batch_size=32), folds=replace(TUNE.folds, n=2)
+    )
     run = train(workspace, recipe, CPU, Reporter())
     run.oof.unlink()
     began = read_json(run.folder / "run.json")
@@ -290,11 +343,16 @@ def weights_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_heads_of_weights_that_have_since_been_replaced_are_neither_taken_over_nor_asked(workspace: Workspace, weights_file: Path) -> None:
+def test_heads_of_weights_that_have_since_been_replaced_are_neither_taken_over_nor_asked(
+    workspace: Workspace, weights_file: Path
+) -> None:
     recipe, heard = override(HEAD, [f"model.weights={weights_file}"]), Heard()
     train(workspace, recipe, CPU, heard)
     torch.save(timm.create_model(HEAD.model.backbone).state_dict(), weights_file)
-    with pytest.raises(StaleError, match=r"began with other weights than .*weights\.pth: delete it, or name the old file"):
+    with pytest.raises(
+        StaleError,
+        match=r"began with other weights than .*weights\.pth: delete it, or name the old file",
+    ):
         predict(workspace, COMPETITION, recipe, CPU, heard)
     train(workspace, override(recipe, ["prediction.views=none"]), CPU, heard)
     assert "taken over" not in str(heard)
@@ -314,13 +372,29 @@ def test_a_fold_that_is_fitted_anew_is_scored_and_predicted_anew(workspace: Work
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_views_that_would_see_the_same_are_refused_where_a_photo_fills_its_canvas_in_one_direction(workspace: Workspace) -> None:
+def test_views_that_would_see_the_same_are_refused_where_a_photo_fills_its_canvas_in_one_direction(
+    workspace: Workspace,
+) -> None:
     with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
-        train(workspace, override(HEAD, ["pixels.fit=shorter", "pixels.canvas=1.0", "prediction.views=multi_scale"]), CPU, Reporter())
+        train(
+            workspace,
+            override(
+                HEAD, ["pixels.fit=shorter", "pixels.canvas=1.0", "prediction.views=multi_scale"]
+            ),
+            CPU,
+            Reporter(),
+        )
 
 
-def test_the_command_line_ends_user_errors_in_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["train", "--recipe", "nothing"], ["train", "--set", "a=1"], ["train", "--device", "tpu"], ["submit"]):
+def test_the_command_line_ends_user_errors_in_one_line_and_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["train", "--recipe", "nothing"],
+        ["train", "--set", "a=1"],
+        ["train", "--device", "tpu"],
+        ["submit"],
+    ):
         assert main([words[0], "--home", str(tmp_path), *words[1:]]) == 1
         err = capsys.readouterr().err
         assert err.startswith("error: ")

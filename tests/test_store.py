@@ -37,12 +37,18 @@ def test_a_table_reads_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_fingerprints_tell_values_and_their_order_apart_but_not_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint("1", 2), fingerprint([1, 2])}) == 4
+    assert (
+        len({fingerprint(1, 2), fingerprint(2, 1), fingerprint("1", 2), fingerprint([1, 2])}) == 4
+    )
     assert plain(named("lite0_head"))["training"]["type"] == "Head"
 
 
 def test_seeds_of_different_purposes_differ_and_of_one_purpose_agree() -> None:
     seeds = {derive_seed(0, "augment", fold, epoch) for fold in range(5) for epoch in range(5)}
     assert len(seeds) == 25
-    assert derive_seed(0, "augment", 1, 2) == derive_seed(0, "augment", 1, 2) != derive_seed(1, "augment", 1, 2)
+    assert (
+        derive_seed(0, "augment", 1, 2)
+        == derive_seed(0, "augment", 1, 2)
+        != derive_seed(1, "augment", 1, 2)
+    )
     assert all(0 <= seed < 2**63 for seed in seeds)

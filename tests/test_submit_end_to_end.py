@@ -18,7 +18,14 @@ from comp.submit import stage, upload
 from comp.submit.ledger import LedgerRow, read_ledger
 
 LABELS = {name: place % 2 for place, name in enumerate(SAMPLE_IDS)}
-HASTE = Patience(wait_first_s=0.02, wait_most_s=0.1, poll_first_s=0.02, poll_most_s=0.1, listed_s=1.0, retry_s=20.0)
+HASTE = Patience(
+    wait_first_s=0.02,
+    wait_most_s=0.1,
+    poll_first_s=0.02,
+    poll_most_s=0.1,
+    listed_s=1.0,
+    retry_s=20.0,
+)
 
 
 class Bench:
@@ -29,10 +36,20 @@ class Bench:
         self.server = server
         self.kaggle = kaggle
         self._n_before = (len(server.submissions), server.n_uploads)
-        self.run = make_run(self.workspace, seed=1000 + len(server.requests))  # a file that no test before has submitted
+        self.run = make_run(
+            self.workspace, seed=1000 + len(server.requests)
+        )  # a file that no test before has submitted
 
     def submit(self, limit_s: float = 20.0, force: bool = False) -> LedgerRow:
-        return stage.submit(self.workspace, COMPETITION, self.kaggle, self.run, Reporter(), force=force, limit_s=limit_s)
+        return stage.submit(
+            self.workspace,
+            COMPETITION,
+            self.kaggle,
+            self.run,
+            Reporter(),
+            force=force,
+            limit_s=limit_s,
+        )
 
     @property
     def rows(self) -> tuple[LedgerRow, ...]:
@@ -54,9 +71,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rehearsal
     archive, solution = folder / "archive.zip", folder / "solution.csv"
     with zipfile.ZipFile(archive, "w") as bundle:
         bundle.writestr(COMPETITION.sample, "id,label\n")
-    solution.write_text("id,label\n" + "".join(f"{name},{label}\n" for name, label in LABELS.items()))
+    solution.write_text(
+        "id,label\n" + "".join(f"{name},{label}\n" for name, label in LABELS.items())
+    )
     with RehearsalServer(archive, solution, daily_limit=1000) as server:
-        kaggle = Kaggle(COMPETITION, Reporter(), env=server.environment(folder / "home"), patience=HASTE)
+        kaggle = Kaggle(
+            COMPETITION, Reporter(), env=server.environment(folder / "home"), patience=HASTE
+        )
         yield server, kaggle
         kaggle.close()
 
@@ -80,23 +101,42 @@ def test_a_run_is_scored_once_by_the_very_bytes_on_disk_and_no_token_is_left_beh
     row = bench.submit()
     lines = (bench.workspace.submissions / row.file).read_text().splitlines()[1:]
     probs = {name: float(prob) for name, prob in (line.split(",") for line in lines)}
-    assert row.public_score == pytest.approx(log_loss(list(LABELS.values()), [probs[name] for name in LABELS]), abs=6e-6)
+    assert row.public_score == pytest.approx(
+        log_loss(list(LABELS.values()), [probs[name] for name in LABELS]), abs=6e-6
+    )
     (known,) = bench.submissions
-    assert (row.ref, row.sha256, row.message, row.status) == (known.ref, known.sha256, known.description, "complete")
+    assert (row.ref, row.sha256, row.message, row.status) == (
+        known.ref,
+        known.sha256,
+        known.description,
+        "complete",
+    )
     assert bench.submit() == row
     assert (bench.n_uploads, bench.rows) == (1, (row,))
     assert bench.submit(force=True).ref != row.ref
     assert len(bench.submissions) == len(bench.rows) == 2
     token = bench.server.account.token
-    written = [path.read_bytes() for path in bench.workspace.submissions.rglob("*") if path.is_file()]
+    written = [
+        path.read_bytes() for path in bench.workspace.submissions.rglob("*") if path.is_file()
+    ]
     assert token not in "".join(capfd.readouterr())
     assert not any(token.encode() in content for content in written)
 
 
 @pytest.mark.parametrize(
-    "fault", ["submit-lost:1", "upload-503:1", "upload-reset:1", "score-delayed:3", "list-delayed:2", "503:2:on=ListSubmissions"]
+    "fault",
+    [
+        "submit-lost:1",
+        "upload-503:1",
+        "upload-reset:1",
+        "score-delayed:3",
+        "list-delayed:2",
+        "503:2:on=ListSubmissions",
+    ],
 )
-def test_after_a_fault_that_passes_there_is_one_submission_with_a_score_in_one_row(start: Callable[..., Bench], fault: str) -> None:
+def test_after_a_fault_that_passes_there_is_one_submission_with_a_score_in_one_row(
+    start: Callable[..., Bench], fault: str
+) -> None:
     bench = start(fault)
     row = bench.submit()
     (known,) = bench.submissions
@@ -115,7 +155,12 @@ def test_after_a_fault_that_passes_there_is_one_submission_with_a_score_in_one_r
     ],
 )
 def test_a_fault_that_stays_ends_in_one_line_with_its_cause_and_a_true_ledger(
-    start: Callable[..., Bench], fault: str, kind: type[UserError], words: str, n_submissions: int, statuses: list[str]
+    start: Callable[..., Bench],
+    fault: str,
+    kind: type[UserError],
+    words: str,
+    n_submissions: int,
+    statuses: list[str],
 ) -> None:
     bench = start(fault)
     with pytest.raises(kind, match=words) as caught:
@@ -125,7 +170,9 @@ def test_a_fault_that_stays_ends_in_one_line_with_its_cause_and_a_true_ledger(
     assert [row.status for row in bench.rows] == statuses
 
 
-def test_a_crash_after_the_upload_is_repaired_from_kaggles_list(start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_after_the_upload_is_repaired_from_kaggles_list(
+    start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = start()
 
     def crash(path: Path, row: LedgerRow) -> None:

@@ -75,7 +75,9 @@ def test_columns_that_a_hand_has_added_or_moved_stay_where_they_are(path: Path) 
     path.write_bytes(first)
     write_row(path, ROW)
     assert read_ledger(path).rows == (ROW,)
-    path.write_bytes(path.read_bytes().replace(b"Z,\n", b"Z,best so far\n").replace(b",0.0341,", b",3.410e-2,"))
+    path.write_bytes(
+        path.read_bytes().replace(b"Z,\n", b"Z,best so far\n").replace(b",0.0341,", b",3.410e-2,")
+    )
     write_row(path, replace(ROW, status="complete", public_score=0.03))
     assert path.read_bytes().startswith(first)
     assert path.read_bytes().endswith(b"Z,best so far\n")
@@ -99,7 +101,9 @@ def test_a_file_without_a_last_line_end_gains_a_row_and_not_a_longer_one(path: P
         (b",lite0_head,", b",lite0_head,oops,", "line 2: has 14 cells for 13 columns"),
     ],
 )
-def test_a_damaged_cell_is_remarked_on_and_the_row_still_known_by_its_hash(path: Path, old: bytes, new: bytes, words: str) -> None:
+def test_a_damaged_cell_is_remarked_on_and_the_row_still_known_by_its_hash(
+    path: Path, old: bytes, new: bytes, words: str
+) -> None:
     write_row(path, ROW)
     write_row(path, rows(2)[1])
     path.write_bytes(path.read_bytes().replace(old, new, 1))
@@ -115,7 +119,9 @@ def test_a_line_that_is_no_row_is_remarked_on_and_survives(path: Path, line: byt
     write_row(path, rows(2)[1])
     ledger = read_ledger(path)
     assert ledger.rows == tuple(rows(2))
-    assert [remark.split(" and")[0] for remark in ledger.remarks] == ["ledger.csv line 3: names no sha256"]
+    assert [remark.split(" and")[0] for remark in ledger.remarks] == [
+        "ledger.csv line 3: names no sha256"
+    ]
     assert line in path.read_bytes()
 
 
@@ -146,12 +152,18 @@ def test_processes_that_write_at_once_lose_no_row(path: Path) -> None:
     for writer in writers:
         writer.join()
     assert sorted(row.ref or 0 for row in read_ledger(path).rows) == [row.ref for row in rows(80)]
-    assert [row.ref for row in read_ledger(path).rows if (row.ref or 0) < 40_000_021] == [row.ref for row in rows(20)]
+    assert [row.ref for row in read_ledger(path).rows if (row.ref or 0) < 40_000_021] == [
+        row.ref for row in rows(20)
+    ]
 
 
 def test_the_commit_is_marked_dirty_only_where_the_code_differs(tmp_path: Path) -> None:
     def git(*words: str) -> None:
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *words], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *words],
+            check=True,
+            capture_output=True,
+        )
 
     code = tmp_path / "comp"
     code.mkdir()

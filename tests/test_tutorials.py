@@ -35,7 +35,10 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[int]]] = {
         },
         [VGG_DENSE + VGG_HEAD],
     ),
-    "vgg16_last_layer": ({"training.optimiser": "sgd", "training.peak_lr": 0.001, "pixels.normalise": "backbone"}, [VGG_HEAD]),
+    "vgg16_last_layer": (
+        {"training.optimiser": "sgd", "training.peak_lr": 0.001, "pixels.normalise": "backbone"},
+        [VGG_HEAD],
+    ),
     "vgg16_finetune": (
         {
             "training.crop": "pad-and-crop",
@@ -84,15 +87,28 @@ def test_a_tutorials_recipe_has_its_knobs_and_trains_as_many_parameters(name: st
     assert [freeze(network, phase.trains)[0] for phase in recipe.training.phases()] == counts
 
 
-def test_the_last_block_of_vgg16_is_its_fifth_and_those_of_inception_v3_are_the_two_below_the_pool() -> None:
-    vgg, inception = network_of(named("vgg16_last_block")), network_of(named("inception_last_blocks"))
+def test_the_last_block_of_vgg16_is_its_fifth_and_those_of_inception_v3_are_the_two_below_the_pool() -> (
+    None
+):
+    vgg, inception = (
+        network_of(named("vgg16_last_block")),
+        network_of(named("inception_last_blocks")),
+    )
     freeze(vgg, "from:features.24")
     below = {name.rpartition(".")[0] for name in trained_names(vgg) if name.startswith("features")}
     assert below == {"features.24", "features.26", "features.28"}
     assert isinstance(vgg.get_submodule("features.23"), nn.MaxPool2d)  # the end of block 4
-    assert {name.partition(".")[0] for name in trained_names(vgg)} == {"features", "pre_logits", "head"}
+    assert {name.partition(".")[0] for name in trained_names(vgg)} == {
+        "features",
+        "pre_logits",
+        "head",
+    }
     freeze(inception, "from:Mixed_7b")
-    assert {name.partition(".")[0] for name in trained_names(inception)} == {"Mixed_7b", "Mixed_7c", "fc"}
+    assert {name.partition(".")[0] for name in trained_names(inception)} == {
+        "Mixed_7b",
+        "Mixed_7c",
+        "fc",
+    }
 
 
 def test_block_4_of_vgg19_ends_in_the_layer_that_the_svm_is_given() -> None:
@@ -103,7 +119,9 @@ def test_block_4_of_vgg19_ends_in_the_layer_that_the_svm_is_given() -> None:
     assert network_of(recipe).get_classifier().in_features == 512  # type: ignore[operator]
 
 
-def test_the_rate_of_the_inception_bottleneck_falls_from_a_tenth_to_a_thousandth_in_10_000_steps() -> None:
+def test_the_rate_of_the_inception_bottleneck_falls_from_a_tenth_to_a_thousandth_in_10_000_steps() -> (
+    None
+):
     training = named("inception_bottleneck").training
     assert isinstance(training, FineTune)
     n_steps = training.epochs * (int(25_000 * 0.8) // training.batch_size)
@@ -121,10 +139,18 @@ def test_every_setting_that_a_docstring_offers_can_be_set_and_changes_the_recipe
     for offered in re.findall(r'SET="([^"]+)"', " ".join((RECIPES[name].__doc__ or "").split())):
         changed = override(recipe, offered.split())
         assert changed.key() != recipe.key(), offered
-        assert dataclasses.replace(changed, model=recipe.model, pixels=recipe.pixels, training=recipe.training) == recipe
+        assert (
+            dataclasses.replace(
+                changed, model=recipe.model, pixels=recipe.pixels, training=recipe.training
+            )
+            == recipe
+        )
 
 
-@pytest.mark.parametrize(("name", "size_px"), [("vit_base", 224), ("vit_base", 448), ("eva02_base", 224), ("eva02_base", 448)])
+@pytest.mark.parametrize(
+    ("name", "size_px"),
+    [("vit_base", 224), ("vit_base", 448), ("eva02_base", 224), ("eva02_base", 448)],
+)
 def test_transformers_are_built_at_both_sizes(name: str, size_px: int) -> None:
     recipe = override(named(name), [f"pixels.size_px={size_px}"])
     network = network_of(recipe)

@@ -27,7 +27,9 @@ TINY = Recipe(
     pixels=Pixels(size_px=32, canvas=1.0),
     training=Head(views="none", n_inner=2, penalties=(1e-3, 1e-1)),
 )
-PHOTOS = pd.DataFrame({"id": ["a", "b", "c", "d", "e"], "label": [0, 1, 0, 1, 1], "fold": [0, 1, 0, 1, 1]})
+PHOTOS = pd.DataFrame(
+    {"id": ["a", "b", "c", "d", "e"], "label": [0, 1, 0, 1, 1], "fold": [0, 1, 0, 1, 1]}
+)
 
 
 def written(path: Path, *rows: str) -> Path:
@@ -35,16 +37,24 @@ def written(path: Path, *rows: str) -> Path:
     return path
 
 
-def test_each_verdict_makes_the_target_that_it_names_and_a_photo_without_one_keeps_its_label(tmp_path: Path) -> None:
-    verdicts = read_verdicts(written(tmp_path / "v.csv", "a,flip", "b,drop", "c,soft:0.3", "d,keep"))
+def test_each_verdict_makes_the_target_that_it_names_and_a_photo_without_one_keeps_its_label(
+    tmp_path: Path,
+) -> None:
+    verdicts = read_verdicts(
+        written(tmp_path / "v.csv", "a,flip", "b,drop", "c,soft:0.3", "d,keep")
+    )
     learnt = targets(PHOTOS, verdicts)
     assert learnt[[0, 2, 3, 4]].tolist() == [1.0, 0.3, 1.0, 1.0]
     assert np.isnan(learnt[1])
     assert learners(PHOTOS.assign(target=learnt), 0).tolist() == [False, False, False, True, True]
 
 
-@pytest.mark.parametrize(("wanted", "ids"), [("all", "abc"), ("flip", "a"), ("drop", "b"), ("soft", "c"), ("b", "b")])
-def test_a_recipe_names_all_verdicts_one_kind_or_one_photo(tmp_path: Path, wanted: str, ids: str) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "ids"), [("all", "abc"), ("flip", "a"), ("drop", "b"), ("soft", "c"), ("b", "b")]
+)
+def test_a_recipe_names_all_verdicts_one_kind_or_one_photo(
+    tmp_path: Path, wanted: str, ids: str
+) -> None:
     path = written(tmp_path / "v.csv", "a,flip", "b,drop", "c,soft:0.3", "d,keep")
     assert set(chosen_verdicts(path, wanted)) == set(ids)
 
@@ -67,12 +77,17 @@ def test_verdicts_that_cannot_be_meant_are_refused_in_one_line(tmp_path: Path) -
 
 def test_a_soft_label_moves_the_head_between_those_of_the_two_hard_ones() -> None:
     rng = np.random.default_rng(0)
-    x, y = torch.from_numpy(rng.normal(size=(60, 3))), torch.from_numpy((np.arange(60) % 2).astype(float))
+    x, y = (
+        torch.from_numpy(rng.normal(size=(60, 3))),
+        torch.from_numpy((np.arange(60) % 2).astype(float)),
+    )
 
     def said(label: float) -> float:
         labels = y.clone()
         labels[0] = label
-        return float(fit_head(x, labels, list(range(60)), penalties=(1e-2,), n_inner=2, seed=0).logits(x)[0])
+        return float(
+            fit_head(x, labels, list(range(60)), penalties=(1e-2,), n_inner=2, seed=0).logits(x)[0]
+        )
 
     assert said(0.0) < said(0.3) < said(0.6) < said(1.0)
 
@@ -80,15 +95,25 @@ def test_a_soft_label_moves_the_head_between_those_of_the_two_hard_ones() -> Non
 def test_a_solved_head_learns_the_targets_and_not_the_labels() -> None:
     x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     label = (x[:, 0] > 0).astype(int)
-    photos = pd.DataFrame({"label": label, "target": 1.0 - label, "group": range(60), "fold": np.arange(60) % 2})
-    said = solved_head(x, photos, 0, Head(n_inner=2, penalties=(1e-2,)), 0).logits(torch.from_numpy(x)).numpy()
+    photos = pd.DataFrame(
+        {"label": label, "target": 1.0 - label, "group": range(60), "fold": np.arange(60) % 2}
+    )
+    said = (
+        solved_head(x, photos, 0, Head(n_inner=2, penalties=(1e-2,)), 0)
+        .logits(torch.from_numpy(x))
+        .numpy()
+    )
     assert ((said > 0) == (label == 0)).mean() > 0.9
 
 
-def test_a_run_scores_the_original_labels_of_all_photos_whatever_the_verdicts(drawn_copy: Workspace) -> None:
+def test_a_run_scores_the_original_labels_of_all_photos_whatever_the_verdicts(
+    drawn_copy: Workspace,
+) -> None:
     manifest = pd.read_csv(drawn_copy.manifest("train"), dtype=str)
     ids = list(manifest["id"][manifest["fold"].notna()])
-    written(drawn_copy.verdicts, *(f"{id},flip" for id in ids[:6]), *(f"{id},drop" for id in ids[40:46]))
+    written(
+        drawn_copy.verdicts, *(f"{id},flip" for id in ids[:6]), *(f"{id},drop" for id in ids[40:46])
+    )
     heard = Heard()
     torch.manual_seed(0)  # of the random weights, which must be the same twice
     plain = pd.read_csv(train(drawn_copy, TINY, CPU, Reporter()).oof)
@@ -99,10 +124,15 @@ def test_a_run_scores_the_original_labels_of_all_photos_whatever_the_verdicts(dr
     assert "verdicts applied to 12 of 79 training photos: 6 flip, 6 drop" in str(heard)
 
 
-def test_without_the_knob_verdicts_change_nothing_and_with_it_another_verdict_is_another_run(drawn_copy: Workspace) -> None:
+def test_without_the_knob_verdicts_change_nothing_and_with_it_another_verdict_is_another_run(
+    drawn_copy: Workspace,
+) -> None:
     asking = override(TINY, ["folds.verdicts=all"])
     written(drawn_copy.verdicts, "cat.0,flip")
-    plain, flipped = open_run(drawn_copy, TINY).fit_fingerprint, open_run(drawn_copy, asking).fit_fingerprint
+    plain, flipped = (
+        open_run(drawn_copy, TINY).fit_fingerprint,
+        open_run(drawn_copy, asking).fit_fingerprint,
+    )
     written(drawn_copy.verdicts, "cat.0,drop")
     assert open_run(drawn_copy, TINY).fit_fingerprint == plain
     assert open_run(drawn_copy, asking).fit_fingerprint != flipped
@@ -113,7 +143,10 @@ def test_fine_tuning_is_fed_the_targets(drawn_copy: Workspace) -> None:
     learnt = list(manifest["id"][manifest["fold"] > 0])
     written(drawn_copy.verdicts, f"{learnt[0]},soft:0.25", f"{learnt[1]},drop")
     training = FineTune(epochs=1, batch_size=2)
-    recipe = override(Recipe(name="t", model=TINY.model, pixels=TINY.pixels, training=training), ["folds.verdicts=all"])
+    recipe = override(
+        Recipe(name="t", model=TINY.model, pixels=TINY.pixels, training=training),
+        ["folds.verdicts=all"],
+    )
     bench = open_workbench(open_run(drawn_copy, recipe), CPU, Reporter(), with_test=False)
     _, batches = begin_fold(bench, 0, training, None)
     fed = torch.cat([labels for _, labels in batches])

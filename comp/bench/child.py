@@ -24,9 +24,13 @@ class Child:
     """The other end of a process; starts it."""
 
     def __init__(self, process: str, setup: Setup) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit our allocator and threads
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork would inherit our allocator and threads
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, process, setup, multiprocessing.get_start_method()))
+        self._process = context.Process(
+            target=serve, args=(theirs, process, setup, multiprocessing.get_start_method())
+        )
         self._process.start()
         theirs.close()
 
@@ -50,7 +54,9 @@ class Child:
         except (EOFError, OSError) as error:
             self._process.join(GOODBYE_S)
             code = self._process.exitcode
-            raise RowFailedError(f"its process ended with status {code}: is there memory enough?") from error
+            raise RowFailedError(
+                f"its process ended with status {code}: is there memory enough?"
+            ) from error
         if kind == "failed":
             raise RowFailedError(answer)
         return answer
@@ -93,7 +99,9 @@ class Children:
             if not self._children[process].is_alive():
                 del self._children[process]  # the next row of its kind gets a new one
             self.failed[row] = str(error)
-            self._reporter.warn(f"row {row} failed and is left out: {self.failed[row].splitlines()[-1]}")
+            self._reporter.warn(
+                f"row {row} failed and is left out: {self.failed[row].splitlines()[-1]}"
+            )
             return None
 
     def __enter__(self) -> "Children":
@@ -105,7 +113,9 @@ class Children:
 
 def serve(connection: Connection, process: str, setup: Setup, start_method: str) -> None:
     """Run the rows that are asked for until nobody is there to ask. Loaders start their workers as they would elsewhere."""
-    multiprocessing.set_start_method(start_method, force=True)  # or else as this process was: by spawn, which is slow
+    multiprocessing.set_start_method(
+        start_method, force=True
+    )  # or else as this process was: by spawn, which is slow
     from comp.train.device import keep_big_blocks
 
     if process.startswith(OURS):

@@ -19,14 +19,18 @@ def fastest(setup: Setup) -> Work:
     paths = sorted((setup.root / "photos").rglob("*.jpg"))
 
     def one(path: Path) -> None:
-        planes = decode_jpeg(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8), ImageReadMode.RGB)
+        planes = decode_jpeg(
+            torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8), ImageReadMode.RGB
+        )
         v2.resize(planes, [setup.size_px], InterpolationMode.BICUBIC, antialias=True)
 
     def work(clock: Clock) -> Done:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         with clock, ThreadPoolExecutor(n_cores()) as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision says at each call that TorchCodec will take its decoder's place one day
+            warnings.simplefilter(
+                "ignore"
+            )  # torchvision says at each call that TorchCodec will take its decoder's place one day
             list(pool.map(one, paths))
         torch.set_num_threads(before)
         return Done(n_photos=len(paths))
@@ -40,7 +44,12 @@ def as_tutorials(setup: Setup) -> Work:
 
     def work(clock: Clock) -> Done:
         with clock:
-            n_photos = sum(len(images) for images, _ in loader_of(setup, "train", centred(setup), 2 * setup.peer_photos, n_cores()))
+            n_photos = sum(
+                len(images)
+                for images, _ in loader_of(
+                    setup, "train", centred(setup), 2 * setup.peer_photos, n_cores()
+                )
+            )
         return Done(n_photos=n_photos)
 
     return work

@@ -22,7 +22,9 @@ class _CutOffError(Exception):
 
 def rate(setup: Setup) -> Work:
     """Training steps of the unfrozen network, as in the second part of `fine_tune`."""
-    learners = [_learner(setup, n_photos) for n_photos in (setup.batch, setup.batch + setup.peer_photos)]
+    learners = [
+        _learner(setup, n_photos) for n_photos in (setup.batch, setup.batch + setup.peer_photos)
+    ]
 
     def fit(learner: Any) -> None:
         with learner.no_bar(), learner.no_logging():
@@ -32,7 +34,9 @@ def rate(setup: Setup) -> Work:
         learner.unfreeze()
     short, long = (partial(fit, learner) for learner in learners)
     short()
-    return without_start(short, long, (len(learners[1].dls.train) - len(learners[0].dls.train)) * setup.batch)
+    return without_start(
+        short, long, (len(learners[1].dls.train) - len(learners[0].dls.train)) * setup.batch
+    )
 
 
 def tta(setup: Setup) -> Work:
@@ -66,7 +70,11 @@ def score(setup: Setup) -> Work:
             except _CutOffError:
                 cut = True
                 _look(course, learner)
-        return Done(n_photos=2 * len(learner.dls.train_ds), figures={"cut off": float(cut)}, looks=tuple(course.looks))
+        return Done(
+            n_photos=2 * len(learner.dls.train_ds),
+            figures={"cut off": float(cut)},
+            looks=tuple(course.looks),
+        )
 
     return work
 
@@ -94,12 +102,16 @@ def _look(course: Course, learner: Any) -> None:
     """The log loss of the network as it is, by fastai's own loader of the held-out photos."""
     with course.look() as found:
         learner.model.eval()
-        found(loss_of(lambda images: learner.model(images).diff(dim=1).squeeze(1), learner.dls.valid))
+        found(
+            loss_of(lambda images: learner.model(images).diff(dim=1).squeeze(1), learner.dls.valid)
+        )
 
 
 def _learner(setup: Setup, n_photos: int | None) -> Any:
     """fastai's usual learner of two classes, on `n_photos` photos, evenly over classes."""
-    from fastai.vision import all as fastai  # all of it, as its users have it: parts of a learner are added by its modules
+    from fastai.vision import (
+        all as fastai,
+    )  # all of it, as its users have it: parts of a learner are added by its modules
 
     shown, root = input_of(setup.model), setup.root / "classes"
     learnt = sorted(fastai.get_image_files(root / "train"))
@@ -110,9 +122,14 @@ def _learner(setup: Setup, n_photos: int | None) -> Any:
         get_y=fastai.parent_label,
         splitter=fastai.GrandparentSplitter(valid_name="held"),
         item_tfms=fastai.Resize(round(setup.size_px / 0.875)),
-        batch_tfms=[*fastai.aug_transforms(size=setup.size_px), fastai.Normalize.from_stats(shown.mean, shown.std)],
+        batch_tfms=[
+            *fastai.aug_transforms(size=setup.size_px),
+            fastai.Normalize.from_stats(shown.mean, shown.std),
+        ],
     )
-    loaders = block.dataloaders(root, bs=setup.batch, num_workers=N_WORKERS, device=torch.device("cpu"))
+    loaders = block.dataloaders(
+        root, bs=setup.batch, num_workers=N_WORKERS, device=torch.device("cpu")
+    )
 
     def backbone(pretrained: bool) -> Any:  # noqa: ARG001  # its weights are ours
         return build(setup.model, size_px=setup.size_px)

@@ -83,7 +83,9 @@ def step(
 
     def steps(n: int) -> None:
         for _ in range(n):
-            with torch.autocast(where.where.type, dtype) if dtype != torch.float32 else nullcontext():
+            with (
+                torch.autocast(where.where.type, dtype) if dtype != torch.float32 else nullcontext()
+            ):
                 loss = binary_cross_entropy_with_logits(network(images).squeeze(1).float(), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -105,8 +107,12 @@ def wait(device: Device) -> None:
         torch.cuda.synchronize(device.where)
 
 
-def _resident(setup: Setup, model: Model, batch: int, device: Device, channels_last: bool) -> tuple[nn.Module, Tensor]:
+def _resident(
+    setup: Setup, model: Model, batch: int, device: Device, channels_last: bool
+) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, size_px=setup.size_px).to(device.where).to(memory_format=layout)
-    images = torch.randn(batch, 3, setup.size_px, setup.size_px, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        batch, 3, setup.size_px, setup.size_px, generator=torch.Generator().manual_seed(0)
+    )
     return network, images.to(device.where).to(memory_format=layout)

@@ -40,7 +40,14 @@ def features(setup: Setup, *, n_photos: int, model: Model = SMALL) -> Work:
 
     def work(clock: Clock) -> Done:
         with clock, peaks() as figures:
-            features_of(setup.root / "work" / f"kept-{n_photos}", embedder, pixels, list(pixels.ids), View(name="centre"), SILENT)
+            features_of(
+                setup.root / "work" / f"kept-{n_photos}",
+                embedder,
+                pixels,
+                list(pixels.ids),
+                View(name="centre"),
+                SILENT,
+            )
         return Done(n_photos=n_photos, figures=figures)
 
     return work
@@ -57,8 +64,12 @@ def finetune(setup: Setup, *, n_photos: int, model: Model = SMALL) -> Work:
     def work(clock: Clock) -> Done:
         labels = [float(row % 2) for row in range(n_photos)]
         with clock, peaks() as figures:
-            batches = training_batches(pixels, range(n_photos), labels, training, setup.size_px, bench.device, seed=0)
-            fine_tune(bench.network(), batches, len(batches), training, bench.shown, bench.device, unheard)
+            batches = training_batches(
+                pixels, range(n_photos), labels, training, setup.size_px, bench.device, seed=0
+            )
+            fine_tune(
+                bench.network(), batches, len(batches), training, bench.shown, bench.device, unheard
+            )
         return Done(n_photos=n_photos, figures=figures)
 
     return work
@@ -68,7 +79,9 @@ def finetune(setup: Setup, *, n_photos: int, model: Model = SMALL) -> Work:
 def peaks() -> Iterator[dict[str, float]]:
     """The most memory that the block needs, in MB: all of it, and what no file backs; the kernel may take the rest back at any time."""
     figures: dict[str, float] = {}
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew: man 5 proc
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="ascii"
+    )  # the peak begins anew: man 5 proc
     highest, over = [_status_mb("RssAnon")], threading.Event()
 
     def watch() -> None:
@@ -86,7 +99,9 @@ def peaks() -> Iterator[dict[str, float]]:
 
 
 def _status_mb(name: str) -> float:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    found = re.search(
+        rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE
+    )
     return int(found[1]) / 1024 if found else float("nan")
 
 

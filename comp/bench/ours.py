@@ -38,10 +38,17 @@ SILENT = Silent()
 MANY = 1000  # epochs: more than any round takes
 
 
-def recipe_of(setup: Setup, name: str, settings: Sequence[str] = (), model: Model | None = None) -> Recipe:
+def recipe_of(
+    setup: Setup, name: str, settings: Sequence[str] = (), model: Model | None = None
+) -> Recipe:
     """The recipe called `name` with the network and size of the bench, and `settings` such as training.epochs=3."""
     recipe = named(name)
-    return override(replace(recipe, model=model or setup.model, pixels=replace(recipe.pixels, size_px=setup.size_px)), settings)
+    return override(
+        replace(
+            recipe, model=model or setup.model, pixels=replace(recipe.pixels, size_px=setup.size_px)
+        ),
+        settings,
+    )
 
 
 def data(setup: Setup) -> Work:
@@ -61,7 +68,10 @@ def decode(setup: Setup) -> Work:
     """Photos of a manifest into an empty store of pixels."""
     recipe = recipe_of(setup, "lite0_head")
     workspace = _shared(setup, recipe)
-    manifests, geometry = [read_manifest(workspace.manifest(split)) for split in SPLITS], geometry_of(recipe, input_for(recipe))
+    manifests, geometry = (
+        [read_manifest(workspace.manifest(split)) for split in SPLITS],
+        geometry_of(recipe, input_for(recipe)),
+    )
 
     def work(clock: Clock) -> Done:
         empty = _empty(setup, "decode")
@@ -104,7 +114,10 @@ def run(setup: Setup, *, name: str = "lite0_head", settings: Sequence[str] = ())
             predict(workspace, COMPETITION, recipe, device, SILENT)
             found(_held_loss(setup, fitted))
         oof = pd.read_csv(fitted.oof)
-        figures = {"out of fold": logit_log_loss(oof["label"], oof["logit"]), "out-of-fold photos": len(oof)}
+        figures = {
+            "out of fold": logit_log_loss(oof["label"], oof["logit"]),
+            "out-of-fold photos": len(oof),
+        }
         figures["views"] = len(oof) * _n_views(recipe)
         return Done(n_photos=len(files(setup.root)), figures=figures, looks=tuple(course.looks))
 
@@ -157,7 +170,16 @@ def finetune(
 def tail(setup: Setup, *, n_steps: int) -> Work:
     """Steps of the last stage on activations that are kept, of one draw of some photos."""
     few = f"folds.n_photos={10 * setup.batch}"
-    recipe = recipe_of(setup, "lite0_tail", ("training.cached_views=1", "training.head_start=false", f"training.trains={setup.tail}", few))
+    recipe = recipe_of(
+        setup,
+        "lite0_tail",
+        (
+            "training.cached_views=1",
+            "training.head_start=false",
+            f"training.trains={setup.tail}",
+            few,
+        ),
+    )
     bench = workbench(setup, recipe)
     training = replace(bench.fine_tune, batch_size=setup.batch, epochs=MANY)
     embedder, _ = bench.frozen(bench.backbone())
@@ -180,7 +202,9 @@ def tail(setup: Setup, *, n_steps: int) -> Work:
     return work
 
 
-def loader(setup: Setup, *, n_batches: int, n_before: int, model: Model, batch: int, device: str) -> Work:
+def loader(
+    setup: Setup, *, n_batches: int, n_before: int, model: Model, batch: int, device: str
+) -> Work:
     """The loader alone, as fine-tuning on `device` sets it up."""
     _, training, _, batches = _begun(setup, (), model, batch, device)
 
@@ -200,7 +224,12 @@ def _begun(
     setup: Setup, settings: Sequence[str], model: Model | None, batch: int, device: str
 ) -> tuple[Workbench, FineTune, nn.Module, DataLoader[Batch]]:
     """A fine-tune of fold 0 that is about to begin, with batches for longer than any round takes."""
-    recipe = recipe_of(setup, "lite0_finetune", (f"training.batch_size={batch}", "training.head_start=false", *settings), model)
+    recipe = recipe_of(
+        setup,
+        "lite0_finetune",
+        (f"training.batch_size={batch}", "training.head_start=false", *settings),
+        model,
+    )
     bench, training = workbench(setup, recipe, find_device(device)), recipe.training
     assert isinstance(training, FineTune)
     network, batches = begin_fold(bench, 0, replace(training, epochs=MANY), None)
@@ -214,7 +243,11 @@ def prediction(setup: Setup, *, n_batches: int) -> Work:
     embedder, _ = bench.embedder(bench.network())
     ids = bench.test_ids[: n_batches * setup.batch]
     n_features = bench.network().get_classifier().in_features  # type: ignore[operator]  # timm's, which has no types
-    blank = LinearHead(weight=torch.zeros(n_features, dtype=torch.float64), bias=torch.zeros(1, dtype=torch.float64)[0], penalty=0.0)
+    blank = LinearHead(
+        weight=torch.zeros(n_features, dtype=torch.float64),
+        bias=torch.zeros(1, dtype=torch.float64)[0],
+        penalty=0.0,
+    )
 
     def work(clock: Clock) -> Done:
         bench.logits(embedder, blank, ids[: setup.batch])
@@ -237,7 +270,9 @@ def _held_loss(setup: Setup, fitted: Run) -> float:
 
 
 def workbench(setup: Setup, recipe: Recipe, device: Device | None = None) -> Workbench:
-    return open_workbench(open_run(_shared(setup, recipe), recipe), device or find_device("cpu"), SILENT)
+    return open_workbench(
+        open_run(_shared(setup, recipe), recipe), device or find_device("cpu"), SILENT
+    )
 
 
 def _shared(setup: Setup, recipe: Recipe) -> Workspace:
@@ -259,7 +294,9 @@ def _empty(setup: Setup, name: str) -> Workspace:
 
 def _make_data(setup: Setup, workspace: Workspace, recipe: Recipe) -> None:
     """What the stage `data` does after unpacking."""
-    table, thumbnails = scan(workspace, files(setup.root), geometry_of(recipe, input_for(recipe)), SILENT)
+    table, thumbnails = scan(
+        workspace, files(setup.root), geometry_of(recipe, input_for(recipe)), SILENT
+    )
     manifests = manifests_of(table, thumbnails, COMPETITION)
     for split in SPLITS:
         write_manifest(workspace.manifest(split), manifests[split])

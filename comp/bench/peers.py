@@ -65,7 +65,11 @@ def score(setup: Setup, make: Maker) -> Work:
                 number += 1
                 with course.look() as found:
                     found(loop.held_loss())
-        return Done(n_photos=number * loop.n_photos, figures={"cut off": float(cut)}, looks=tuple(course.looks))
+        return Done(
+            n_photos=number * loop.n_photos,
+            figures={"cut off": float(cut)},
+            looks=tuple(course.looks),
+        )
 
     return work
 

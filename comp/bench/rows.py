@@ -24,8 +24,12 @@ class Setup:
     size_px: int = 224
     tail: str = "from:blocks.6"  # what trains on cached activations
     batch: int = 32  # photos
-    peer_photos: int = 128  # on which a peer's loop is timed in each round, beside one batch to start it
-    limit_s: float | None = 120.0  # after which a peer that runs for its score is cut off; None: never
+    peer_photos: int = (
+        128  # on which a peer's loop is timed in each round, beside one batch to start it
+    )
+    limit_s: float | None = (
+        120.0  # after which a peer that runs for its score is cut off; None: never
+    )
     epochs: int = 2  # of a peer that runs for its score and has no number of its own
 
 

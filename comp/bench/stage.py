@@ -57,8 +57,12 @@ def bench(
     rows, began, found = chosen(names, full=full), datetime.now(UTC), origin()
     root, counts = lay_out(home, competition, archive, solution, n_photos, reporter)
     setup = replace(amounts, root=root, limit_s=None if full else amounts.limit_s)
-    reporter.say(f"{len(rows)} rows, {n_rounds} rounds; {counts['learnt']:,} photos to learn from, {counts['held out']:,} held out")
-    orders = [_shuffled([row.name for row in rows if not row.once], number) for number in range(n_rounds)]
+    reporter.say(
+        f"{len(rows)} rows, {n_rounds} rounds; {counts['learnt']:,} photos to learn from, {counts['held out']:,} held out"
+    )
+    orders = [
+        _shuffled([row.name for row in rows if not row.once], number) for number in range(n_rounds)
+    ]
     rounds, failed = _measured(rows, setup, orders, reporter)
     rows = [row for row in rows if row.name not in failed]
     _show(rows, rounds, reporter)
@@ -71,7 +75,11 @@ def bench(
         "orders": orders,
         "failed": failed,
     }
-    write_json(path, found | {"rows": [_row_json(row, rounds) for row in rows], "targets": _targets_json(rounds)})
+    write_json(
+        path,
+        found
+        | {"rows": [_row_json(row, rounds) for row in rows], "targets": _targets_json(rounds)},
+    )
     for line in left_out() if names is None else []:
         reporter.say(line)
     reporter.say(f"all rounds are in {path}")
@@ -83,7 +91,9 @@ def _shuffled(names: list[str], number: int) -> list[str]:
     return [names[int(index)] for index in order]
 
 
-def _measured(rows: list[Row], setup: Setup, orders: list[list[str]], reporter: Reporter) -> tuple[list[Round], dict[str, str]]:
+def _measured(
+    rows: list[Row], setup: Setup, orders: list[list[str]], reporter: Reporter
+) -> tuple[list[Round], dict[str, str]]:
     """What was measured in each round by row, what is measured once in all of them; and why rows failed, which stops no other row."""
     rounds: list[dict[str, Measured]] = [{} for _ in orders]
     turns = [(name, [one]) for one, order in zip(rounds, orders, strict=True) for name in order]
@@ -92,7 +102,10 @@ def _measured(rows: list[Row], setup: Setup, orders: list[list[str]], reporter: 
             for name in orders[0]:
                 children.prepare(name)
                 advance(note=name)
-        for what, these in (("rounds", turns), ("once", [(row.name, rounds) for row in rows if row.once])):
+        for what, these in (
+            ("rounds", turns),
+            ("once", [(row.name, rounds) for row in rows if row.once]),
+        ):
             with reporter.track(what, len(these), "rows") as advance:
                 for name, into in these:
                     measured = children.measure(name)
@@ -110,19 +123,41 @@ def _show(rows: list[Row], rounds: list[Round], reporter: Reporter) -> None:
     columns = ("row", "seconds", "least-most", "core-s", "n/s", "n/core-s")
     again = [row for row in rows if not row.once]
     if again:
-        reporter.table(f"median of {len(rounds)} rounds; n: photos, or views of them", columns, [_line(row, rounds) for row in again])
-    memory = [(row.what, rounds[0][row.name].done.figures) for row in rows if row.name.startswith("memory")]
+        reporter.table(
+            f"median of {len(rounds)} rounds; n: photos, or views of them",
+            columns,
+            [_line(row, rounds) for row in again],
+        )
+    memory = [
+        (row.what, rounds[0][row.name].done.figures)
+        for row in rows
+        if row.name.startswith("memory")
+    ]
     if memory:
-        lines = [(what, *(f"{value:,.0f}" for value in figures.values())) for what, figures in memory]
+        lines = [
+            (what, *(f"{value:,.0f}" for value in figures.values())) for what, figures in memory
+        ]
         reporter.table("memory", ("", *memory[0][1]), lines)
     scored = [row for row in rows if rounds[0][row.name].done.looks]
     if scored:
         title = "log loss on the held-out photos, and seconds from raw photos to it"
-        reporter.table(title, ("row", "seconds", "core-s", "log loss", "to .06", "to .03"), [_score(row, rounds) for row in scored])
-    figures = [(target, target.found(rounds, "wall"), target.found(rounds, "core")) for target in TARGETS]
-    found = [(one.text, one.asked, _figure(wall), _figure(core), one.met(wall)) for one, wall, core in figures if wall is not None]
+        reporter.table(
+            title,
+            ("row", "seconds", "core-s", "log loss", "to .06", "to .03"),
+            [_score(row, rounds) for row in scored],
+        )
+    figures = [
+        (target, target.found(rounds, "wall"), target.found(rounds, "core")) for target in TARGETS
+    ]
+    found = [
+        (one.text, one.asked, _figure(wall), _figure(core), one.met(wall))
+        for one, wall, core in figures
+        if wall is not None
+    ]
     if found:
-        reporter.table("targets, met or not by wall time", ("", "asked", "wall", "core-s", "met"), found)
+        reporter.table(
+            "targets, met or not by wall time", ("", "asked", "wall", "core-s", "met"), found
+        )
 
 
 def _line(row: Row, rounds: list[Round]) -> tuple[str, ...]:
@@ -135,11 +170,19 @@ def _line(row: Row, rounds: list[Round]) -> tuple[str, ...]:
 
 def _score(row: Row, rounds: list[Round]) -> tuple[str, ...]:
     """The last look of the median round."""
-    done = sorted((one[row.name].done for one in rounds), key=lambda done: done.looks[-1].wall_s)[len(rounds) // 2]
+    done = sorted((one[row.name].done for one in rounds), key=lambda done: done.looks[-1].wall_s)[
+        len(rounds) // 2
+    ]
     last, cut = done.looks[-1], ", cut off" if done.figures.get("cut off") else ""
     times = [time_to(done.looks, loss, "wall") for loss in (0.06, 0.03)]
     reached = [f"{time:.1f}" if time is not None else "not reached" for time in times]
-    return (row.name + cut, f"{last.wall_s:.1f}", f"{last.core_s:.1f}", f"{last.log_loss:.4f}", *reached)
+    return (
+        row.name + cut,
+        f"{last.wall_s:.1f}",
+        f"{last.core_s:.1f}",
+        f"{last.log_loss:.4f}",
+        *reached,
+    )
 
 
 def _figure(value: float | None) -> str:
@@ -148,13 +191,29 @@ def _figure(value: float | None) -> str:
 
 def _row_json(row: Row, rounds: list[Round]) -> dict[str, Any]:
     seen = [plain(one[row.name]) for one in (rounds[:1] if row.once else rounds)]
-    return {"name": row.name, "what": row.what, "process": row.process, "once": row.once, "rounds": seen}
+    return {
+        "name": row.name,
+        "what": row.what,
+        "process": row.process,
+        "once": row.once,
+        "rounds": seen,
+    }
 
 
 def _targets_json(rounds: list[Round]) -> list[dict[str, Any]]:
     lines = []
     for target in TARGETS:
         figures = {kind: target.found(rounds, kind) for kind in ("wall", "core")}
-        written = {kind: value if value is not None and math.isfinite(value) else None for kind, value in figures.items()}
-        lines.append({"target": target.text, "asked": target.asked, **written, "met": target.met(figures["wall"])})
+        written = {
+            kind: value if value is not None and math.isfinite(value) else None
+            for kind, value in figures.items()
+        }
+        lines.append(
+            {
+                "target": target.text,
+                "asked": target.asked,
+                **written,
+                "met": target.met(figures["wall"]),
+            }
+        )
     return lines

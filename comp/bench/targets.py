@@ -10,8 +10,16 @@ from comp.bench.catalogue import GPU_BACKBONES, PEERS, STORES
 from comp.bench.rows import Look, Measured
 
 Round = Mapping[str, Measured]  # by row: what was measured in one round, and what is measured once
-Figure = Callable[[Round, str], float]  # by wall time or by core-seconds. KeyError or NotMeasuredError where rows are not there
-FORWARDS = ("forward-tutorial", "forward-channels-last", "forward-allocator", "forward-folded", "forward-bf16")
+Figure = Callable[
+    [Round, str], float
+]  # by wall time or by core-seconds. KeyError or NotMeasuredError where rows are not there
+FORWARDS = (
+    "forward-tutorial",
+    "forward-channels-last",
+    "forward-allocator",
+    "forward-folded",
+    "forward-bf16",
+)
 DECODINGS = ("decode-fastest", "decode-allocator")
 HEADS = ("head-one-view", "head")
 FULL_PHOTOS = 25_000
@@ -33,14 +41,18 @@ class Target:
     @property
     def asked(self) -> str:
         return " ".join(
-            f"{word} {bound:g}" for word, bound in (("at least", self.at_least), ("at most", self.at_most)) if bound is not None
+            f"{word} {bound:g}"
+            for word, bound in (("at least", self.at_least), ("at most", self.at_most))
+            if bound is not None
         )
 
     def met(self, figure: float | None) -> str:
         """yes or no; empty where nothing is asked or was measured."""
         if figure is None or not self.asked:
             return ""
-        return "yes" if (self.at_least or -math.inf) <= figure <= (self.at_most or math.inf) else "no"
+        return (
+            "yes" if (self.at_least or -math.inf) <= figure <= (self.at_most or math.inf) else "no"
+        )
 
     def found(self, rounds: Sequence[Round], kind: str) -> float | None:
         """The median over rounds: a ratio is taken within each, because its rows had the same neighbours. None: not measured."""
@@ -63,7 +75,9 @@ def _speed(ours: str, theirs: str) -> Figure:
 
 
 def _losses(ours: str, other: str) -> Figure:
-    return lambda one, _: one[ours].done.figures["out of fold"] / one[other].done.figures["out of fold"]
+    return lambda one, _: (
+        one[ours].done.figures["out of fold"] / one[other].done.figures["out of fold"]
+    )
 
 
 def _floor(one: Round, rows: Sequence[str], kind: str) -> float:
@@ -106,7 +120,9 @@ def _time_to_peers(one: Round, kind: str, loss: float) -> float:
     runs = [one[f"score-{peer}"].done.looks for peer in PEERS if f"score-{peer}" in one]
     if not runs:
         raise NotMeasuredError
-    return _our_time(one, kind, loss) / min(time_to(looks, loss, kind) or looks[-1].spent(kind) for looks in runs)
+    return _our_time(one, kind, loss) / min(
+        time_to(looks, loss, kind) or looks[-1].spent(kind) for looks in runs
+    )
 
 
 def _loss_to_peers(one: Round, kind: str) -> float:
@@ -115,7 +131,13 @@ def _loss_to_peers(one: Round, kind: str) -> float:
     if any(run.figures["cut off"] for run in runs):
         raise NotMeasuredError
     best = min((look for run in runs for look in run.looks), key=lambda look: look.log_loss)
-    ours = [look for row in HEADS if row in one for look in one[row].done.looks if look.spent(kind) <= best.spent(kind)]
+    ours = [
+        look
+        for row in HEADS
+        if row in one
+        for look in one[row].done.looks
+        if look.spent(kind) <= best.spent(kind)
+    ]
     return min((look.log_loss for look in ours), default=math.inf) / best.log_loss
 
 
@@ -129,20 +151,49 @@ def _full_minutes(name: str) -> Figure:
 
 
 TARGETS = (
-    Target("decoding into the store / fastest decode and resize", _to_floor(DECODINGS, "decode"), at_least=0.8),
+    Target(
+        "decoding into the store / fastest decode and resize",
+        _to_floor(DECODINGS, "decode"),
+        at_least=0.8,
+    ),
     Target("the same with manifest, groups and folds", _to_floor(DECODINGS, "data")),
     Target("head recipe / (decode floor + forward floor a view)", _head_to_floor, at_most=1.15),
-    Target("the same, with activations in their convolutions", partial(_head_to_floor, forwards=("forward-packed",))),
-    Target("tutorial, 5 folds x 2 epochs (extrapolated) / head recipe", partial(_tutorial_to_head, n_epochs=2), at_least=25),
-    Target("tutorial, 5 folds x 5 epochs (extrapolated) / head recipe", partial(_tutorial_to_head, n_epochs=5), at_least=50),
+    Target(
+        "the same, with activations in their convolutions",
+        partial(_head_to_floor, forwards=("forward-packed",)),
+    ),
+    Target(
+        "tutorial, 5 folds x 2 epochs (extrapolated) / head recipe",
+        partial(_tutorial_to_head, n_epochs=2),
+        at_least=25,
+    ),
+    Target(
+        "tutorial, 5 folds x 5 epochs (extrapolated) / head recipe",
+        partial(_tutorial_to_head, n_epochs=5),
+        at_least=50,
+    ),
     Target("head recipe again, seconds", _seconds("head-again"), at_most=5),
-    Target("fine-tuning / bare step, batch norm frozen", _speed("finetune", "step-frozen"), at_least=0.95),
-    Target("fine-tuning, batch norm folded / bare step, folded", _speed("finetune-folded", "step-folded"), at_least=0.95),
+    Target(
+        "fine-tuning / bare step, batch norm frozen",
+        _speed("finetune", "step-frozen"),
+        at_least=0.95,
+    ),
+    Target(
+        "fine-tuning, batch norm folded / bare step, folded",
+        _speed("finetune-folded", "step-folded"),
+        at_least=0.95,
+    ),
     Target("fine-tuning / timm", _speed("finetune", "timm"), at_least=2),
     Target("fine-tuning, batch norm folded / timm", _speed("finetune-folded", "timm"), at_least=2),
     Target("fine-tuning / fastai", _speed("finetune", "fastai"), at_least=4),
-    Target("fine-tuning, batch norm folded / fastai", _speed("finetune-folded", "fastai"), at_least=4),
-    Target("last stage on cached activations / all layers", _speed("finetune-tail", "finetune"), at_least=15),
+    Target(
+        "fine-tuning, batch norm folded / fastai", _speed("finetune-folded", "fastai"), at_least=4
+    ),
+    Target(
+        "last stage on cached activations / all layers",
+        _speed("finetune-tail", "finetune"),
+        at_least=15,
+    ),
     Target("the same / all layers, batch norm folded", _speed("finetune-tail", "finetune-folded")),
     Target("out-of-fold log loss: tail / head", _losses("score-tail", "head"), at_most=1),
     Target("four views / bare forward floor", _to_floor(FORWARDS, "predict"), at_least=0.95),
@@ -152,11 +203,33 @@ TARGETS = (
     Target("time to log loss .03 / the best peer's", partial(_time_to_peers, loss=0.03)),
     Target("log loss / the best peer's, in no more time", _loss_to_peers, at_most=0.3),
     *(
-        Target(f"{figure}, {what}: {STORES[1]:,} / {STORES[0]:,} photos", _growth(what, figure), at_most=1.1)
+        Target(
+            f"{figure}, {what}: {STORES[1]:,} / {STORES[0]:,} photos",
+            _growth(what, figure),
+            at_most=1.1,
+        )
         for what in ("features", "finetune")
         for figure in ("peak MB", "of that no file's")
     ),
-    *(Target(f"{name}: fine-tuning / bare step", _speed(f"gpu-finetune-{name}", f"gpu-step-{name}"), 0.95) for name in GPU_BACKBONES),
-    *(Target(f"{name}: loader alone / bare step", _speed(f"gpu-loader-{name}", f"gpu-step-{name}")) for name in GPU_BACKBONES),
-    *(Target(f"{name}: minutes of 25,000 photos, 5 folds, 3 epochs (extrapolated)", _full_minutes(name)) for name in GPU_BACKBONES),
+    *(
+        Target(
+            f"{name}: fine-tuning / bare step",
+            _speed(f"gpu-finetune-{name}", f"gpu-step-{name}"),
+            0.95,
+        )
+        for name in GPU_BACKBONES
+    ),
+    *(
+        Target(
+            f"{name}: loader alone / bare step", _speed(f"gpu-loader-{name}", f"gpu-step-{name}")
+        )
+        for name in GPU_BACKBONES
+    ),
+    *(
+        Target(
+            f"{name}: minutes of 25,000 photos, 5 folds, 3 epochs (extrapolated)",
+            _full_minutes(name),
+        )
+        for name in GPU_BACKBONES
+    ),
 )

@@ -27,9 +27,17 @@ class ScriptLoop:
         self._network: nn.Module = network.to(memory_format=torch.channels_last)
         self._loader = _loader(setup, "train", n_photos)
         self._held = _loader(setup, "held", None)
-        self.n_photos = len(self._loader) * setup.batch  # the script leaves out a last batch that is not full
-        self._optimiser = create_optimizer_v2(self._network, opt="adamw", lr=1e-4, weight_decay=2e-5)
-        timing = {"num_epochs": setup.epochs, "step_on_epochs": False, "updates_per_epoch": len(self._loader)}
+        self.n_photos = (
+            len(self._loader) * setup.batch
+        )  # the script leaves out a last batch that is not full
+        self._optimiser = create_optimizer_v2(
+            self._network, opt="adamw", lr=1e-4, weight_decay=2e-5
+        )
+        timing = {
+            "num_epochs": setup.epochs,
+            "step_on_epochs": False,
+            "updates_per_epoch": len(self._loader),
+        }
         self._schedule, _ = create_scheduler_v2(self._optimiser, "cosine", **timing)
 
     def epoch(self, number: int, is_over: Callable[[], bool]) -> bool:
@@ -58,7 +66,9 @@ class ScriptLoop:
 def _loader(setup: Setup, split: str, n_photos: int | None) -> Any:
     dataset, shown = ImageDataset(str(setup.root / "classes" / split)), input_of(setup.model)
     if n_photos is not None:
-        dataset.reader.samples = dataset.reader.samples[:: max(1, len(dataset) // n_photos)][:n_photos]
+        dataset.reader.samples = dataset.reader.samples[:: max(1, len(dataset) // n_photos)][
+            :n_photos
+        ]
     return create_loader(
         dataset,
         (3, setup.size_px, setup.size_px),

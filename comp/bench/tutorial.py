@@ -54,13 +54,24 @@ class TutorialLoop:
 
 
 def centred(setup: Setup) -> list[Any]:
-    return [transforms.Resize(round(setup.size_px / CROP_PCT)), transforms.CenterCrop(setup.size_px)]
+    return [
+        transforms.Resize(round(setup.size_px / CROP_PCT)),
+        transforms.CenterCrop(setup.size_px),
+    ]
 
 
-def loader_of(setup: Setup, split: str, steps: list[Any], n_photos: int | None = None, n_workers: int = N_WORKERS) -> DataLoader[Any]:
+def loader_of(
+    setup: Setup,
+    split: str,
+    steps: list[Any],
+    n_photos: int | None = None,
+    n_workers: int = N_WORKERS,
+) -> DataLoader[Any]:
     """torchvision's ImageFolder of `n_photos` of a split, evenly over classes, in shuffled batches, through Pillow."""
     shown = input_of(setup.model)
     ends = [transforms.ToTensor(), transforms.Normalize(shown.mean, shown.std)]
     folder = ImageFolder(setup.root / "classes" / split, transforms.Compose(steps + ends))
     some = np.linspace(0, len(folder) - 1, min(n_photos or len(folder), len(folder))).astype(int)
-    return DataLoader(Subset(folder, some.tolist()), setup.batch, shuffle=True, num_workers=n_workers)
+    return DataLoader(
+        Subset(folder, some.tolist()), setup.batch, shuffle=True, num_workers=n_workers
+    )

@@ -18,7 +18,9 @@ from comp.errors import ArchiveError, DataError
 from comp.progress import Advance, Reporter
 from comp.store import read_json, write_json
 
-PHOTO_BYTES = 256 * 2**10  # of a photo on average, at most; Kaggle's have 22 KB, so 11 times the real archive is the limit
+PHOTO_BYTES = (
+    256 * 2**10
+)  # of a photo on average, at most; Kaggle's have 22 KB, so 11 times the real archive is the limit
 RECEIPT = ".origin.json"  # in a folder of photos: from which archive they are
 _REMEDY = "delete the archive and run `make data` again"
 
@@ -44,7 +46,12 @@ def checked(
     with ExitStack() as stack:
         outer = stack.enter_context(opened(path, path.name))
         total = (competition.n_train + competition.n_test) * PHOTO_BYTES
-        found, junk = members(outer, path.name, path.stat().st_size, Limits(n_members=1000, member_bytes=total, total_bytes=total))
+        found, junk = members(
+            outer,
+            path.name,
+            path.stat().st_size,
+            Limits(n_members=1000, member_bytes=total, total_bytes=total),
+        )
         by_name = {info.filename: info for info in found}
         expected = (*competition.archives, competition.sample)
         missing = [name for name in expected if name not in by_name]
@@ -53,9 +60,15 @@ def checked(
                 f"{path.name} lacks {' and '.join(missing)}; it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {_REMEDY}"
             )
         _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
-        if by_name[competition.sample].file_size > competition.max_member_bytes:  # read at once, unlike the inner archives
-            raise ArchiveError(f"{competition.sample} is larger than {competition.max_member_bytes:,} bytes: {_REMEDY}")
-        sample = read_sample(b"".join(pieces(outer, by_name[competition.sample], path.name)), competition)
+        if (
+            by_name[competition.sample].file_size > competition.max_member_bytes
+        ):  # read at once, unlike the inner archives
+            raise ArchiveError(
+                f"{competition.sample} is larger than {competition.max_member_bytes:,} bytes: {_REMEDY}"
+            )
+        sample = read_sample(
+            b"".join(pieces(outer, by_name[competition.sample], path.name)), competition
+        )
         parts = []
         for split, name in zip(SPLITS, competition.archives, strict=True):
             archive = stack.enter_context(inner(outer, by_name[name], path.name, scratch))
@@ -64,15 +77,31 @@ def checked(
         yield parts, sample
 
 
-def _part(archive: zipfile.ZipFile, split: str, packed: zipfile.ZipInfo, competition: Competition, reporter: Reporter) -> Part:
+def _part(
+    archive: zipfile.ZipFile,
+    split: str,
+    packed: zipfile.ZipInfo,
+    competition: Competition,
+    reporter: Reporter,
+) -> Part:
     n_photos = competition.n_train + competition.n_test
-    limits = Limits(n_members=2 * n_photos + 1000, member_bytes=competition.max_member_bytes, total_bytes=n_photos * PHOTO_BYTES)
+    limits = Limits(
+        n_members=2 * n_photos + 1000,
+        member_bytes=competition.max_member_bytes,
+        total_bytes=n_photos * PHOTO_BYTES,
+    )
     found, junk = members(archive, packed.filename, packed.file_size, limits)
     _mention(junk, packed.filename, reporter)
     number = "(?:0|[1-9][0-9]{0,17})"
-    id = number if split == "test" else f"(?:{'|'.join(map(re.escape, competition.classes))})\\.{number}"
+    id = (
+        number
+        if split == "test"
+        else f"(?:{'|'.join(map(re.escape, competition.classes))})\\.{number}"
+    )
     folder = Path(packed.filename).stem
-    matches = [(re.fullmatch(f"{re.escape(folder)}/({id})\\.jpg", info.filename), info) for info in found]
+    matches = [
+        (re.fullmatch(f"{re.escape(folder)}/({id})\\.jpg", info.filename), info) for info in found
+    ]
     strange = [info.filename for match, info in matches if not match]
     if strange:
         raise ArchiveError(
@@ -80,19 +109,30 @@ def _part(archive: zipfile.ZipFile, split: str, packed: zipfile.ZipInfo, competi
             f"or 1.jpg (test photos) in a folder {folder}, the first is {strange[0][:80]!r}: {_REMEDY}"
         )
     photos = {match[1]: info for match, info in matches if match}
-    return Part(split=split, name=packed.filename, archive=archive, photos={id: photos[id] for id in natural_order(photos)})
+    return Part(
+        split=split,
+        name=packed.filename,
+        archive=archive,
+        photos={id: photos[id] for id in natural_order(photos)},
+    )
 
 
 def _mention(ignored: Sequence[str], name: str, reporter: Reporter) -> None:
     if ignored:
-        reporter.say(f"{name}: ignored {len(ignored):,} members that are no part of the competition, such as {ignored[0]!r}")
+        reporter.say(
+            f"{name}: ignored {len(ignored):,} members that are no part of the competition, such as {ignored[0]!r}"
+        )
 
 
-def _check_counts(parts: Sequence[Part], sample: Sequence[str], competition: Competition, is_real: bool) -> None:
+def _check_counts(
+    parts: Sequence[Part], sample: Sequence[str], competition: Competition, is_real: bool
+) -> None:
     train, test = parts
     for name in competition.classes:
         if not any(id.startswith(f"{name}.") for id in train.photos):
-            raise ArchiveError(f"{train.name} has no photo of a {name} among {len(train.photos):,}: {_REMEDY}")
+            raise ArchiveError(
+                f"{train.name} has no photo of a {name} among {len(train.photos):,}: {_REMEDY}"
+            )
     unphotographed, unasked = set(sample) - set(test.photos), set(test.photos) - set(sample)
     if unphotographed or unasked:
         example = natural_order(unphotographed | unasked)[0]
@@ -100,9 +140,15 @@ def _check_counts(parts: Sequence[Part], sample: Sequence[str], competition: Com
             f"{competition.sample} names {len(unphotographed):,} ids without a photo in {test.name} and leaves out {len(unasked):,} "
             f"with one, the first is {example}: {_REMEDY}"
         )
-    n_here, n_wanted = (len(train.photos), len(test.photos)), (competition.n_train, competition.n_test)
+    n_here, n_wanted = (
+        (len(train.photos), len(test.photos)),
+        (competition.n_train, competition.n_test),
+    )
     if is_real and n_here != n_wanted:
-        here, wanted = (f"{n_train:,} training and {n_test:,} test photos" for n_train, n_test in (n_here, n_wanted))
+        here, wanted = (
+            f"{n_train:,} training and {n_test:,} test photos"
+            for n_train, n_test in (n_here, n_wanted)
+        )
         raise ArchiveError(f"the archive has {here}, not {wanted}: {_REMEDY}")
 
 
@@ -116,9 +162,14 @@ def unpack(parts: Sequence[Part], origin: str, folder: Path, reporter: Reporter)
     parts = [part for part in parts if not is_unpacked(folder / part.split, origin)]
     if not parts:
         return
-    need, free = sum(info.file_size for part in parts for info in part.photos.values()), shutil.disk_usage(folder).free
+    need, free = (
+        sum(info.file_size for part in parts for info in part.photos.values()),
+        shutil.disk_usage(folder).free,
+    )
     if need > free:
-        raise DataError(f"the photos take {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free under {folder}: make room")
+        raise DataError(
+            f"the photos take {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free under {folder}: make room"
+        )
     with reporter.track("unpacking", sum(len(part.photos) for part in parts), "photos") as advance:
         for part in parts:
             _unpack_part(part, origin, folder, advance)

@@ -18,12 +18,19 @@ from comp.data.manifest import natural_key
 SIDE = 32  # of a thumbnail
 MAX_DISTANCE = 12
 MIN_CORRELATION = 0.9
-_ROWS, _COLUMNS = 64, 4096  # hashes compared at once: 2 MB, which stays in the cache and is three times as fast as whole rows
+_ROWS, _COLUMNS = (
+    64,
+    4096,
+)  # hashes compared at once: 2 MB, which stays in the cache and is three times as fast as whole rows
 _BATCH = 1024  # thumbnails worked on as floats at once
 
 _KEPT = 8  # lowest frequencies of each axis
-_COSINES = np.cos(np.pi * np.outer(np.arange(_KEPT), 2 * np.arange(SIDE) + 1) / (2 * SIDE))  # DCT-II
-_MIRRORED = np.where(np.arange(_KEPT) % 2, -1.0, 1.0)  # what mirroring does to the horizontal frequencies
+_COSINES = np.cos(
+    np.pi * np.outer(np.arange(_KEPT), 2 * np.arange(SIDE) + 1) / (2 * SIDE)
+)  # DCT-II
+_MIRRORED = np.where(
+    np.arange(_KEPT) % 2, -1.0, 1.0
+)  # what mirroring does to the horizontal frequencies
 
 Thumbnails = NDArray[np.uint8]  # [n, SIDE, SIDE] grey
 Hashes = NDArray[np.uint64]  # [n]
@@ -58,7 +65,9 @@ def _close(hashes: Hashes, others: Hashes) -> Iterator[tuple[NDArray[np.int64], 
     """Tile by tile, the i < j for which hash i is near to other hash j."""
     for top in range(0, len(hashes), _ROWS):
         for left in range(top, len(hashes), _COLUMNS):
-            differing = np.bitwise_count(hashes[top : top + _ROWS, None] ^ others[None, left : left + _COLUMNS])
+            differing = np.bitwise_count(
+                hashes[top : top + _ROWS, None] ^ others[None, left : left + _COLUMNS]
+            )
             rows, columns = np.nonzero(differing <= MAX_DISTANCE)
             rows, columns = rows + top, columns + left
             upper = columns > rows
@@ -73,12 +82,16 @@ def correlations(one: Thumbnails, other: Thumbnails) -> NDArray[np.float32]:
 
 
 def _standardised(thumbnails: Thumbnails) -> NDArray[np.float32]:
-    centred = thumbnails.astype(np.float32) - thumbnails.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    centred = thumbnails.astype(np.float32) - thumbnails.mean(
+        axis=(1, 2), keepdims=True, dtype=np.float32
+    )
     norms = np.linalg.norm(centred, axis=(1, 2), keepdims=True)
     return np.asarray(centred / np.where(norms > 0, norms, 1), np.float32)
 
 
-def group_photos(ids: Sequence[str], sha256s: Sequence[str], pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+def group_photos(
+    ids: Sequence[str], sha256s: Sequence[str], pairs: Iterable[tuple[int, int]]
+) -> NDArray[np.int64]:
     """A group number for each photo: the same for equal files and for all that chains of `pairs` connect.
 
     Groups are numbered in the natural order of their first ids, so that the order of the rows does not matter.

@@ -47,7 +47,11 @@ def assign_folds(
         zeros, ones = group.counts
         fold = min(
             range(n_folds),
-            key=lambda fold: ((zeros * held[fold][0] + ones * held[fold][1]) / size[fold], sum(held[fold]) / size[fold], fold),
+            key=lambda fold: (
+                (zeros * held[fold][0] + ones * held[fold][1]) / size[fold],
+                sum(held[fold]) / size[fold],
+                fold,
+            ),
         )
         held[fold][0] += zeros
         held[fold][1] += ones
@@ -62,7 +66,10 @@ def assign_folds(
 
 
 def _members(
-    ids: Sequence[str], labels: Sequence[int] | NDArray[np.int64], groups: Sequence[int] | NDArray[np.int64], seed: int
+    ids: Sequence[str],
+    labels: Sequence[int] | NDArray[np.int64],
+    groups: Sequence[int] | NDArray[np.int64],
+    seed: int,
 ) -> list[_Group]:
     by_number: dict[int, _Group] = {}
     for row, (label, number) in enumerate(zip(labels, groups, strict=True)):
@@ -70,6 +77,13 @@ def _members(
         group.rows.append(row)
         group.counts[int(label)] += 1
     for group in by_number.values():
-        first = min((ids[row] for row in group.rows), key=natural_key) if len(group.rows) > 1 else ids[group.rows[0]]
-        group.order = (-len(group.rows), hashlib.sha256(f"{_SALT}/{seed}/{first}".encode()).digest())
+        first = (
+            min((ids[row] for row in group.rows), key=natural_key)
+            if len(group.rows) > 1
+            else ids[group.rows[0]]
+        )
+        group.order = (
+            -len(group.rows),
+            hashlib.sha256(f"{_SALT}/{seed}/{first}".encode()).digest(),
+        )
     return list(by_number.values())

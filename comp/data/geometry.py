@@ -8,7 +8,11 @@ from comp.errors import RecipeError
 Fit = Literal["squash", "shorter", "letterbox", "center-crop"]
 Interpolation = Literal["bicubic", "bilinear"]
 MAX_SIZE_PX = 4096  # a canvas of 50 MB; beyond it a number is a slip of the pen
-PAD = (124, 116, 104)  # ImageNet's mean colour, about 0 once normalised: what fills a canvas beside the photo
+PAD = (
+    124,
+    116,
+    104,
+)  # ImageNet's mean colour, about 0 once normalised: what fills a canvas beside the photo
 MAX_ASPECT = 4  # of a canvas that keeps its shape; the most extreme of 2,002 real photos has 2.8
 
 
@@ -28,18 +32,30 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit):
-            raise RecipeError(f"geometry.fit is {self.fit!r}: choose one of {', '.join(get_args(Fit))}")
+            raise RecipeError(
+                f"geometry.fit is {self.fit!r}: choose one of {', '.join(get_args(Fit))}"
+            )
         if self.interpolation not in get_args(Interpolation):
-            raise RecipeError(f"geometry.interpolation is {self.interpolation!r}: choose one of {', '.join(get_args(Interpolation))}")
-        if isinstance(self.size_px, bool) or not isinstance(self.size_px, int) or not 1 <= self.size_px <= MAX_SIZE_PX:
-            raise RecipeError(f"geometry.size_px is {self.size_px!r}: give a whole number of pixels from 1 to {MAX_SIZE_PX}")
+            raise RecipeError(
+                f"geometry.interpolation is {self.interpolation!r}: choose one of {', '.join(get_args(Interpolation))}"
+            )
+        if (
+            isinstance(self.size_px, bool)
+            or not isinstance(self.size_px, int)
+            or not 1 <= self.size_px <= MAX_SIZE_PX
+        ):
+            raise RecipeError(
+                f"geometry.size_px is {self.size_px!r}: give a whole number of pixels from 1 to {MAX_SIZE_PX}"
+            )
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """Height and width, in that order, of the canvas of an upright photo of `width` x `height` pixels."""
         if self.fit != "shorter":
             return self.size_px, self.size_px
         shorter, longer = min(width, height), max(width, height)
-        long_px = min(MAX_ASPECT * self.size_px, max(self.size_px, round(self.size_px * longer / shorter)))
+        long_px = min(
+            MAX_ASPECT * self.size_px, max(self.size_px, round(self.size_px * longer / shorter))
+        )
         return (self.size_px, long_px) if width >= height else (long_px, self.size_px)
 
     def crop(self, width: int, height: int) -> tuple[int, int, int, int]:
@@ -50,7 +66,11 @@ class Geometry:
         if self.fit != "shorter" or max(width, height) <= MAX_ASPECT * min(width, height):
             return 0, 0, height, width
         keep = MAX_ASPECT * min(width, height)
-        return (0, (width - keep) // 2, height, keep) if width > height else ((height - keep) // 2, 0, keep, width)
+        return (
+            (0, (width - keep) // 2, height, keep)
+            if width > height
+            else ((height - keep) // 2, 0, keep, width)
+        )
 
     def place(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Where on its canvas the part of the photo that is kept, of `width` x `height`, comes to lie: top, left, height, width."""
@@ -58,7 +78,9 @@ class Geometry:
         if self.fit in ("squash", "shorter"):
             return 0, 0, high, wide
         longer = max(width, height) if self.fit == "letterbox" else self.size_px
-        inner_high, inner_wide = (max(1, round(self.size_px * side / longer)) for side in (height, width))
+        inner_high, inner_wide = (
+            max(1, round(self.size_px * side / longer)) for side in (height, width)
+        )
         return (high - inner_high) // 2, (wide - inner_wide) // 2, inner_high, inner_wide
 
     @property

@@ -44,7 +44,10 @@ def _jpeg_header(data: bytes) -> Header:
         elif marker in (0xD9, 0xDA):
             return Header(verdict="undecodable")
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return replace(_frame_header(data[at + 4 : at + 10], orientation), progressive=marker in (0xC2, 0xC6, 0xCA, 0xCE))
+            return replace(
+                _frame_header(data[at + 4 : at + 10], orientation),
+                progressive=marker in (0xC2, 0xC6, 0xCA, 0xCE),
+            )
         else:
             end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
             if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
@@ -79,7 +82,9 @@ def _orientation(exif: bytes) -> int:
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (n_tags,) = struct.unpack_from(f"{order}H", tiff, directory)
         for index in range(min(n_tags, 256)):
-            tag, kind, n_values, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * index)
+            tag, kind, n_values, value = struct.unpack_from(
+                f"{order}HHIH", tiff, directory + 2 + 12 * index
+            )
             if tag == 0x0112:
                 return value if kind == 3 and n_values == 1 and 1 <= value <= 8 else 1
     except struct.error:
@@ -92,7 +97,9 @@ def _other_header(data: bytes) -> Header:
         with opened(data) as image:
             orientation = _orientation(image.info.get("exif") or b"")
             width, height = image.size if orientation < 5 else image.size[::-1]
-            return Header(verdict="converted", width=width, height=height, orientation=orientation, jpeg=False)
+            return Header(
+                verdict="converted", width=width, height=height, orientation=orientation, jpeg=False
+            )
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Header(verdict="huge", jpeg=False)
     except ERRORS:

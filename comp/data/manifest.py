@@ -40,7 +40,10 @@ _REMEDY = "delete the file and run `make data`"
 def natural_key(id: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts "2" before "10" and "cat.9" before "cat.10"; different ids never compare as equal."""
     parts = re.split(r"([0-9]+)", id)
-    return (*((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part), (2, 0, id))
+    return (
+        *((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part),
+        (2, 0, id),
+    )
 
 
 def natural_order(ids: Iterable[str]) -> list[str]:
@@ -69,11 +72,17 @@ def read_manifest(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise DataError(f"{path} does not exist: run `make data`")
     try:
-        table = pd.read_csv(path, dtype="string", keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=True)
+        table = pd.read_csv(
+            path, dtype="string", keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=True
+        )
     except (ValueError, UnicodeError) as error:
-        raise DataError(f"{path} is not a readable CSV ({str(error).splitlines()[0]}): {_REMEDY}") from error
+        raise DataError(
+            f"{path} is not a readable CSV ({str(error).splitlines()[0]}): {_REMEDY}"
+        ) from error
     if list(table.columns) != list(COLUMNS):
-        raise DataError(f"{path} has the columns {', '.join(table.columns)}, not {', '.join(COLUMNS)}: {_REMEDY}")
+        raise DataError(
+            f"{path} has the columns {', '.join(table.columns)}, not {', '.join(COLUMNS)}: {_REMEDY}"
+        )
     return _typed(table, path)
 
 
@@ -84,11 +93,18 @@ def _typed(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         wrong = table[~table[column].str.fullmatch(shape).fillna(False)]
         if len(wrong):
             row, cell = wrong.index[0] + 2, wrong[column].iloc[0]
-            raise DataError(f"{path}: {len(wrong):,} unexpected values in column {column}, the first is {cell!r} in line {row}: {_REMEDY}")
+            raise DataError(
+                f"{path}: {len(wrong):,} unexpected values in column {column}, the first is {cell!r} in line {row}: {_REMEDY}"
+            )
     twice = table["id"].duplicated()
     if twice.any():
-        raise DataError(f"{path}: {twice.sum():,} ids stand there more than once, the first is {table['id'][twice].iloc[0]}: {_REMEDY}")
+        raise DataError(
+            f"{path}: {twice.sum():,} ids stand there more than once, the first is {table['id'][twice].iloc[0]}: {_REMEDY}"
+        )
     typed: dict[str, pd.Series] = {name: table[name].astype(str) for name in COLUMNS}
-    typed |= {name: table[name].replace("", pd.NA).astype("Int64") for name in ("width", "height", "group")}
+    typed |= {
+        name: table[name].replace("", pd.NA).astype("Int64")
+        for name in ("width", "height", "group")
+    }
     typed |= {name: table[name].replace("", pd.NA).astype("Int8") for name in ("label", "fold")}
     return pd.DataFrame(typed)

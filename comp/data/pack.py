@@ -22,7 +22,15 @@ from comp.store import write_table
 
 CHUNK_BYTES = 64 * 2**20  # what a killed run loses at most: a quarter of a second's decoding
 N_CHECKED = 32  # photos whose checksum is compared when a store is opened; `verify` compares all
-COLUMNS = {"key": "str", "id": "str", "offset": "int64", "length": "int64", "height": "int64", "width": "int64", "crc32": "int64"}
+COLUMNS = {
+    "key": "str",
+    "id": "str",
+    "offset": "int64",
+    "length": "int64",
+    "height": "int64",
+    "width": "int64",
+    "crc32": "int64",
+}
 
 
 class DamagedError(DataError):
@@ -35,8 +43,15 @@ def data_file(folder: Path) -> Path:
 
 def read_index(folder: Path) -> pd.DataFrame:
     """COLUMNS of all photos in the store, in the order in which they were written. Empty if there is no store."""
-    chunks = [pd.read_csv(path, dtype=COLUMNS, keep_default_na=False) for path in sorted(folder.glob("index-*.csv"))]
-    return pd.concat(chunks, ignore_index=True) if chunks else pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
+    chunks = [
+        pd.read_csv(path, dtype=COLUMNS, keep_default_na=False)
+        for path in sorted(folder.glob("index-*.csv"))
+    ]
+    return (
+        pd.concat(chunks, ignore_index=True)
+        if chunks
+        else pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
+    )
 
 
 def verify(folder: Path, index: pd.DataFrame, n_photos: int | None = None) -> None:
@@ -47,8 +62,12 @@ def verify(folder: Path, index: pd.DataFrame, n_photos: int | None = None) -> No
         raise DamagedError(f"{path} has {size:,} bytes of {end:,}")
     if not end:
         return
-    picked = np.unique(np.linspace(0, len(index) - 1, min(len(index), n_photos or len(index))).astype(np.int64))
-    columns = (index[name].to_numpy()[picked].tolist() for name in ("id", "offset", "length", "crc32"))
+    picked = np.unique(
+        np.linspace(0, len(index) - 1, min(len(index), n_photos or len(index))).astype(np.int64)
+    )
+    columns = (
+        index[name].to_numpy()[picked].tolist() for name in ("id", "offset", "length", "crc32")
+    )
     with path.open("rb") as file:
         for id, offset, length, crc32 in zip(*columns, strict=True):
             file.seek(offset)
@@ -73,7 +92,9 @@ class Writer:
         self._rows: list[tuple[Any, ...]] = []
         self._pending: Future[None] | None = None
         self._syncer = ThreadPoolExecutor(1)  # so that nobody waits for the disk but at the end
-        self._file = os.open(data_file(folder), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        self._file = os.open(
+            data_file(folder), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666
+        )
         os.ftruncate(self._file, self._at)
 
     def __contains__(self, key: str) -> bool:
@@ -99,7 +120,9 @@ class Writer:
             self._pending = None
         if self._rows:
             table = pd.DataFrame(self._rows, columns=list(COLUMNS))
-            self._pending = self._syncer.submit(self._write_index, self._folder / f"index-{self._n_chunks:05d}.csv", table)
+            self._pending = self._syncer.submit(
+                self._write_index, self._folder / f"index-{self._n_chunks:05d}.csv", table
+            )
             self._n_chunks += 1
             self._rows = []
 
@@ -110,7 +133,12 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Also after an error or Ctrl-C what was added is kept: each photo is complete by itself."""
         try:
             self._close_chunk()

@@ -48,7 +48,11 @@ def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
     """`pixels [h, w, 3]` cropped, resized and padded as `geometry` says."""
     top, left, height, width = geometry.crop(pixels.shape[1], pixels.shape[0])
     y, x, inner_height, inner_width = geometry.place(width, height)
-    photo = _resize(pixels[top : top + height, left : left + width], (inner_height, inner_width), geometry.interpolation)
+    photo = _resize(
+        pixels[top : top + height, left : left + width],
+        (inner_height, inner_width),
+        geometry.interpolation,
+    )
     if photo.shape[:2] == geometry.canvas(width, height):
         return photo
     canvas = np.full((*geometry.canvas(width, height), 3), PAD, np.uint8)
@@ -88,7 +92,11 @@ def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
     try:
         pixels = _libjpeg(data)
     except RuntimeError as error:
-        return ("truncated", None) if "truncated" in str(error) else _decode_slow(data, replace(header, verdict="converted"))
+        return (
+            ("truncated", None)
+            if "truncated" in str(error)
+            else _decode_slow(data, replace(header, verdict="converted"))
+        )
     if (header.progressive or _ends_grey(pixels)) and _is_cut(data):
         return "truncated", None
     return header.verdict, _upright(pixels, header.orientation)
@@ -97,7 +105,9 @@ def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
 def _libjpeg(data: bytes) -> Canvas:
     # The operation behind torchvision.io.decode_jpeg, which since 0.29 warns at each call that TorchCodec will take its place one day.
     # requirements.txt pins both; when the day comes, this is the line to change, and DECODER with it.
-    planes = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False)
+    planes = torch.ops.image.decode_jpeg(
+        torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False
+    )
     pixels: Canvas = planes.permute(1, 2, 0).numpy()
     return pixels
 
@@ -122,7 +132,9 @@ def _is_cut(data: bytes) -> bool:
     noise = bytes(1 + (index * 151) % 253 for index in range(2048))  # no 0xff: no marker
     filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
     try:
-        return not np.array_equal(pillow_pixels(data[:end] + filler + data[end:]), pillow_pixels(data))
+        return not np.array_equal(
+            pillow_pixels(data[:end] + filler + data[end:]), pillow_pixels(data)
+        )
     except ERRORS:
         return True
 

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG")  # not all that Pillow knows: opening an EPS, for one, starts ghostscript
+FORMATS = (
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "JPEG",
+)  # not all that Pillow knows: opening an EPS, for one, starts ghostscript
 ERRORS = (  # what Pillow raises for a broken file
     OSError,
     SyntaxError,
@@ -51,9 +58,13 @@ def pillow_pixels(data: bytes) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more; convert() would clip them to 255
+    if (
+        image.mode.startswith("I") or image.mode == "F"
+    ):  # 16 bits and more; convert() would clip them to 255
         values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(values / 257 if image.mode != "F" else values, 0, 255).round().astype(np.uint8))
+        image = Image.fromarray(
+            np.clip(values / 257 if image.mode != "F" else values, 0, 255).round().astype(np.uint8)
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -31,7 +31,9 @@ N_MAPPED = 2048  # canvases after which the memory that they are mapped into is 
 class Pixels:
     """The canvases of some photos. Row i belongs to `ids[i]`; it is small to pickle and safe to share between threads and processes."""
 
-    def __init__(self, folder: Path, store: Store, wanted: pd.DataFrame, index: pd.DataFrame) -> None:
+    def __init__(
+        self, folder: Path, store: Store, wanted: pd.DataFrame, index: pd.DataFrame
+    ) -> None:
         """`wanted`: id and sha256 of the photos, in order; `index`: of the store in `folder`, which has all of them."""
         places = index.set_index("key").loc[list(wanted["sha256"])]
         self.geometry = store.geometry
@@ -55,20 +57,26 @@ class Pixels:
         """The rows of `ids`. An id without a usable photo is an error, never a black canvas."""
         absent = [id for id in ids if id not in self._row_of]
         if absent:
-            raise DataError(f"{len(absent):,} ids have no pixels, the first is {absent[0]}: leave out photos whose verdict is not usable")
+            raise DataError(
+                f"{len(absent):,} ids have no pixels, the first is {absent[0]}: leave out photos whose verdict is not usable"
+            )
         return np.array([self._row_of[id] for id in ids], dtype=np.int64)
 
     def canvas(self, row: int) -> Canvas:
         """`[h, w, 3]` RGB. A read-only view of the file if it holds raw pixels; decoded now if it holds JPEGs."""
         self._n_seen += 1
         if self._map and self._n_seen % N_MAPPED == 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)  # the kernel still has the pages, but they are no longer counted as ours
+            self._map.madvise(
+                mmap.MADV_DONTNEED
+            )  # the kernel still has the pages, but they are no longer counted as ours
         start = int(self._offsets[row])
         packed = self._bytes[start : start + int(self._lengths[row])]
         return self._store.unpacked(packed, int(self.heights[row]), int(self.widths[row]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_map", "_bytes")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_map", "_bytes")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -85,12 +93,18 @@ def _mapped(path: Path) -> tuple[mmap.mmap | None, NDArray[np.uint8]]:
 
 
 def open_pixels(
-    workspace: Workspace, manifests: Sequence[pd.DataFrame], geometry: Geometry, reporter: Reporter, max_bytes: int = MAX_BYTES
+    workspace: Workspace,
+    manifests: Sequence[pd.DataFrame],
+    geometry: Geometry,
+    reporter: Reporter,
+    max_bytes: int = MAX_BYTES,
 ) -> Pixels:
     """The usable photos of `manifests`, one after the other. Decodes those, and only those, that the store does not have yet."""
     wanted = usable(pd.concat(list(manifests), ignore_index=True))
     if wanted["id"].duplicated().any():
-        raise DataError(f"photo {wanted['id'][wanted['id'].duplicated()].iloc[0]} stands in the manifests more than once: run `make data`")
+        raise DataError(
+            f"photo {wanted['id'][wanted['id'].duplicated()].iloc[0]} stands in the manifests more than once: run `make data`"
+        )
     store = choose_store(geometry, zip(wanted["width"], wanted["height"], strict=True), max_bytes)
     folder = store.folder(workspace)
     index = read_index(folder)
@@ -101,8 +115,12 @@ def open_pixels(
 
 
 def _build(workspace: Workspace, store: Store, wanted: pd.DataFrame, reporter: Reporter) -> None:
-    with writing(workspace, store, reporter) as writer:  # which another process may have filled while this one waited
-        missing = wanted[[sha256 not in writer for sha256 in wanted["sha256"]]].drop_duplicates("sha256")
+    with writing(
+        workspace, store, reporter
+    ) as writer:  # which another process may have filled while this one waited
+        missing = wanted[[sha256 not in writer for sha256 in wanted["sha256"]]].drop_duplicates(
+            "sha256"
+        )
         if missing.empty:
             return
         n_bytes = raw_bytes(store.geometry, zip(missing["width"], missing["height"], strict=True))
@@ -111,7 +129,9 @@ def _build(workspace: Workspace, store: Store, wanted: pd.DataFrame, reporter: R
         photos = list(zip(missing["id"], splits, missing["sha256"], strict=True))
 
         def canvas(photo: tuple[str, str, str]) -> tuple[NDArray[np.uint8], int, int]:
-            pixels = to_canvas(_pixels(photo_path(workspace, photo[1], photo[0]), photo[2]), store.geometry)
+            pixels = to_canvas(
+                _pixels(photo_path(workspace, photo[1], photo[0]), photo[2]), store.geometry
+            )
             return store.packed(pixels), pixels.shape[0], pixels.shape[1]
 
         with reporter.track("decoding", len(photos), "photos") as advance:
@@ -127,5 +147,7 @@ def _pixels(path: Path, sha256: str) -> Canvas:
         raise DataError(f"{path} is missing: run `make data`") from error
     pixels = decode(data).pixels if hashlib.sha256(data).hexdigest() == sha256 else None
     if pixels is None:
-        raise StaleError(f"{path} is not the photo that the manifest names: delete the manifest and run `make data`")
+        raise StaleError(
+            f"{path} is not the photo that the manifest names: delete the manifest and run `make data`"
+        )
     return pixels

@@ -21,7 +21,9 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], n_threads: int = 0) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], n_threads: int = 0
+) -> Iterator[Result]:
     """`function` of each item, in the order of `items`, by `n_threads` threads (0: one a core).
 
     Threads, because decoding and resizing leave Python's lock alone. While they work torch keeps to one thread in each, or each of them

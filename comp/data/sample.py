@@ -21,15 +21,23 @@ def read_sample(data: bytes, competition: Competition) -> list[str]:
     rows = _rows(data, competition.sample)
     header = tuple(cell.strip() for cell in rows[0]) if rows else ()
     if header != competition.columns:
-        raise ArchiveError(f"{competition.sample} has the columns {','.join(header)!r}, not {','.join(competition.columns)!r}: {REMEDY}")
-    wrong = [row for row in rows[1:] if len(row) != 2 or _id(row[0]) is None or not _is_number(row[1])]
+        raise ArchiveError(
+            f"{competition.sample} has the columns {','.join(header)!r}, not {','.join(competition.columns)!r}: {REMEDY}"
+        )
+    wrong = [
+        row for row in rows[1:] if len(row) != 2 or _id(row[0]) is None or not _is_number(row[1])
+    ]
     if wrong:
         line = ",".join(wrong[0])[:80]
-        raise ArchiveError(f"{competition.sample} has {len(wrong):,} lines that are no id and number, the first is {line!r}: {REMEDY}")
+        raise ArchiveError(
+            f"{competition.sample} has {len(wrong):,} lines that are no id and number, the first is {line!r}: {REMEDY}"
+        )
     ids = [id for row in rows[1:] if (id := _id(row[0]))]
     twice = [id for id, n in Counter(ids).items() if n > 1]
     if twice:
-        raise ArchiveError(f"{competition.sample} names {len(twice):,} ids more than once, the first is {twice[0]}: {REMEDY}")
+        raise ArchiveError(
+            f"{competition.sample} names {len(twice):,} ids more than once, the first is {twice[0]}: {REMEDY}"
+        )
     if not ids:
         raise ArchiveError(f"{competition.sample} names no id: {REMEDY}")
     return ids
@@ -37,7 +45,10 @@ def read_sample(data: bytes, competition: Competition) -> list[str]:
 
 def write_sample(ids: list[str], competition: Competition) -> str:
     """The sample submission in its plain form: LF, no quotes, ids as the photos are called."""
-    return "".join(f"{first},{second}\n" for first, second in [competition.columns, *((id, "0.5") for id in ids)])
+    return "".join(
+        f"{first},{second}\n"
+        for first, second in [competition.columns, *((id, "0.5") for id in ids)]
+    )
 
 
 def _rows(data: bytes, name: str) -> list[list[str]]:
@@ -52,7 +63,11 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
 def _id(cell: str) -> str | None:
     """The id in its plain form; None if this is none. A number is whole, positive and of at most 18 digits, however it is written."""
     try:
-        number = Decimal(cell.strip()) if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", cell.strip()) else Decimal("NaN")
+        number = (
+            Decimal(cell.strip())
+            if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", cell.strip())
+            else Decimal("NaN")
+        )
     except InvalidOperation:
         return None
     whole = number.is_finite() and 0 <= number < 10**18 and number == int(number)

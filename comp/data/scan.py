@@ -33,18 +33,27 @@ class Seen:
     photo: Photo  # without its pixels
     sha256: str
     thumbnail: NDArray[np.uint8] | None  # of a usable photo
-    packed: tuple[NDArray[np.uint8], int, int] | None  # bytes, height and width for the store, if that wants them
+    packed: (
+        tuple[NDArray[np.uint8], int, int] | None
+    )  # bytes, height and width for the store, if that wants them
 
 
 def scan(
-    workspace: Workspace, photos: Sequence[Where], geometry: Geometry | None, reporter: Reporter, max_bytes: int = MAX_BYTES
+    workspace: Workspace,
+    photos: Sequence[Where],
+    geometry: Geometry | None,
+    reporter: Reporter,
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[pd.DataFrame, Thumbnails]:
     """A row for each of `photos` with split, id, width, height, sha256 and verdict; and the thumbnails of the usable ones, in this order.
 
     Where a `geometry` is given, the pixels of the usable photos are in its store afterwards.
     """
     rows: list[tuple[Any, ...]] = []
-    thumbnails, n_usable = np.empty((len(photos), SIDE, SIDE), np.uint8), 0  # one block: kept apart, each would pin a piece of the heap
+    thumbnails, n_usable = (
+        np.empty((len(photos), SIDE, SIDE), np.uint8),
+        0,
+    )  # one block: kept apart, each would pin a piece of the heap
     with ExitStack() as stack:
         store, writer = None, None
         if geometry:
@@ -53,7 +62,9 @@ def scan(
         advance = stack.enter_context(reporter.track("decoding", len(photos), "photos"))
         looks = in_order(lambda where: _look(workspace, where, store, writer), photos)
         for where, seen in zip(photos, looks, strict=True):
-            rows.append((*where, seen.photo.width, seen.photo.height, seen.sha256, seen.photo.verdict))
+            rows.append(
+                (*where, seen.photo.width, seen.photo.height, seen.sha256, seen.photo.verdict)
+            )
             if seen.thumbnail is not None:
                 thumbnails[n_usable] = seen.thumbnail
                 n_usable += 1
@@ -82,10 +93,18 @@ def _read(workspace: Workspace, where: Where) -> bytes:
         return photo_path(workspace, *where).read_bytes()
     except FileNotFoundError as error:
         folder = workspace.photos / where[0]
-        raise DataError(f"photo {where[1]}.jpg is missing in {folder}: delete this folder and run `make data`") from error
+        raise DataError(
+            f"photo {where[1]}.jpg is missing in {folder}: delete this folder and run `make data`"
+        ) from error
 
 
-def _store(workspace: Workspace, photos: Sequence[Where], geometry: Geometry, reporter: Reporter, max_bytes: int) -> Store:
+def _store(
+    workspace: Workspace,
+    photos: Sequence[Where],
+    geometry: Geometry,
+    reporter: Reporter,
+    max_bytes: int,
+) -> Store:
     """The store that `open_pixels` will look for, chosen by the sizes that the headers tell."""
     if geometry.fit != "shorter":
         sizes = [(1, 1)] * len(photos)  # they all take the same
@@ -95,5 +114,11 @@ def _store(workspace: Workspace, photos: Sequence[Where], geometry: Geometry, re
     store = choose_store(geometry, sizes, max_bytes)
     n_stored = int(read_index(store.folder(workspace))["length"].sum())
     workspace.pixels.mkdir(parents=True, exist_ok=True)
-    announce(workspace, store, len(sizes), max(0, store.disk_bytes(raw_bytes(geometry, sizes)) - n_stored), reporter)
+    announce(
+        workspace,
+        store,
+        len(sizes),
+        max(0, store.disk_bytes(raw_bytes(geometry, sizes)) - n_stored),
+        reporter,
+    )
     return store

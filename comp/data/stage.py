@@ -17,7 +17,14 @@ import pandas as pd
 
 from comp.competition import Competition
 from comp.data.archive import checked, is_unpacked, unpack
-from comp.data.duplicates import MAX_DISTANCE, MIN_CORRELATION, Thumbnails, group_photos, near_pairs, perceptual_hashes
+from comp.data.duplicates import (
+    MAX_DISTANCE,
+    MIN_CORRELATION,
+    Thumbnails,
+    group_photos,
+    near_pairs,
+    perceptual_hashes,
+)
 from comp.data.folds import N_FOLDS, SEED, assign_folds
 from comp.data.geometry import Geometry
 from comp.data.lock import locked
@@ -33,7 +40,13 @@ from comp.errors import ArchiveError, DataError
 from comp.progress import Reporter
 from comp.store import Workspace, file_sha256, read_json, write_json, write_text
 
-RULES = {"decoder": DECODER, "max_distance": MAX_DISTANCE, "min_correlation": MIN_CORRELATION, "n_folds": N_FOLDS, "seed": SEED}
+RULES = {
+    "decoder": DECODER,
+    "max_distance": MAX_DISTANCE,
+    "min_correlation": MIN_CORRELATION,
+    "n_folds": N_FOLDS,
+    "seed": SEED,
+}
 
 
 def prepare(
@@ -55,9 +68,23 @@ def prepare(
             reporter.say(f"{workspace.data} is complete: nothing to do")
             _mention_edits(workspace, reporter)
         else:
-            _prepare(workspace, competition, archive() if callable(archive) else archive, is_real, geometry, reporter, max_bytes)
+            _prepare(
+                workspace,
+                competition,
+                archive() if callable(archive) else archive,
+                is_real,
+                geometry,
+                reporter,
+                max_bytes,
+            )
     if geometry:
-        open_pixels(workspace, [read_manifest(workspace.manifest(split)) for split in SPLITS], geometry, reporter, max_bytes)
+        open_pixels(
+            workspace,
+            [read_manifest(workspace.manifest(split)) for split in SPLITS],
+            geometry,
+            reporter,
+            max_bytes,
+        )
 
 
 def _prepare(
@@ -76,7 +103,9 @@ def _prepare(
     workspace.photos.mkdir(parents=True, exist_ok=True)
     with checked(path, competition, is_real, workspace.photos, reporter) as (parts, sample):
         for file in (_origin_path(workspace), *map(workspace.manifest, SPLITS)):
-            file.unlink(missing_ok=True)  # what was made before must not be taken for this archive's
+            file.unlink(
+                missing_ok=True
+            )  # what was made before must not be taken for this archive's
         unpack(parts, sha256, workspace.photos, reporter)
         photos = [(part.split, id) for part in parts for id in part.photos]
     unpacked = time.monotonic()
@@ -93,7 +122,9 @@ def _prepare(
     reporter.say(f"{len(photos):,} photos are ready: {took}")
 
 
-def manifests_of(table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition) -> dict[str, pd.DataFrame]:
+def manifests_of(
+    table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition
+) -> dict[str, pd.DataFrame]:
     """The two manifests by split, from what was seen of each photo (`comp.data.scan.scan`)."""
     usable = np.flatnonzero(table["verdict"].isin(USABLE))
     pairs = ((int(usable[one]), int(usable[other])) for one, other in near_pairs(thumbnails))
@@ -101,15 +132,24 @@ def manifests_of(table: pd.DataFrame, thumbnails: Thumbnails, competition: Compe
     phashes[usable] = [f"{phash:016x}" for phash in perceptual_hashes(thumbnails).tolist()]
     is_train = table["split"] == "train"
     labels = [competition.classes.index(id.rpartition(".")[0]) for id in table["id"][is_train]]
-    table = table.assign(phash=phashes, label=None, fold=None, group=group_photos(list(table["id"]), list(table["sha256"]), pairs))
+    table = table.assign(
+        phash=phashes,
+        label=None,
+        fold=None,
+        group=group_photos(list(table["id"]), list(table["sha256"]), pairs),
+    )
     table = table.astype({"label": "Int8", "fold": "Int8"})
     table.loc[is_train, "label"] = labels
     dealt = table[is_train & table["verdict"].isin(USABLE)]
     for label, name in enumerate(competition.classes):
         if not (dealt["label"] == label).any():
             n_photos = int((table["label"] == label).sum())
-            raise DataError(f"none of the {n_photos:,} photos of a {name} can be decoded: get the archive from Kaggle again")
-    folds = assign_folds(list(dealt["id"]), list(dealt["label"]), list(dealt["group"]), n_folds=N_FOLDS, seed=SEED)
+            raise DataError(
+                f"none of the {n_photos:,} photos of a {name} can be decoded: get the archive from Kaggle again"
+            )
+    folds = assign_folds(
+        list(dealt["id"]), list(dealt["label"]), list(dealt["group"]), n_folds=N_FOLDS, seed=SEED
+    )
     table.loc[dealt.index, "fold"] = folds
     return {split: table[table["split"] == split] for split in SPLITS}
 
@@ -118,9 +158,15 @@ def _origin_path(workspace: Workspace) -> Path:
     return workspace.data / "origin.json"
 
 
-def _write_origin(workspace: Workspace, competition: Competition, archive: Path, sha256: str, is_real: bool) -> None:
+def _write_origin(
+    workspace: Workspace, competition: Competition, archive: Path, sha256: str, is_real: bool
+) -> None:
     manifests = {split: file_sha256(workspace.manifest(split)) for split in SPLITS}
-    origin = {"archive": {"name": archive.name, "sha256": sha256, **_stamp(archive)}, "slug": competition.slug, "rules": RULES}
+    origin = {
+        "archive": {"name": archive.name, "sha256": sha256, **_stamp(archive)},
+        "slug": competition.slug,
+        "rules": RULES,
+    }
     write_json(_origin_path(workspace), {**origin, "is_real": is_real, "manifests": manifests})
 
 
@@ -130,13 +176,26 @@ def _stamp(path: Path) -> dict[str, int]:
     return {"n_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _is_done(workspace: Workspace, competition: Competition, archive: Callable[[], Path] | Path, is_real: bool) -> bool:
-    needed = [_origin_path(workspace), workspace.data / competition.sample, *map(workspace.manifest, SPLITS)]
+def _is_done(
+    workspace: Workspace,
+    competition: Competition,
+    archive: Callable[[], Path] | Path,
+    is_real: bool,
+) -> bool:
+    needed = [
+        _origin_path(workspace),
+        workspace.data / competition.sample,
+        *map(workspace.manifest, SPLITS),
+    ]
     if not all(path.exists() for path in needed):
         return False
     origin: dict[str, Any] = read_json(_origin_path(workspace))
     sha256 = origin["archive"]["sha256"]
-    is_ours = origin["slug"] == competition.slug and origin["rules"] == RULES and origin["is_real"] >= is_real
+    is_ours = (
+        origin["slug"] == competition.slug
+        and origin["rules"] == RULES
+        and origin["is_real"] >= is_real
+    )
     if not is_ours or not all(is_unpacked(workspace.photos / split, sha256) for split in SPLITS):
         return False
     path = workspace.raw / origin["archive"]["name"] if callable(archive) else archive
@@ -146,7 +205,9 @@ def _is_done(workspace: Workspace, competition: Competition, archive: Callable[[
         return path.exists()
     if file_sha256(path) != sha256:
         return False
-    write_json(_origin_path(workspace), {**origin, "archive": {**origin["archive"], **_stamp(path)}})  # the same bytes, copied or touched
+    write_json(
+        _origin_path(workspace), {**origin, "archive": {**origin["archive"], **_stamp(path)}}
+    )  # the same bytes, copied or touched
     return True
 
 
@@ -156,4 +217,6 @@ def _mention_edits(workspace: Workspace, reporter: Reporter) -> None:
         path = workspace.manifest(split)
         if file_sha256(path) != written[split]:
             read_manifest(path)
-            reporter.warn(f"{path} was edited since `make data` wrote it, and is used as it is: delete it to have it made again")
+            reporter.warn(
+                f"{path} was edited since `make data` wrote it, and is used as it is: delete it to have it made again"
+            )

@@ -21,9 +21,7 @@ from comp.progress import Reporter
 from comp.store import Workspace, fingerprint
 
 MAX_BYTES = 20 * 10**9  # all 37,500 photos take 7.4 GB as squash-256 and 17 GB as squash-384
-JPEG_SHARE = (
-    0.25  # of the raw pixels that a JPEG of quality 95 takes, on the safe side: 2,002 photos took .17 (squash-256) and .16 (shorter-256)
-)
+JPEG_SHARE = 0.25  # of the raw pixels that a JPEG of quality 95 takes, on the safe side: 2,002 photos took .17 (squash-256) and .16 (shorter-256)
 JPEG_QUALITY = 95
 
 Form = Literal["raw", "jpeg"]
@@ -37,11 +35,20 @@ class Store:
     form: Form
 
     def folder(self, workspace: Workspace) -> Path:
-        libraries = [f"{name} {version(name).split('+')[0]}" for name in ("torch", "torchvision", "pillow")]
-        return workspace.pixels / f"{self.geometry.name}-{self.form}-{fingerprint(self.geometry, self.form, DECODER, libraries)}"
+        libraries = [
+            f"{name} {version(name).split('+')[0]}" for name in ("torch", "torchvision", "pillow")
+        ]
+        return (
+            workspace.pixels
+            / f"{self.geometry.name}-{self.form}-{fingerprint(self.geometry, self.form, DECODER, libraries)}"
+        )
 
     def packed(self, canvas: Canvas) -> NDArray[np.uint8]:
-        return canvas.reshape(-1) if self.form == "raw" else np.frombuffer(encode_jpeg(canvas, JPEG_QUALITY), np.uint8)
+        return (
+            canvas.reshape(-1)
+            if self.form == "raw"
+            else np.frombuffer(encode_jpeg(canvas, JPEG_QUALITY), np.uint8)
+        )
 
     def unpacked(self, packed: NDArray[np.uint8], height: int, width: int) -> Canvas:
         """The canvas: a view of `packed` if that is raw pixels."""
@@ -49,7 +56,9 @@ class Store:
             return packed.reshape(height, width, 3)
         pixels = decode(packed.tobytes()).pixels
         if pixels is None or pixels.shape != (height, width, 3):
-            raise DamagedError("a photo in the store of pixels is no JPEG any more: delete data/pixels and run the stage again")
+            raise DamagedError(
+                "a photo in the store of pixels is no JPEG any more: delete data/pixels and run the stage again"
+            )
         return pixels
 
     def disk_bytes(self, raw_bytes: int) -> int:
@@ -94,12 +103,16 @@ def is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
     return True
 
 
-def announce(workspace: Workspace, store: Store, n_photos: int, n_bytes: int, reporter: Reporter) -> None:
+def announce(
+    workspace: Workspace, store: Store, n_photos: int, n_bytes: int, reporter: Reporter
+) -> None:
     """Says what `n_photos` will take on disk before they are written, and refuses if there is not that much."""
     free = shutil.disk_usage(workspace.pixels).free
     line = f"pixels {store.geometry.name} ({store.form}) of {n_photos:,} photos take about {_gb(n_bytes)}"
     if n_bytes > free:
-        raise DataError(f"{line} and {_gb(free)} are free under {workspace.pixels}: make room or choose a smaller geometry")
+        raise DataError(
+            f"{line} and {_gb(free)} are free under {workspace.pixels}: make room or choose a smaller geometry"
+        )
     reporter.say(f"{line}; {_gb(free)} are free")
 
 

@@ -19,5 +19,7 @@ Unusable; nothing is made of them, least of all a half-grey or black canvas:
 
 from typing import Literal
 
-Verdict = Literal["ok", "grey", "cmyk", "rotated", "converted", "empty", "truncated", "huge", "undecodable"]
+Verdict = Literal[
+    "ok", "grey", "cmyk", "rotated", "converted", "empty", "truncated", "huge", "undecodable"
+]
 USABLE: frozenset[Verdict] = frozenset({"ok", "grey", "cmyk", "rotated", "converted"})

@@ -18,9 +18,13 @@ from typing import IO
 from comp.errors import ArchiveError
 
 MAX_RATIO = 100  # unpacked to packed; JPEGs have 1, text 3 to 10, deflate's limit is 1,032
-FREE_BYTES = 2**20  # members this small may have any ratio: ten thousand of them are 10 GB, which the limit on the total sees
+FREE_BYTES = (
+    2**20
+)  # members this small may have any ratio: ten thousand of them are 10 GB, which the limit on the total sees
 PIECE_BYTES = 2**20
-JUNK = re.compile(r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._[^/]*$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE)
+JUNK = re.compile(
+    r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._[^/]*$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE
+)
 
 _BROKEN = (
     zipfile.BadZipFile,
@@ -63,10 +67,14 @@ def _trusting_nothing(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ArchiveError(f"{name} is not there: run `make data`") from error
     except _BROKEN as error:
-        raise ArchiveError(f"{name} is cut or corrupt ({' '.join(str(error).split())}): delete it and run `make data` again") from error
+        raise ArchiveError(
+            f"{name} is cut or corrupt ({' '.join(str(error).split())}): delete it and run `make data` again"
+        ) from error
 
 
-def members(archive: zipfile.ZipFile, name: str, packed_bytes: int, limits: Limits) -> tuple[list[zipfile.ZipInfo], list[str]]:
+def members(
+    archive: zipfile.ZipFile, name: str, packed_bytes: int, limits: Limits
+) -> tuple[list[zipfile.ZipInfo], list[str]]:
     """The files in an archive of `packed_bytes`, junk and folders aside, and the names of the junk. Refuses what no honest archive has."""
     infos = archive.infolist()
     faults = _crowd_faults(infos, packed_bytes, limits)
@@ -76,13 +84,17 @@ def members(archive: zipfile.ZipFile, name: str, packed_bytes: int, limits: Limi
         key = unicodedata.normalize("NFC", info.filename.rstrip("/")).casefold()
         if key in seen:
             fault = fault or (
-                f"the same name as {seen[key]!r}" if seen[key] == info.filename else f"differs from {seen[key]!r} only by case"
+                f"the same name as {seen[key]!r}"
+                if seen[key] == info.filename
+                else f"differs from {seen[key]!r} only by case"
             )
         seen[key] = info.filename
         if fault:
             faults.append(f"member {info.orig_filename[:80]!r}: {fault}")
     if faults:
-        raise ArchiveError(f"{name} is refused for {_count(len(faults), 'fault')}, the first: {faults[0]}; get it from Kaggle again")
+        raise ArchiveError(
+            f"{name} is refused for {_count(len(faults), 'fault')}, the first: {faults[0]}; get it from Kaggle again"
+        )
     junk = [info.filename for info in infos if JUNK.search(info.filename)]
     return [info for info in infos if not info.is_dir() and not JUNK.search(info.filename)], junk
 
@@ -138,7 +150,9 @@ def pieces(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Iterat
     with file:
         while n_left:
             with _trusting_nothing(name):
-                piece = file.read(min(n_left, PIECE_BYTES))  # never read(): that inflates first and looks at the declared size later
+                piece = file.read(
+                    min(n_left, PIECE_BYTES)
+                )  # never read(): that inflates first and looks at the declared size later
                 if not piece:
                     raise zipfile.BadZipFile(f"{info.filename} ends {n_left:,} bytes early")
             n_left -= len(piece)
@@ -146,17 +160,25 @@ def pieces(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Iterat
 
 
 @contextmanager
-def inner(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, scratch: Path) -> Iterator[zipfile.ZipFile]:
+def inner(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, scratch: Path
+) -> Iterator[zipfile.ZipFile]:
     """An archive within the archive `name`, its CRC checked.
 
     Stored, as Kaggle's are, it is read where it lies; only a deflated one is unpacked, into a nameless file in the folder `scratch`.
     """
-    with tempfile.TemporaryFile(dir=scratch) if info.compress_type else Path(str(archive.filename)).open("rb") as file:
+    with (
+        tempfile.TemporaryFile(dir=scratch)
+        if info.compress_type
+        else Path(str(archive.filename)).open("rb") as file
+    ):
         for piece in pieces(archive, info, name):
             if info.compress_type:
                 file.write(piece)
         start = 0 if info.compress_type else _data_start(file, info)
-        with opened(io.BufferedReader(_Window(file, start, info.file_size)), f"{info.filename} in {name}") as found:
+        with opened(
+            io.BufferedReader(_Window(file, start, info.file_size)), f"{info.filename} in {name}"
+        ) as found:
             yield found
 
 
@@ -180,7 +202,9 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence])
+        self._at = max(
+            0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        )
         return self._at
 
     def tell(self) -> int:

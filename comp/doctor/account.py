@@ -11,7 +11,9 @@ from comp.kaggle import Kaggle
 from comp.kaggle.archive import MB, Archive
 from comp.kaggle.download import Part
 
-MAX_SKEW_S = 60.0  # beyond it, dates in the ledger and "today" mislead; certificates fail only at days
+MAX_SKEW_S = (
+    60.0  # beyond it, dates in the ledger and "today" mislead; certificates fail only at days
+)
 SETTINGS = "https://www.kaggle.com/settings"
 
 
@@ -30,7 +32,11 @@ def account(kaggle: Kaggle, competition: Competition) -> Iterator[Check]:
         "clock": lambda: clock(kaggle.clock_skew_s()),
     }
     for name, ask in rest.items():
-        yield asked(name, ask) if known.level == "ok" else Check(name, "warn", "not known without authentication")
+        yield (
+            asked(name, ask)
+            if known.level == "ok"
+            else Check(name, "warn", "not known without authentication")
+        )
 
 
 def asked(name: str, ask: Callable[[], str | Check]) -> Check:
@@ -47,9 +53,17 @@ def credentials(kaggle: Kaggle) -> Check:
         found = kaggle.credentials
     except UserError as error:
         return Check("credentials", "bad", str(error))
-    stand_in = () if kaggle.is_real else ("KAGGLE_API_ENVIRONMENT=LOCALHOST sends them to a stand-in, not to Kaggle",)
+    stand_in = (
+        ()
+        if kaggle.is_real
+        else ("KAGGLE_API_ENVIRONMENT=LOCALHOST sends them to a stand-in, not to Kaggle",)
+    )
     warnings = (*found.warnings, *stand_in)
-    return Check("credentials", "warn" if warnings else "ok", "; ".join((f"the {found.kind} from {found.source}", *warnings)))
+    return Check(
+        "credentials",
+        "warn" if warnings else "ok",
+        "; ".join((f"the {found.kind} from {found.source}", *warnings)),
+    )
 
 
 def rules(kaggle: Kaggle) -> str:
@@ -60,9 +74,15 @@ def rules(kaggle: Kaggle) -> str:
 def phone(n_submissions: int) -> Check:
     """Kaggle's API does not tell whether the phone number is verified; a submission that was taken does."""
     if n_submissions:
-        return Check("phone", "ok", f"verified or not needed: Kaggle has taken {n_submissions:,} submissions of this account")
+        return Check(
+            "phone",
+            "ok",
+            f"verified or not needed: Kaggle has taken {n_submissions:,} submissions of this account",
+        )
     return Check(
-        "phone", "warn", f"whether the number is verified, Kaggle's API does not tell: look at {SETTINGS} if a submission is refused"
+        "phone",
+        "warn",
+        f"whether the number is verified, Kaggle's API does not tell: look at {SETTINGS} if a submission is refused",
     )
 
 
@@ -90,7 +110,11 @@ def archive_state(folder: Path, competition: Competition) -> Check:
         size = f"{archive.path.stat().st_size / MB:,.1f} MB"
         if archive.known():
             return Check("archive", "ok", f"complete and checked, {size}")
-        return Check("archive", "warn", f"{size} that `make data` has not brought, or that changed since: it will check them")
+        return Check(
+            "archive",
+            "warn",
+            f"{size} that `make data` has not brought, or that changed since: it will check them",
+        )
     if archive.part.exists():
         return Check("archive", "ok", partial(archive))
     return Check("archive", "ok", "absent: `make data` downloads it")
@@ -101,7 +125,9 @@ def partial(archive: Archive) -> str:
     try:
         part = Part(fd, archive.part_note)
         version, have = part.version(), f"{part.n_bytes / MB:,.1f}"
-        total = f"{version.length / MB:,.1f}" if version and version.length else "an unknown number of"
+        total = (
+            f"{version.length / MB:,.1f}" if version and version.length else "an unknown number of"
+        )
         if part.resume_at():
             return f"partial and resumable, {have} of {total} MB: `make data` goes on from there"
         return f"partial, {have} MB of a version that cannot be told: `make data` starts over"

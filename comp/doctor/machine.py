@@ -40,7 +40,9 @@ def machine(workspace: Workspace) -> Iterator[Check]:
     yield from torch_and_device()
     yield disk(workspace)
     yield memory()
-    yield from (writable(folder) for folder in (workspace.data, workspace.runs, workspace.submissions))
+    yield from (
+        writable(folder) for folder in (workspace.data, workspace.runs, workspace.submissions)
+    )
 
 
 def python(wanted: str) -> Check:
@@ -71,15 +73,25 @@ def packages(wanted: Sequence[str]) -> Check:
 
 def lock(text: str) -> Check:
     """What is installed against `text`, a requirements.txt with one version of each package."""
-    lines = [re.split(r"\s+--hash|\s+#", line)[0] for line in text.replace("\\\n", " ").splitlines()]
-    pinned = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))]
+    lines = [
+        re.split(r"\s+--hash|\s+#", line)[0] for line in text.replace("\\\n", " ").splitlines()
+    ]
+    pinned = [
+        Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))
+    ]
     pinned = [need for need in pinned if not need.marker or need.marker.evaluate()]
     found = [(need, installed(need.name)) for need in pinned]
     other = [
-        f"{need.name} {here or 'is missing'}" for need, here in found if here is None or not need.specifier.contains(here, prereleases=True)
+        f"{need.name} {here or 'is missing'}"
+        for need, here in found
+        if here is None or not need.specifier.contains(here, prereleases=True)
     ]
     if other:
-        return Check("lock", "warn", f"{len(other)} of {len(pinned)} packages are not as locked, {some(other)}: {RENEW}")
+        return Check(
+            "lock",
+            "warn",
+            f"{len(other)} of {len(pinned)} packages are not as locked, {some(other)}: {RENEW}",
+        )
     return Check("lock", "ok", f"{len(pinned)} packages are as locked")
 
 
@@ -98,32 +110,67 @@ def torch_and_device() -> Iterator[Check]:
     """Whether torch and torchvision work together, and what they would run on."""
     command = [sys.executable, "-m", "comp.doctor.probe"]
     try:
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=PROBE_S, check=True)
+        done = subprocess.run(
+            command, cwd=HERE, capture_output=True, text=True, timeout=PROBE_S, check=True
+        )
     except subprocess.CalledProcessError as error:
-        said = [line for line in error.stderr.splitlines() if "Error" in line] or [f"status {error.returncode}"]
+        said = [line for line in error.stderr.splitlines() if "Error" in line] or [
+            f"status {error.returncode}"
+        ]
         yield Check(
-            "torch", "bad", f"torch {installed('torch')} and torchvision {installed('torchvision')} do not work ({said[-1]}): {RENEW}"
+            "torch",
+            "bad",
+            f"torch {installed('torch')} and torchvision {installed('torchvision')} do not work ({said[-1]}): {RENEW}",
         )
     except subprocess.TimeoutExpired:
-        yield Check("torch", "bad", f"torch does not answer within {PROBE_S:.0f} s: see what keeps this machine busy")
+        yield Check(
+            "torch",
+            "bad",
+            f"torch does not answer within {PROBE_S:.0f} s: see what keeps this machine busy",
+        )
     else:
         found = json.loads(done.stdout)
-        yield Check("torch", "ok", f"torch {found['torch']} and torchvision {found['torchvision']} work together")
+        yield Check(
+            "torch",
+            "ok",
+            f"torch {found['torch']} and torchvision {found['torchvision']} work together",
+        )
         yield device(driver=driver(), **found)
         return
     yield Check("device", "warn", "not known without torch")
 
 
-def device(*, kind: str, name: str, n_bytes: int, cuda: str | None, torch: str, driver: str | None, **_: object) -> Check:
+def device(
+    *,
+    kind: str,
+    name: str,
+    n_bytes: int,
+    cuda: str | None,
+    torch: str,
+    driver: str | None,
+    **_: object,
+) -> Check:
     if kind == "cuda":
-        return Check("device", "ok", f"{name}, {n_bytes / GB:.0f} GB, driver {driver or 'unknown'}, torch for CUDA {cuda}")
+        return Check(
+            "device",
+            "ok",
+            f"{name}, {n_bytes / GB:.0f} GB, driver {driver or 'unknown'}, torch for CUDA {cuda}",
+        )
     if kind != "cpu":
         return Check("device", "ok", f"{name} ({kind})")
-    slow = f"only the CPU, {name}: RECIPE={ON_CPU} is made for it, the default, {DEFAULT}, wants a GPU"
+    slow = (
+        f"only the CPU, {name}: RECIPE={ON_CPU} is made for it, the default, {DEFAULT}, wants a GPU"
+    )
     if driver:
-        built = f"torch {torch} is built for CUDA {cuda}" if cuda else f"torch {torch} is built without CUDA"
+        built = (
+            f"torch {torch} is built for CUDA {cuda}"
+            if cuda
+            else f"torch {torch} is built without CUDA"
+        )
         return Check(
-            "device", "warn", f"{slow}; the NVIDIA driver {driver} is here but {built}: update the driver, or install a torch for it"
+            "device",
+            "warn",
+            f"{slow}; the NVIDIA driver {driver} is here but {built}: update the driver, or install a torch for it",
         )
     return Check("device", "warn", slow)
 
@@ -139,11 +186,19 @@ def driver() -> str | None:
 
 
 def disk(workspace: Workspace) -> Check:
-    parts = {workspace.data / name: n_gb * GB for name, n_gb in DISK_GB.items()}  # what else is there, such as features, saves nothing
-    have = sum(min(most, sum(n_bytes(path) for path in part.rglob("*"))) for part, most in parts.items())
+    parts = {
+        workspace.data / name: n_gb * GB for name, n_gb in DISK_GB.items()
+    }  # what else is there, such as features, saves nothing
+    have = sum(
+        min(most, sum(n_bytes(path) for path in part.rglob("*"))) for part, most in parts.items()
+    )
     free, need = shutil.disk_usage(nearest(workspace.data)).free, DISK_BYTES - have
     text = f"{free / GB:.1f} GB are free; the whole competition takes {need / GB:.1f} GB more"
-    return Check("disk", "ok", text) if free > need else Check("disk", "bad", f"{text}: make room, or name another folder by --home")
+    return (
+        Check("disk", "ok", text)
+        if free > need
+        else Check("disk", "bad", f"{text}: make room, or name another folder by --home")
+    )
 
 
 def n_bytes(path: Path) -> int:
@@ -157,16 +212,24 @@ def n_bytes(path: Path) -> int:
 def memory() -> Check:
     available = available_bytes()
     if available is None:
-        return Check("memory", "warn", f"how much is free is not known; {MEMORY_BYTES / GB:.0f} GB are needed")
+        return Check(
+            "memory",
+            "warn",
+            f"how much is free is not known; {MEMORY_BYTES / GB:.0f} GB are needed",
+        )
     text = f"{available / GB:.1f} GB are available"
     if available < MEMORY_BYTES:
         return Check(
-            "memory", "warn", f"{text}, {MEMORY_BYTES / GB:.0f} GB are needed for all photos: end other programs, or take fewer photos"
+            "memory",
+            "warn",
+            f"{text}, {MEMORY_BYTES / GB:.0f} GB are needed for all photos: end other programs, or take fewer photos",
         )
     return Check("memory", "ok", text)
 
 
-def available_bytes(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+def available_bytes(
+    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
+) -> int | None:
     """Memory that this process could have: what Linux counts as available, or a container's limit if that is less."""
     try:
         kib = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
@@ -184,7 +247,11 @@ def writable(folder: Path) -> Check:
         with tempfile.TemporaryFile(dir=nearest(folder)):
             return Check(name, "ok", "can be written to")
     except OSError as error:
-        return Check(name, "bad", f"{folder} cannot be written to ({error.strerror}): change its owner, or name another folder by --home")
+        return Check(
+            name,
+            "bad",
+            f"{folder} cannot be written to ({error.strerror}): change its owner, or name another folder by --home",
+        )
 
 
 def nearest(folder: Path) -> Path:

@@ -11,7 +11,9 @@ from comp.kaggle import Kaggle, Patience
 from comp.progress import Reporter
 from comp.store import Workspace
 
-PATIENCE = Patience(connect_s=5.0, read_s=20.0, n_tries=2, retry_s=20.0)  # whoever asks for the doctor waits for the answer
+PATIENCE = Patience(
+    connect_s=5.0, read_s=20.0, n_tries=2, retry_s=20.0
+)  # whoever asks for the doctor waits for the answer
 MARKS = {"ok": "ok  ", "warn": "look", "bad": "BAD "}
 
 
@@ -23,7 +25,9 @@ class Quiet(Reporter):
     def warn(self, line: str) -> None: ...
 
 
-def examine(workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter) -> list[Check]:
+def examine(
+    workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter
+) -> list[Check]:
     """All checks, each said as soon as it is known. UserError if one says that a run would not work."""
     checks = []
     for check in _walk(workspace, competition, kaggle):
@@ -31,7 +35,9 @@ def examine(workspace: Workspace, competition: Competition, kaggle: Kaggle, repo
         checks.append(check)
     bad = [check.name for check in checks if check.level == "bad"]
     if bad:
-        raise UserError(f"a run would not work: {len(bad)} of {len(checks)} checks are bad ({', '.join(bad)}); each says above what to do")
+        raise UserError(
+            f"a run would not work: {len(bad)} of {len(checks)} checks are bad ({', '.join(bad)}); each says above what to do"
+        )
     return checks
 
 

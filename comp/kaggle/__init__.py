@@ -36,7 +36,11 @@ class Kaggle:
     """One account's view of one competition, through the real client; `env`, by default this program's, says who we are and whom to ask."""
 
     def __init__(
-        self, competition: Competition, reporter: Reporter, env: Mapping[str, str] | None = None, patience: Patience | None = None
+        self,
+        competition: Competition,
+        reporter: Reporter,
+        env: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._competition = competition
         self._reporter = reporter
@@ -80,7 +84,10 @@ class Kaggle:
         token = ""
         for _ in range(N_PAGES):
             answer = self._patiently("files", page_token=token)
-            found += [RemoteFile(name=str(row["name"]), total_bytes=int(row.get("totalBytes", 0))) for row in answer.get("files") or []]
+            found += [
+                RemoteFile(name=str(row["name"]), total_bytes=int(row.get("totalBytes", 0)))
+                for row in answer.get("files") or []
+            ]
             token = str(answer.get("nextPageToken") or "")
             if not token:
                 break
@@ -93,7 +100,10 @@ class Kaggle:
 
     def limits(self) -> Limits:
         answer = self._patiently("limits")
-        return Limits(n_today=int(answer.get("numToday", 0)), n_allowed_now=int(answer.get("numAllowedNow", 0)))
+        return Limits(
+            n_today=int(answer.get("numToday", 0)),
+            n_allowed_now=int(answer.get("numAllowedNow", 0)),
+        )
 
     def upload(self, csv: Path, message: str) -> int:
         """Submits `csv` once and returns Kaggle's reference, by which it is now listed.
@@ -115,7 +125,9 @@ class Kaggle:
             if _nothing_was_done(error.last):
                 raise
             lost = error
-            self._reporter.warn(f"{error.last}; looking whether the submission has arrived all the same")
+            self._reporter.warn(
+                f"{error.last}; looking whether the submission has arrived all the same"
+            )
         ref = self._appears(int(answer.get("ref") or 0), message, before)
         if ref:
             return ref
@@ -123,7 +135,9 @@ class Kaggle:
         within = f"is not in the list of submissions after {self._patience.listed_s:.0f} s"
         if lost is not None:
             raise UnavailableError(f"{lost.last}, and the submission {within}; {where}")
-        raise KaggleError(f'Kaggle said "{answer.get("message", "")}", but the submission {within}: it may not count; {where}')
+        raise KaggleError(
+            f'Kaggle said "{answer.get("message", "")}", but the submission {within}: it may not count; {where}'
+        )
 
     def submissions(self) -> list[Submission]:
         """All of them, in Kaggle's order."""
@@ -131,7 +145,11 @@ class Kaggle:
 
     def find(self, message: str) -> Submission | None:
         """The latest submission with this message, spaces aside."""
-        return max((known for known in self._listed() if _is_same(known.message, message)), key=lambda known: known.date, default=None)
+        return max(
+            (known for known in self._listed() if _is_same(known.message, message)),
+            key=lambda known: known.date,
+            default=None,
+        )
 
     def submission(self, ref: int) -> Submission:
         return submission(self._patiently("submission", ref=ref))
@@ -152,16 +170,22 @@ class Kaggle:
             if latest is not None and (latest.status != "pending" or left_s <= 0):
                 return latest
             if left_s <= 0:
-                raise UnavailableError(f"the score of submission {ref} could not be asked for within {limit_s:.0f} s: {problem}")
+                raise UnavailableError(
+                    f"the score of submission {ref} could not be asked for within {limit_s:.0f} s: {problem}"
+                )
             if now - said > SAY_EVERY_S:
                 said = now
-                self._reporter.say(f"submission {ref} is pending, {now - start:.0f} s so far, at most {left_s:.0f} s more")
+                self._reporter.say(
+                    f"submission {ref} is pending, {now - start:.0f} s so far, at most {left_s:.0f} s more"
+                )
             time.sleep(min(pause_s, left_s))
             pause_s = min(1.5 * pause_s, self._patience.poll_most_s)
 
     def leaderboard(self, folder: Path) -> Path:
         """The public leaderboard of now, as `leaderboard.csv` in `folder`. (The client would write it over the data's archive.)"""
-        from comp.store import whole  # brings pandas, which the client's process, which imports this module too, does not need
+        from comp.store import (
+            whole,
+        )  # brings pandas, which the client's process, which imports this module too, does not need
 
         content = base64.b64decode(self._patiently("leaderboard"))
         with whole(folder / "leaderboard.csv") as scratch:
@@ -193,7 +217,9 @@ class Kaggle:
         while True:
             try:
                 for known in self._listed():
-                    if known.ref == ref or (known.ref not in before and _is_same(known.message, message)):
+                    if known.ref == ref or (
+                        known.ref not in before and _is_same(known.message, message)
+                    ):
                         return known.ref
             except GaveUpError as error:
                 self._reporter.warn(str(error))
@@ -206,10 +232,16 @@ class Kaggle:
     def _process(self) -> Process:
         return Process(self._env, self._competition.slug, self._patience, secrets(self._env))
 
-    def _patiently(self, call: str, only: Callable[[AgainError], bool] = lambda _: True, **arguments: Any) -> Any:
-        return patiently(lambda: self._ask(call, **arguments), self._patience, self._reporter.warn, only)
+    def _patiently(
+        self, call: str, only: Callable[[AgainError], bool] = lambda _: True, **arguments: Any
+    ) -> Any:
+        return patiently(
+            lambda: self._ask(call, **arguments), self._patience, self._reporter.warn, only
+        )
 
-    def _ask(self, call: str, *, on_event: OnEvent = _ignore, fd: int | None = None, **arguments: Any) -> Any:
+    def _ask(
+        self, call: str, *, on_event: OnEvent = _ignore, fd: int | None = None, **arguments: Any
+    ) -> Any:
         """One call, made once, with failures as errors for a person."""
         credentials = self.credentials  # without any there is nothing to try
         try:
@@ -231,8 +263,12 @@ def _only_csv(content: bytes) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as zipped:
             (table,) = [
-                member for member in zipped.infolist() if member.filename.lower().endswith(".csv") and member.file_size <= BOARD_BYTES
+                member
+                for member in zipped.infolist()
+                if member.filename.lower().endswith(".csv") and member.file_size <= BOARD_BYTES
             ]
             return zipped.read(table)
     except UNSOUND as error:
-        raise KaggleError(f"Kaggle sent something else than a zip with the leaderboard's CSV ({error}): try again later") from error
+        raise KaggleError(
+            f"Kaggle sent something else than a zip with the leaderboard's CSV ({error}): try again later"
+        ) from error

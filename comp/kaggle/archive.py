@@ -26,11 +26,24 @@ from comp.kaggle.retries import GaveUpError, patiently
 from comp.kaggle.values import Patience
 from comp.progress import Advance, Reporter
 
-N_DOWNLOADS = 2  # before an archive that arrives complete but corrupt is believed to be so on the server
+N_DOWNLOADS = (
+    2  # before an archive that arrives complete but corrupt is believed to be so on the server
+)
 MB = 1_000_000
 # What zipfile raises for damage.
-UNSOUND = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, OverflowError)
-Ask = Callable[..., Any]  # one call to the client: ask(call, on_event=, fd=, **arguments); raises AgainError or another UserError
+UNSOUND = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
+Ask = Callable[
+    ..., Any
+]  # one call to the client: ask(call, on_event=, fd=, **arguments); raises AgainError or another UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +100,9 @@ def fetch(archive: Archive, ask: Ask, reporter: Reporter, patience: Patience) ->
     return archive.path
 
 
-def _sound(archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Patience) -> dict[str, Any]:
+def _sound(
+    archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Patience
+) -> dict[str, Any]:
     """Completes the partial file, checks it as a zip, and does so once more if it is corrupt; returns its version."""
     for n in range(1, N_DOWNLOADS + 1):
         version = _complete(archive, fd, ask, reporter, patience)
@@ -96,7 +111,9 @@ def _sound(archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Pa
             return version
         os.ftruncate(fd, 0)
         if n < N_DOWNLOADS:
-            reporter.warn(f"{archive.path.name} arrived complete, but {problem}; downloading it once more")
+            reporter.warn(
+                f"{archive.path.name} arrived complete, but {problem}; downloading it once more"
+            )
     again = f"arrived complete {N_DOWNLOADS} times, but {problem}"
     raise ArchiveError(f"{archive.path.name} {again}; nothing of it is kept: try again later")
 
@@ -112,7 +129,9 @@ def zip_problem(path: Path) -> str:
                     while content.read(1 << 20):
                         pass
     except UNSOUND as error:
-        return f"{f'its member {name}' if name else 'it'} is corrupt ({error or type(error).__name__})"
+        return (
+            f"{f'its member {name}' if name else 'it'} is corrupt ({error or type(error).__name__})"
+        )
     return ""
 
 
@@ -122,23 +141,33 @@ def _is_current(archive: Archive, ask: Ask, reporter: Reporter, patience: Patien
     here, size = archive.known(), archive.path.stat().st_size
     if here is not None and here["validator"] and there["validator"]:
         if here["validator"] == there["validator"] and there["length"] in (None, size):
-            reporter.say(f"{archive.path.name} is here ({size / MB:,.1f} MB) and is what the server has")
+            reporter.say(
+                f"{archive.path.name} is here ({size / MB:,.1f} MB) and is what the server has"
+            )
             return True
     elif there["length"] == size and not zip_problem(archive.path):
         archive.remember(there, archive.path)
-        reporter.say(f"{archive.path.name} is here, of the server's length ({size / MB:,.1f} MB) and intact")
+        reporter.say(
+            f"{archive.path.name} is here, of the server's length ({size / MB:,.1f} MB) and intact"
+        )
         return True
-    reporter.warn(f"{archive.path.name} is here but is not what the server has; downloading that beside it")
+    reporter.warn(
+        f"{archive.path.name} is here but is not what the server has; downloading that beside it"
+    )
     return False
 
 
-def _complete(archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Patience) -> dict[str, Any]:
+def _complete(
+    archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Patience
+) -> dict[str, Any]:
     """Tries until the partial file is complete; the count starts anew whenever the file has become longer than it ever was in this run."""
     longest = os.fstat(fd).st_size
 
     def one_try() -> dict[str, Any]:
         with _Bar(archive.path.name, reporter) as bar:
-            version: dict[str, Any] = ask("archive", on_event=bar.on_event, fd=fd, note=str(archive.part_note.absolute()))
+            version: dict[str, Any] = ask(
+                "archive", on_event=bar.on_event, fd=fd, note=str(archive.part_note.absolute())
+            )
             return version
 
     def only_without_progress(_: AgainError) -> bool:
@@ -151,7 +180,9 @@ def _complete(archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience:
             have = os.fstat(fd).st_size
             if have <= longest:
                 kept = f"{have / MB:,.1f} MB have arrived and are kept, and the next run goes on from there"
-                raise UnavailableError(f"{error}; {kept if have else 'nothing has arrived'}") from None
+                raise UnavailableError(
+                    f"{error}; {kept if have else 'nothing has arrived'}"
+                ) from None
             longest = have
             reporter.warn(f"{error.last} after {have / MB:,.1f} MB; going on from there")
             time.sleep(patience.wait_first_s)
@@ -176,7 +207,9 @@ class _Bar:
     def on_event(self, event: Event) -> None:
         if "start" in event:
             self._start, total = event["start"], event["total"]
-            label = f"downloading {self._name}" + (f" from {self._start / MB:,.1f} MB on" if self._start else "")
+            label = f"downloading {self._name}" + (
+                f" from {self._start / MB:,.1f} MB on" if self._start else ""
+            )
             if total is not None:  # without a length there is nothing to show progress towards
                 n_mb = (total - self._start + MB - 1) // MB
                 self._advance = self._stack.enter_context(self._reporter.track(label, n_mb, "MB"))

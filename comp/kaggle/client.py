@@ -34,7 +34,9 @@ class Answer:
 class Client:
     """The real client for one competition. Each public method can be asked for by name; it raises FailedError or what `requests` raises."""
 
-    def __init__(self, slug: str, connect_s: float, read_s: float, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, slug: str, connect_s: float, read_s: float, tell: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._slug = slug
         self._tell = tell
         self._api: Any = None
@@ -61,15 +63,21 @@ class Client:
         return self._skew_s
 
     def files(self, page_token: str) -> dict[str, Any]:
-        return self._ask("ListDataFiles", "ApiListDataFilesRequest", page_token=page_token, page_size=PAGE_SIZE)
+        return self._ask(
+            "ListDataFiles", "ApiListDataFilesRequest", page_token=page_token, page_size=PAGE_SIZE
+        )
 
     def limits(self) -> dict[str, Any]:
         return self._ask("GetSubmissionLimits", "ApiGetSubmissionLimitsRequest")
 
     def submissions(self, page: int, page_token: str) -> dict[str, Any]:
         """One page, by the token of the page before if there was one, else by its number, as the client's own wrapper asks."""
-        which: dict[str, Any] = {"page_token": page_token} if page_token else {"page_token": "", "page": page}
-        return self._ask("ListSubmissions", "ApiListSubmissionsRequest", page_size=PAGE_SIZE, **which)
+        which: dict[str, Any] = (
+            {"page_token": page_token} if page_token else {"page_token": "", "page": page}
+        )
+        return self._ask(
+            "ListSubmissions", "ApiListSubmissionsRequest", page_size=PAGE_SIZE, **which
+        )
 
     def submission(self, ref: int) -> dict[str, Any]:
         return self._ask("GetSubmission", "ApiGetSubmissionRequest", competition=False, ref=ref)
@@ -91,12 +99,19 @@ class Client:
         return str(link.get("token") or "")
 
     def create(self, token: str, message: str) -> dict[str, Any]:
-        return self._ask("CreateSubmission", "ApiCreateSubmissionRequest", blob_file_tokens=token, submission_description=message)
+        return self._ask(
+            "CreateSubmission",
+            "ApiCreateSubmissionRequest",
+            blob_file_tokens=token,
+            submission_description=message,
+        )
 
     def leaderboard(self) -> str:
         """The zip, some ten kilobytes, in base64."""
         with self._authenticated().build_kaggle_client() as kaggle:
-            response = kaggle.competitions.competition_api_client.download_leaderboard(self._request("ApiDownloadLeaderboardRequest"))
+            response = kaggle.competitions.competition_api_client.download_leaderboard(
+                self._request("ApiDownloadLeaderboardRequest")
+            )
             return base64.b64encode(response.content).decode()
 
     def version(self) -> dict[str, Any]:
@@ -121,7 +136,13 @@ class Client:
         try:
             start = part.resume_at()
             with self._archive(wanted(part)) as response:
-                version = receive(response, part, start, lambda at, total: self._tell({"start": at, "total": total}), advanced)
+                version = receive(
+                    response,
+                    part,
+                    start,
+                    lambda at, total: self._tell({"start": at, "total": total}),
+                    advanced,
+                )
         except StoppedError as stopped:
             raise FailedError(Failure(kind=stopped.kind, words=str(stopped))) from stopped
         self._tell({"position": part.n_bytes})
@@ -134,7 +155,9 @@ class Client:
         try:
             with self._authenticated().build_kaggle_client() as kaggle:
                 api = kaggle.competitions.competition_api_client
-                with api.download_data_files(self._request("ApiDownloadDataFilesRequest")) as response:
+                with api.download_data_files(
+                    self._request("ApiDownloadDataFilesRequest")
+                ) as response:
                     yield response
         finally:
             self._get_headers = {}
@@ -144,7 +167,10 @@ class Client:
         if self._api is None:
             try:
                 import kaggle
-            except (ImportError, OSError) as error:  # kaggle does not declare that it needs six; it creates a folder
+            except (
+                ImportError,
+                OSError,
+            ) as error:  # kaggle does not declare that it needs six; it creates a folder
                 raise FailedError(Failure(kind="client", words=str(error))) from error
             if not kaggle.api._authenticated:
                 try:
@@ -154,11 +180,15 @@ class Client:
             self._api = kaggle.api
         return self._api
 
-    def _ask(self, method: str, request: str, *, competition: bool = True, **fields: Any) -> dict[str, Any]:
+    def _ask(
+        self, method: str, request: str, *, competition: bool = True, **fields: Any
+    ) -> dict[str, Any]:
         with self._authenticated().build_kaggle_client() as kaggle:
             prepared = self._request(request, competition=competition, **fields)
             try:
-                answer: dict[str, Any] = kaggle.http_client().call(SERVICE, method, prepared, Answer)
+                answer: dict[str, Any] = kaggle.http_client().call(
+                    SERVICE, method, prepared, Answer
+                )
             except TypeError as error:  # the client looks for "code" in whatever JSON comes
                 raise requests.exceptions.InvalidJSONError("no JSON object") from error
             return answer
@@ -167,7 +197,9 @@ class Client:
         from kagglesdk.competitions.types import competition_api_service
 
         request = getattr(competition_api_service, name)()
-        for field, value in (fields | ({"competition_name": self._slug} if competition else {})).items():
+        for field, value in (
+            fields | ({"competition_name": self._slug} if competition else {})
+        ).items():
             setattr(request, field, value)
         return request
 
@@ -175,7 +207,9 @@ class Client:
         """Puts time-outs under every request of this process, and our headers on each GET: the client makes them only to follow a link."""
         send = requests.Session.send
 
-        def bounded(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        def bounded(
+            session: requests.Session, request: requests.PreparedRequest, **options: Any
+        ) -> requests.Response:
             if options.get("timeout") is None:
                 options["timeout"] = timeout_s
             if request.method == "GET":

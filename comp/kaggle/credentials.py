@@ -53,14 +53,20 @@ def find(env: Mapping[str, str]) -> Credentials | None:
     """The credentials that the client would use under `env`, or None. Nothing is checked with Kaggle."""
     token, pair, oauth = _token(env), _pair(env), _oauth(env)
     if token is not None:
-        clash = (f"both {token.source} and {_sources(pair)} are there and the token wins; {STALE}",) if pair is not None else ()
+        clash = (
+            (f"both {token.source} and {_sources(pair)} are there and the token wins; {STALE}",)
+            if pair is not None
+            else ()
+        )
         return Credentials(kind="token", source=token.source, warnings=_readable(token) + clash)
     if pair is not None:
         mixed = (pair[0].file is None) != (pair[1].file is None)
         advice = (
             f"the user name is from {pair[0].source} but the key from {pair[1].source}: Kaggle answers 401 unless they belong together",
         )
-        return Credentials(kind="key", source=_sources(pair), warnings=_readable(*pair) + (advice if mixed else ()))
+        return Credentials(
+            kind="key", source=_sources(pair), warnings=_readable(*pair) + (advice if mixed else ())
+        )
     if oauth is not None:
         return Credentials(kind="oauth", source=oauth.source, warnings=_readable(oauth))
     return None
@@ -73,10 +79,21 @@ def secrets(env: Mapping[str, str]) -> frozenset[str]:
     words |= {env[name] for name in ("KAGGLE_KEY", "KAGGLE_TOKEN") if name in env}
     if pair is not None:
         words.add(_basic(pair[0].secret, pair[1].secret))
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ):
         proxy = urlsplit(env.get(name, ""))
         if proxy.password:
-            words |= {proxy.password, unquote(proxy.password), _basic(unquote(proxy.username or ""), unquote(proxy.password))}
+            words |= {
+                proxy.password,
+                unquote(proxy.password),
+                _basic(unquote(proxy.username or ""), unquote(proxy.password)),
+            }
     return frozenset(word for word in words if len(word) >= SHORTEST_SECRET)
 
 
@@ -108,11 +125,16 @@ def _token(env: Mapping[str, str]) -> _Found | None:
 
 def _tokens(env: Mapping[str, str]) -> Iterator[_Found]:
     """Access tokens in the client's order, those that are overruled included."""
-    if env.get("KAGGLE_KERNEL_RUN_TYPE") is not None and env.get("KAGGLE_DATA_PROXY_URL") is not None:
+    if (
+        env.get("KAGGLE_KERNEL_RUN_TYPE") is not None
+        and env.get("KAGGLE_DATA_PROXY_URL") is not None
+    ):
         yield from _from_file(env.get("KAGGLE_API_V1_TOKEN", ""), "KAGGLE_API_V1_TOKEN")
     if given := env.get("KAGGLE_API_TOKEN"):
         if _is_path(given):  # a file without a token in it ends the search all the same
-            yield _Found("the file named by KAGGLE_API_TOKEN", _read(Path(given)).strip(), Path(given))
+            yield _Found(
+                "the file named by KAGGLE_API_TOKEN", _read(Path(given)).strip(), Path(given)
+            )
         else:
             yield _Found("KAGGLE_API_TOKEN", given)
     for name in ("access_token", "access_token.txt"):
@@ -120,7 +142,9 @@ def _tokens(env: Mapping[str, str]) -> Iterator[_Found]:
     if given := env.get("KAGGLE_TOKEN"):
         yield _Found("KAGGLE_TOKEN", given)
     elif given := _config(env).get("token"):
-        yield _Found(str(config_folder(env) / "kaggle.json"), str(given), config_folder(env) / "kaggle.json")
+        yield _Found(
+            str(config_folder(env) / "kaggle.json"), str(given), config_folder(env) / "kaggle.json"
+        )
 
 
 def _is_path(given: str) -> bool:
@@ -165,7 +189,9 @@ def _oauth_secrets(env: Mapping[str, str]) -> list[_Found]:
     if not entries.get("refresh_token"):
         return []
     return [
-        _Found("~/.kaggle/credentials.json", str(entries[name]), path) for name in ("refresh_token", "access_token") if entries.get(name)
+        _Found("~/.kaggle/credentials.json", str(entries[name]), path)
+        for name in ("refresh_token", "access_token")
+        if entries.get(name)
     ]
 
 

@@ -74,7 +74,10 @@ class Version:
             return cls(validator="", length=None)
         etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
         strong = etag if etag.startswith('"') else ""
-        return cls(validator=strong or headers.get("Last-Modified", ""), length=int(length) if length.isdigit() else None)
+        return cls(
+            validator=strong or headers.get("Last-Modified", ""),
+            length=int(length) if length.isdigit() else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,11 @@ class Part:
     def resume_at(self) -> int:
         """The first byte to ask for."""
         version, have = self.version(), self.n_bytes
-        if version is None or not version.validator or (version.length is not None and have > version.length):
+        if (
+            version is None
+            or not version.validator
+            or (version.length is not None and have > version.length)
+        ):
             return 0
         return max(0, have - OVERLAP)
 
@@ -122,7 +129,13 @@ def wanted(part: Part) -> dict[str, str]:
     return headers
 
 
-def receive(response: Any, part: Part, start: int, began: Callable[[int, int | None], None], advanced: Callable[[int], None]) -> Version:
+def receive(
+    response: Any,
+    part: Part,
+    start: int,
+    began: Callable[[int, int | None], None],
+    advanced: Callable[[int], None],
+) -> Version:
     """Writes the body of `response`, to a request for the bytes from `start`, into `part`; returns the version of the then complete file.
 
     `began` is told where writing starts and the length of the file, `advanced` the position after each block.
@@ -154,10 +167,18 @@ def _continued(headers: Any, part: Part, start: int) -> Version:
         came = headers.get("Content-Range", "no Content-Range")
         raise DifferentError(f"bytes from {start} were asked for, and '{came}' came; starting over")
     total = known.length if piece[3] == "*" else int(piece[3])
-    validator = headers.get("ETag" if known.validator.startswith('"') else "Last-Modified", known.validator)
-    if validator != known.validator or (known.length is not None and total != known.length) or _encoding(headers):
+    validator = headers.get(
+        "ETag" if known.validator.startswith('"') else "Last-Modified", known.validator
+    )
+    if (
+        validator != known.validator
+        or (known.length is not None and total != known.length)
+        or _encoding(headers)
+    ):
         part.restart(None)
-        raise DifferentError("the file on the server has changed since the first part came; starting over")
+        raise DifferentError(
+            "the file on the server has changed since the first part came; starting over"
+        )
     _require_room(part, total)
     return Version(validator=known.validator, length=total)
 
@@ -191,13 +212,20 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UnwritableError(f"the disk refuses to be written to ({error.strerror or error})") from error
+        raise UnwritableError(
+            f"the disk refuses to be written to ({error.strerror or error})"
+        ) from error
 
 
 def refuse_pages(headers: Any) -> None:
     """A sign-in or error page of a proxy comes with status 200."""
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges"):
+    if kind.startswith("text/") or kind in (
+        "application/json",
+        "application/xhtml+xml",
+        "application/xml",
+        "multipart/byteranges",
+    ):
         raise DifferentError(f"a body of type {kind}")
     if _encoding(headers) not in ("", "gzip", "deflate"):
         raise DifferentError(f"Content-Encoding {_encoding(headers)}")
@@ -207,7 +235,9 @@ def _require_room(part: Part, length: int | None) -> None:
     free = shutil.disk_usage(part.note.parent).free
     missing = (length or 0) - part.n_bytes
     if missing + SPARE > free:
-        raise FullError(f"{missing / 1e6:,.0f} MB are to come and {free / 1e6:,.0f} MB are free in {part.note.parent}")
+        raise FullError(
+            f"{missing / 1e6:,.0f} MB are to come and {free / 1e6:,.0f} MB are free in {part.note.parent}"
+        )
 
 
 def _encoding(headers: Any) -> str:

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from comp.competition import Competition
-from comp.errors import CredentialsError, DataError, KaggleError, NotFoundError, RulesError, UnavailableError
+from comp.errors import (
+    CredentialsError,
+    DataError,
+    KaggleError,
+    NotFoundError,
+    RulesError,
+    UnavailableError,
+)
 from comp.kaggle.credentials import EVERY_WAY, RENEW, Credentials
 
 Kind = Literal[
@@ -29,7 +36,9 @@ class Failure:
     kind: Kind
     words: str = ""  # the far side's or the system's own, on one line, free of secrets
     status: int = 0  # HTTP
-    storage: bool = False  # from behind a signed link, where a refusal means that the link has expired
+    storage: bool = (
+        False  # from behind a signed link, where a refusal means that the link has expired
+    )
     retry_after_s: float | None = None  # as the server asked
 
 
@@ -51,7 +60,9 @@ class AgainError(UnavailableError):
     @property
     def is_refused_link(self) -> bool:
         """A signed link led to a refusal or to a web page: a fresh link may help, but not for long."""
-        return self.failure.kind == "answer" or (self.failure.storage and self.failure.status < 500 and self.failure.status != 429)
+        return self.failure.kind == "answer" or (
+            self.failure.storage and self.failure.status < 500 and self.failure.status != 429
+        )
 
     @property
     def is_certain(self) -> bool:
@@ -59,7 +70,9 @@ class AgainError(UnavailableError):
         return self.failure.kind == "unreached" or self.failure.status == 429
 
 
-def error_of(failure: Failure, competition: Competition, credentials: Credentials) -> KaggleError | DataError:
+def error_of(
+    failure: Failure, competition: Competition, credentials: Credentials
+) -> KaggleError | DataError:
     """The error for a person: one line with the cause and the remedy."""
     words = failure.words[:N_WORDS]
     match failure.kind:
@@ -68,13 +81,20 @@ def error_of(failure: Failure, competition: Competition, credentials: Credential
         case "http":
             return _refusal(failure, competition, credentials)
         case "anonymous":
-            return CredentialsError(f"Kaggle does not accept the {credentials.kind} from {credentials.source}: {RENEW}")
+            return CredentialsError(
+                f"Kaggle does not accept the {credentials.kind} from {credentials.source}: {RENEW}"
+            )
         case "client":
-            return KaggleError(f"the Kaggle client cannot be imported ({words}): set up the environment again, with kaggle==2.2.4 and six")
+            return KaggleError(
+                f"the Kaggle client cannot be imported ({words}): set up the environment again, with kaggle==2.2.4 and six"
+            )
         case "space" | "disk":
             return DataError(f"{words}: make room and run this again; what is here already is kept")
         case "answer":
-            return AgainError(f"Kaggle, or a proxy in between, sent something else than was asked for ({words})", failure)
+            return AgainError(
+                f"Kaggle, or a proxy in between, sent something else than was asked for ({words})",
+                failure,
+            )
         case "timeout":
             return AgainError(f"Kaggle does not answer ({words})", failure)
         case "ended":
@@ -89,12 +109,18 @@ def _refusal(failure: Failure, competition: Competition, credentials: Credential
     answer = _answer(failure)
     match failure.status:
         case 401:
-            return CredentialsError(f"Kaggle refuses the {credentials.kind} from {credentials.source} ({answer}): {RENEW}")
+            return CredentialsError(
+                f"Kaggle refuses the {credentials.kind} from {credentials.source} ({answer}): {RENEW}"
+            )
         case 403:
             wrong = f"a competition that does not exist, if '{competition.slug}' does not, is refused in the same way"
-            return RulesError(f"Kaggle refuses access ({answer}): accept the rules at {competition.rules_url} with this account; {wrong}")
+            return RulesError(
+                f"Kaggle refuses access ({answer}): accept the rules at {competition.rules_url} with this account; {wrong}"
+            )
         case 404:
-            return NotFoundError(f"Kaggle has no such thing in '{competition.slug}' ({answer}): check the competition's name")
+            return NotFoundError(
+                f"Kaggle has no such thing in '{competition.slug}' ({answer}): check the competition's name"
+            )
         case 429:
             return AgainError(f"Kaggle asks for fewer requests ({answer})", failure)
         case status if status >= 500:
@@ -105,7 +131,9 @@ def _refusal(failure: Failure, competition: Competition, credentials: Credential
 
 def _answer(failure: Failure) -> str:
     """Status and the far side's own words."""
-    return f'{failure.status}, "{failure.words[:N_WORDS]}"' if failure.words else str(failure.status)
+    return (
+        f'{failure.status}, "{failure.words[:N_WORDS]}"' if failure.words else str(failure.status)
+    )
 
 
 def none_found() -> CredentialsError:

@@ -24,7 +24,9 @@ def locked(path: Path, waiting: str, reporter: Reporter, limit_s: float) -> Iter
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if _is_free(fd) and _is_at(path, fd):  # not at its path: the other run has finished it, and it has its final name
+            if _is_free(fd) and _is_at(
+                path, fd
+            ):  # not at its path: the other run has finished it, and it has its final name
                 try:
                     yield fd
                 finally:
@@ -37,7 +39,9 @@ def locked(path: Path, waiting: str, reporter: Reporter, limit_s: float) -> Iter
             since = time.monotonic()
             reporter.say(f"{waiting}; waiting for it")
         if time.monotonic() - since > limit_s:
-            raise UnavailableError(f"{waiting}, and has been for {limit_s:,.0f} s: end it, or wait for it, and run this again")
+            raise UnavailableError(
+                f"{waiting}, and has been for {limit_s:,.0f} s: end it, or wait for it, and run this again"
+            )
         time.sleep(LOOK_EVERY_S)
 
 
@@ -48,7 +52,11 @@ def _is_free(fd: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network folders have no locks: unguarded, then
+        if error.errno not in (
+            errno.ENOLCK,
+            errno.ENOTSUP,
+            errno.ENOSYS,
+        ):  # some network folders have no locks: unguarded, then
             raise
     return True
 

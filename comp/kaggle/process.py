@@ -27,9 +27,15 @@ HERE = Path(__file__).resolve().parent
 
 def client_environment(env: Mapping[str, str]) -> dict[str, str]:
     """`env` without what makes the client talk (VERBOSE prints the Authorization header), fail, or send foreign credentials."""
-    quiet = {name: value for name, value in env.items() if name not in ("VERBOSE", "VERBOSE_OUTPUT")}
-    quiet["NETRC"] = os.devnull  # an entry in ~/.netrc would be sent to the storage along with the signed link
-    quiet["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), *filter(None, [env.get("PYTHONPATH")])])
+    quiet = {
+        name: value for name, value in env.items() if name not in ("VERBOSE", "VERBOSE_OUTPUT")
+    }
+    quiet["NETRC"] = (
+        os.devnull
+    )  # an entry in ~/.netrc would be sent to the storage along with the signed link
+    quiet["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE.parent.parent), *filter(None, [env.get("PYTHONPATH")])]
+    )
     if not config_folder(env).exists():
         # Any folder without a kaggle.json: the client would create its own when it is imported, and fail where it may not.
         quiet["KAGGLE_CONFIG_DIR"] = str(HERE)
@@ -39,9 +45,19 @@ def client_environment(env: Mapping[str, str]) -> dict[str, str]:
 class Process:
     """The client's process, started when it is first asked and again after it has ended."""
 
-    def __init__(self, env: Mapping[str, str], slug: str, patience: Patience, secrets: frozenset[str]) -> None:
+    def __init__(
+        self, env: Mapping[str, str], slug: str, patience: Patience, secrets: frozenset[str]
+    ) -> None:
         self._env = client_environment(env)
-        self._command = [sys.executable, "-P", "-m", "comp.kaggle.child", slug, str(patience.connect_s), str(patience.read_s)]
+        self._command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "comp.kaggle.child",
+            slug,
+            str(patience.connect_s),
+            str(patience.read_s),
+        ]
         self._silence_s = patience.silence_s
         self._secrets = secrets
         self._running: _Running | None = None
@@ -57,10 +73,14 @@ class Process:
         except _EndedError as ended:
             trace = self._running.end()
             if "Traceback" in trace:
-                raise RuntimeError(f"a bug in the Kaggle client or in comp/kaggle/client.py:\n{scrubbed(trace, self._secrets)}") from None
+                raise RuntimeError(
+                    f"a bug in the Kaggle client or in comp/kaggle/client.py:\n{scrubbed(trace, self._secrets)}"
+                ) from None
             raise FailedError(Failure(kind="ended", words=str(ended))) from None
         finally:
-            if not finished:  # Ctrl-C, for one: what is asked for next must not get the rest of this answer
+            if (
+                not finished
+            ):  # Ctrl-C, for one: what is asked for next must not get the rest of this answer
                 self.close()
         if "failure" in answer:
             raise FailedError(Failure(**answer["failure"]))
@@ -98,7 +118,9 @@ class _Running:
     def ask(self, question: dict[str, Any], on_event: OnEvent, fd: int | None) -> dict[str, Any]:
         """The last line of the answer; those before it go to `on_event`."""
         with self._watched():
-            socket.send_fds(self._wire, [json.dumps(question).encode() + b"\n"], [] if fd is None else [fd])
+            socket.send_fds(
+                self._wire, [json.dumps(question).encode() + b"\n"], [] if fd is None else [fd]
+            )
         while True:
             with self._watched():
                 answer: dict[str, Any] = json.loads(self._line())
@@ -112,7 +134,9 @@ class _Running:
         try:
             yield
         except TimeoutError:
-            raise _EndedError(f"has been silent for {self._wire.gettimeout():.0f} s and was ended") from None
+            raise _EndedError(
+                f"has been silent for {self._wire.gettimeout():.0f} s and was ended"
+            ) from None
         except ConnectionError:
             raise _EndedError(f"ended by itself (status {self._process.wait()})") from None
 

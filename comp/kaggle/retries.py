@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 def patiently(
-    call: Callable[[], T], patience: Patience, say: Callable[[str], None], only: Callable[[AgainError], bool] = lambda _: True
+    call: Callable[[], T],
+    patience: Patience,
+    say: Callable[[str], None],
+    only: Callable[[AgainError], bool] = lambda _: True,
 ) -> T:
     """What `call` returns once it no longer raises AgainError. Gives up, with a count of the tries; at once if `only` says so."""
     start = time.monotonic()
@@ -53,7 +56,9 @@ def patiently(
     except AgainError as error:
         asked = error.failure.retry_after_s
         later = f"it asks to wait {asked:,.0f} s" if asked is not None else "try again later"
-        count = f"{n_tries} {'try' if n_tries == 1 else 'tries'} in {time.monotonic() - start:.0f} s"
+        count = (
+            f"{n_tries} {'try' if n_tries == 1 else 'tries'} in {time.monotonic() - start:.0f} s"
+        )
         raise GaveUpError(f"{error}; {count}; {later}", error) from None
     raise AssertionError("stamina neither returned nor raised")
 

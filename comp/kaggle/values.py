@@ -16,13 +16,17 @@ class Patience:
     silence_s: float = 300.0  # of the client's process, after which it is ended: several connections and answers in a row
     n_tries: int = 8  # of one call; of a download since its last new byte
     n_links: int = 3  # signed links, which expire, that are tried before the storage behind them is believed to refuse
-    retry_s: float = 300.0  # for all tries of one call together; a longer Retry-After is not waited for
+    retry_s: float = (
+        300.0  # for all tries of one call together; a longer Retry-After is not waited for
+    )
     wait_first_s: float = 1.0  # before the second try, and the most jitter; doubles from try to try
     wait_most_s: float = 60.0  # before any try, unless Retry-After says more
     poll_first_s: float = 2.0  # between two looks at a submission; grows by half from look to look
     poll_most_s: float = 20.0
     listed_s: float = 60.0  # for an accepted submission to appear in the list
-    other_run_s: float = 3600.0  # for another run on this machine that is downloading the same archive
+    other_run_s: float = (
+        3600.0  # for another run on this machine that is downloading the same archive
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

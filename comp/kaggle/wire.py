@@ -13,7 +13,9 @@ from comp.kaggle.failures import Failure
 
 def failure_of(error: Exception) -> Failure:
     """What `requests` or `urllib3` raised, without the address, whose query may be a signature."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:  # a response with status >= 400 is falsy
+    if (
+        isinstance(error, requests.HTTPError) and error.response is not None
+    ):  # a response with status >= 400 is falsy
         return refusal(error.response)
     if isinstance(error, requests.exceptions.InvalidJSONError):
         return Failure(kind="answer", words="no JSON object")
@@ -21,7 +23,9 @@ def failure_of(error: Exception) -> Failure:
     if not isinstance(root, OSError):
         return Failure(kind="connection", words="the answer broke off")
     words = " ".join((root.strerror or str(root) or type(root).__name__).split())
-    if isinstance(root, (ConnectionRefusedError, socket.gaierror)) or isinstance(error, requests.ConnectTimeout):
+    if isinstance(root, (ConnectionRefusedError, socket.gaierror)) or isinstance(
+        error, requests.ConnectTimeout
+    ):
         return Failure(kind="unreached", words=words)
     if isinstance(root, TimeoutError) or isinstance(error, requests.Timeout):
         return Failure(kind="timeout", words=words)
@@ -34,7 +38,9 @@ def refusal(response: requests.Response, storage: bool = False) -> Failure:
     return Failure(
         kind="http",
         words=" ".join(str(body.get("message") or response.reason or "").split()),
-        status=response.status_code if response.status_code >= 400 else int(body.get("code") or response.status_code),
+        status=response.status_code
+        if response.status_code >= 400
+        else int(body.get("code") or response.status_code),
         storage=storage or bool(response.history),
         retry_after_s=_retry_after_s(response.headers.get("Retry-After", "")),
     )

@@ -11,7 +11,9 @@ from comp.progress import Reporter
 from comp.store import Workspace
 
 
-def ablate(workspace: Workspace, competition: Competition, name: str, against: str, reporter: Reporter) -> Gain:
+def ablate(
+    workspace: Workspace, competition: Competition, name: str, against: str, reporter: Reporter
+) -> Gain:
     """What the run called `name` gains over the run `against` on the board that is expected; shown with its parts."""
     runs = [read_run(find_run(workspace, each)) for each in (name, against)]
     if runs[0].folder == runs[1].folder:
@@ -25,13 +27,22 @@ def ablate(workspace: Workspace, competition: Competition, name: str, against: s
         ("raw", [per_photo_logit_loss(labels, column) for column in logits.T], everyone),
         ("as submitted", [per_photo_loss(labels, p) for p in probs], everyone),
         (f"on a board with {competition.noise_rate:.2%} flipped", board, everyone),
-        *((f"- fold {fold:.0f}", board, (photos["fold"] == fold).to_numpy()) for fold in np.unique(photos["fold"])),
+        *(
+            (f"- fold {fold:.0f}", board, (photos["fold"] == fold).to_numpy())
+            for fold in np.unique(photos["fold"])
+        ),
     ]
     rows = []
     for title, (ours, theirs), part in parts:
         saved = gain(theirs[part], ours[part], groups[part])
-        rows.append((title, f"{part.sum():,}", float(ours[part].mean()), float(theirs[part].mean()), saved))
-    reporter.table(f"{runs[0].folder} against {runs[1].folder}", ("", "photos", "ours", "theirs", "gain, 95 %"), rows)
+        rows.append(
+            (title, f"{part.sum():,}", float(ours[part].mean()), float(theirs[part].mean()), saved)
+        )
+    reporter.table(
+        f"{runs[0].folder} against {runs[1].folder}",
+        ("", "photos", "ours", "theirs", "gain, 95 %"),
+        rows,
+    )
     found = gain(board[1], board[0], groups)
     reporter.say(f"{runs[0].folder} {_verdict(found)} {runs[1].folder}: {found} on the board")
     return found

@@ -40,9 +40,13 @@ LEAST = 10  # photos of a class, of which an average means something
 N_SHOWN = 20  # rows of the table on the terminal
 
 
-def audit(workspace: Workspace, names: Sequence[str], device: Device, reporter: Reporter) -> pd.DataFrame:
+def audit(
+    workspace: Workspace, names: Sequence[str], device: Device, reporter: Reporter
+) -> pd.DataFrame:
     """Audit the labels by the runs called `names`, or by all that are here; the rows of runs/audit.csv, most doubted first."""
-    folders = [find_run(workspace, name) for name in names] or sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
+    folders = [find_run(workspace, name) for name in names] or sorted(
+        path.parent for path in workspace.runs.glob("*/oof.csv")
+    )
     if not folders:
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
@@ -58,16 +62,22 @@ def audit(workspace: Workspace, names: Sequence[str], device: Device, reporter: 
     if recipe:
         measure_leak(workspace, recipe, device, reporter)
     else:
-        reporter.say("leak: not measured, because it takes new heads: name a run of a head recipe in RUNS")
+        reporter.say(
+            "leak: not measured, because it takes new heads: name a run of a head recipe in RUNS"
+        )
     path = workspace.runs / "audit.html"
-    n_shown = write_gallery(path, "Audit of labels", _sections(table, twins, len(folders)), workspace)
+    n_shown = write_gallery(
+        path, "Audit of labels", _sections(table, twins, len(folders)), workspace
+    )
     reporter.say(
         f"{len(table):,} photos in {workspace.runs / 'audit.csv'}, {n_shown:,} pictures in {path}; verdicts go into {workspace.verdicts}"
     )
     return table
 
 
-def judge(workspace: Workspace, recipe: Recipe, wanted: str, device: Device, reporter: Reporter) -> Gain:
+def judge(
+    workspace: Workspace, recipe: Recipe, wanted: str, device: Device, reporter: Reporter
+) -> Gain:
     """What `recipe` gains by the verdicts that `wanted` names, all, a kind or a photo; both runs are made where they are not here yet."""
     names = []
     for each in (override(recipe, [f"folds.verdicts={wanted}"]), recipe):
@@ -82,7 +92,9 @@ def _votes(folders: Sequence[Path], manifest: pd.DataFrame) -> pd.DataFrame:
     now = manifest.set_index("id")["label"].reindex(photos["id"])
     n_apart = int((now.fillna(-1).to_numpy() != photos["label"].to_numpy()).sum())
     if n_apart:
-        raise StaleError(f"{n_apart:,} photos of {folders[0].name} are not in data/train.csv with the same label: train it again")
+        raise StaleError(
+            f"{n_apart:,} photos of {folders[0].name} are not in data/train.csv with the same label: train it again"
+        )
     votes = np.sum([doubted(photos["label"], column) for column in logits.T], axis=0)
     return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=logits.mean(1))
 
@@ -96,13 +108,17 @@ def doubted(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.bool_]:
     label, p = np.asarray(labels, np.int64), sigmoid(logits)
     n_least = int(np.bincount(label, minlength=2).min())
     if n_least < LEAST:
-        raise DataError(f"{n_least} out-of-fold photos of one class are too few for an audit: train on {LEAST} or more of each")
+        raise DataError(
+            f"{n_least} out-of-fold photos of one class are too few for an audit: train on {LEAST} or more of each"
+        )
     own = np.where(label == 1, p, 1 - p)
     thresholds = np.array([own[label == kind].mean() for kind in (0, 1)])
     return ((1 - own) >= thresholds[1 - label]) & ((own < thresholds[label]) | (own < 0.5))
 
 
-def evidence(votes: pd.DataFrame, manifest: pd.DataFrame, verdicts: dict[str, str], n_lists: dict[str, int]) -> pd.DataFrame:
+def evidence(
+    votes: pd.DataFrame, manifest: pd.DataFrame, verdicts: dict[str, str], n_lists: dict[str, int]
+) -> pd.DataFrame:
     """Those of `votes` (id, label, votes, logit) that something speaks against, most doubted first, with
 
     p_other   the probability of the other class, from the mean logit
@@ -117,8 +133,17 @@ def evidence(votes: pd.DataFrame, manifest: pd.DataFrame, verdicts: dict[str, st
         n_lists=[n_lists.get(id, 0) for id in votes["id"]],
         verdict=[verdicts.get(id, "") for id in votes["id"]],
     )
-    against = (table["votes"] > 0) | (table["conflict"] != "") | (table["n_lists"] > 0) | (table["verdict"] != "")
-    return table[against].sort_values(["votes", "p_other"], ascending=False, kind="stable").reset_index(drop=True)
+    against = (
+        (table["votes"] > 0)
+        | (table["conflict"] != "")
+        | (table["n_lists"] > 0)
+        | (table["verdict"] != "")
+    )
+    return (
+        table[against]
+        .sort_values(["votes", "p_other"], ascending=False, kind="stable")
+        .reset_index(drop=True)
+    )
 
 
 def conflicts(manifest: pd.DataFrame) -> dict[str, str]:
@@ -134,7 +159,9 @@ def conflicts(manifest: pd.DataFrame) -> dict[str, str]:
 
 def twins_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     """id and test_id of each training photo and test photo that are near-duplicates."""
-    return photos[["id", "group"]].merge(test[["id", "group"]].rename(columns={"id": "test_id"}), on="group")[["id", "test_id"]]
+    return photos[["id", "group"]].merge(
+        test[["id", "group"]].rename(columns={"id": "test_id"}), on="group"
+    )[["id", "test_id"]]
 
 
 def _head_recipe(folder: Path) -> Recipe | None:
@@ -143,21 +170,44 @@ def _head_recipe(folder: Path) -> Recipe | None:
     return recipe if recipe is not None and isinstance(recipe.training, Head) else None
 
 
-def _show(table: pd.DataFrame, votes: pd.DataFrame, n_lists: dict[str, int], n_runs: int, reporter: Reporter) -> None:
+def _show(
+    table: pd.DataFrame,
+    votes: pd.DataFrame,
+    n_lists: dict[str, int],
+    n_runs: int,
+    reporter: Reporter,
+) -> None:
     doubts = table[table["votes"] > 0]
     rows = [
-        (row["id"], row["votes"], f"{row['p_other']:.4f}", row["n_lists"] or "", row["conflict"], row["verdict"])
+        (
+            row["id"],
+            row["votes"],
+            f"{row['p_other']:.4f}",
+            row["n_lists"] or "",
+            row["conflict"],
+            row["verdict"],
+        )
         for row in doubts.head(N_SHOWN).to_dict("records")
     ]
     columns = ("photo", "votes", "P(other)", "lists", "alike, other label", "verdict")
-    reporter.table(f"{len(doubts):,} of {len(votes):,} labels are doubted by one or more of {n_runs} runs", columns, rows)
+    reporter.table(
+        f"{len(doubts):,} of {len(votes):,} labels are doubted by one or more of {n_runs} runs",
+        columns,
+        rows,
+    )
     named = np.array([n_lists.get(id, 0) for id in votes["id"]])
     counts = []
     for n in range(max(n_lists.values()), -1, -1):
         here = votes["votes"][named == n]
-        counts.append((n or "none", f"{len(here):,}", int((here > 0).sum()), int((here == n_runs).sum())))
-    reporter.table("against the published lists", ("on lists", "photos", "doubted by a run", "by all"), counts)
-    reporter.say(f"{int((table['conflict'] != '').sum()):,} photos have a near-duplicate with another label")
+        counts.append(
+            (n or "none", f"{len(here):,}", int((here > 0).sum()), int((here == n_runs).sum()))
+        )
+    reporter.table(
+        "against the published lists", ("on lists", "photos", "doubted by a run", "by all"), counts
+    )
+    reporter.say(
+        f"{int((table['conflict'] != '').sum()):,} photos have a near-duplicate with another label"
+    )
 
 
 def _sections(table: pd.DataFrame, twins: pd.DataFrame, n_runs: int) -> list[Section]:
@@ -166,16 +216,33 @@ def _sections(table: pd.DataFrame, twins: pd.DataFrame, n_runs: int) -> list[Sec
 
     pairs = []
     for row in twins.to_dict("records"):
-        pairs += [("train", row["id"], row["id"]), ("test", row["test_id"], f"test {row['test_id']}, like {row['id']}")]
+        pairs += [
+            ("train", row["id"], row["id"]),
+            ("test", row["test_id"], f"test {row['test_id']}, like {row['id']}"),
+        ]
     return [
         Section(title="Labels that runs doubt", photos=photos(table[table["votes"] > 0])),
-        Section(title="Near-duplicates with different labels", photos=photos(table[table["conflict"] != ""])),
-        Section(title="Training photos beside their near-duplicates among the test photos", photos=pairs),
-        Section(title="On a published list, and no run doubts them", photos=photos(table[(table["votes"] == 0) & (table["n_lists"] > 0)])),
+        Section(
+            title="Near-duplicates with different labels",
+            photos=photos(table[table["conflict"] != ""]),
+        ),
+        Section(
+            title="Training photos beside their near-duplicates among the test photos", photos=pairs
+        ),
+        Section(
+            title="On a published list, and no run doubts them",
+            photos=photos(table[(table["votes"] == 0) & (table["n_lists"] > 0)]),
+        ),
     ]
 
 
 def _caption(row: dict[Hashable, Any], n_runs: int) -> str:
-    parts = [row["id"], f"{row['votes']} of {n_runs} votes", f"P({COMPETITION.classes[1 - row['label']]}) {row['p_other']:.4f}"]
-    parts += [f"on {row['n_lists']} lists"] * (row["n_lists"] > 0) + [f"like {row['conflict']}"] * (row["conflict"] != "")
+    parts = [
+        row["id"],
+        f"{row['votes']} of {n_runs} votes",
+        f"P({COMPETITION.classes[1 - row['label']]}) {row['p_other']:.4f}",
+    ]
+    parts += [f"on {row['n_lists']} lists"] * (row["n_lists"] > 0) + [f"like {row['conflict']}"] * (
+        row["conflict"] != ""
+    )
     return ", ".join(parts + [f"verdict {row['verdict']}"] * (row["verdict"] != ""))

@@ -15,7 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
 from comp.metric import Floats, Gain, gain, per_photo_loss, sigmoid
-from comp.predict.calibrate import Settings, board_losses, calibrate, cross_fitted, distinct, settings_of
+from comp.predict.calibrate import (
+    Settings,
+    board_losses,
+    calibrate,
+    cross_fitted,
+    distinct,
+    settings_of,
+)
 from comp.predict.finished import groups_of, read_oof
 from comp.predict.fold_means import fold_logits
 from comp.progress import Reporter
@@ -52,20 +59,36 @@ def ways_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> list[Way
     """The plain mean of the views first, the recipe's own choice `settings` second, then what differs from it in one thing."""
     logits = oof["logit"].to_numpy(np.float64)
     plain = Settings(method="none", noise_rate=0.0, clip=0.0)
-    ways = [Way(name="plain mean of logits", logits=logits, settings=plain), Way(name="recipe's choice", logits=logits, settings=settings)]
+    ways = [
+        Way(name="plain mean of logits", logits=logits, settings=plain),
+        Way(name="recipe's choice", logits=logits, settings=settings),
+    ]
     methods: tuple[Method, ...] = get_args(Method)
-    ways += [Way(name=f"{method} alone", logits=logits, settings=replace(plain, method=method)) for method in methods[1:]]
+    ways += [
+        Way(name=f"{method} alone", logits=logits, settings=replace(plain, method=method))
+        for method in methods[1:]
+    ]
     for name, averaged in averages(oof, views).items():
         ways.append(Way(name=f"recipe's, but {name}", logits=averaged, settings=settings))
     others = [replace(settings, method=method) for method in methods]
-    others += [replace(settings, noise_rate=rate) for rate in RATES] + [replace(settings, clip=clip) for clip in CLIPS]
-    return ways + [Way(name=_difference(other, settings), logits=logits, settings=other) for other in others if other != settings]
+    others += [replace(settings, noise_rate=rate) for rate in RATES] + [
+        replace(settings, clip=clip) for clip in CLIPS
+    ]
+    return ways + [
+        Way(name=_difference(other, settings), logits=logits, settings=other)
+        for other in others
+        if other != settings
+    ]
 
 
 def _difference(other: Settings, settings: Settings) -> str:
     if other.method != settings.method:
         return f"recipe's, but {other.method}"
-    return f"recipe's, but noise rate {other.noise_rate:g}" if other.clip == settings.clip else f"recipe's, but clip {other.clip:g}"
+    return (
+        f"recipe's, but noise rate {other.noise_rate:g}"
+        if other.clip == settings.clip
+        else f"recipe's, but clip {other.clip:g}"
+    )
 
 
 def averages(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
@@ -78,7 +101,9 @@ def averages(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
             means[f"views {kind}"] = part.mean(1)
         if 1 < n <= columns.shape[1]:
             p = sigmoid(part)
-            means[f"views {kind}, mean of probabilities"] = np.log(p.mean(1)) - np.log((1 - p).mean(1))
+            means[f"views {kind}, mean of probabilities"] = np.log(p.mean(1)) - np.log(
+                (1 - p).mean(1)
+            )
     return means
 
 
@@ -86,7 +111,10 @@ def means_over_folds(logits: Floats, settings: Settings) -> list[Way]:
     """The two means of `logits [n, folds]` of heads that have less to learn from, under the recipe's `settings`."""
     p, n = sigmoid(logits), logits.shape[1]
     means = {"logits": logits.mean(1), "probabilities": np.log(p.mean(1)) - np.log((1 - p).mean(1))}
-    return [Way(name=f"mean of {n} folds, of {what}", logits=mean, settings=settings) for what, mean in means.items()]
+    return [
+        Way(name=f"mean of {n} folds, of {what}", logits=mean, settings=settings)
+        for what, mean in means.items()
+    ]
 
 
 def compare(
@@ -101,9 +129,13 @@ def compare(
 
     `noise_rate` is the board's.
     """
-    probs = {way.name: cross_fitted(way.logits, labels, folds, way.settings) for way in (*ways, *others)}
+    probs = {
+        way.name: cross_fitted(way.logits, labels, folds, way.settings) for way in (*ways, *others)
+    }
     if distinct(folds).size > 2:
-        probs["the best of these, chosen by inner folds"] = chosen(ways, labels, np.asarray(folds), noise_rate)
+        probs["the best of these, chosen by inner folds"] = chosen(
+            ways, labels, np.asarray(folds), noise_rate
+        )
     clean = {name: per_photo_loss(labels, p) for name, p in probs.items()}
     board = {name: board_losses(labels, p, noise_rate) for name, p in probs.items()}
     first = ways[0].name
@@ -119,7 +151,9 @@ def compare(
     ]
 
 
-def chosen(ways: Sequence[Way], labels: NDArray[np.int64], folds: NDArray[np.float64], noise_rate: float) -> Floats:
+def chosen(
+    ways: Sequence[Way], labels: NDArray[np.int64], folds: NDArray[np.float64], noise_rate: float
+) -> Floats:
     """Probabilities `[n]`, each fold's by the way that has the least expected board loss when cross-fitted among the other folds."""
     probs = np.empty(labels.shape)
     for fold in distinct(folds):
@@ -130,21 +164,45 @@ def chosen(ways: Sequence[Way], labels: NDArray[np.int64], folds: NDArray[np.flo
             return float(board_losses(labels[rest], inner, noise_rate).mean())
 
         best = min(ways, key=cost)
-        probs[held] = calibrate(best.logits[rest], labels[rest], best.settings).apply(best.logits[held])
+        probs[held] = calibrate(best.logits[rest], labels[rest], best.settings).apply(
+            best.logits[held]
+        )
     return probs
 
 
-def show_bench(workspace: Workspace, competition: Competition, recipe: Recipe, device: Device, reporter: Reporter) -> list[Line]:
+def show_bench(
+    workspace: Workspace,
+    competition: Competition,
+    recipe: Recipe,
+    device: Device,
+    reporter: Reporter,
+) -> list[Line]:
     """The table for the fitted run of `recipe`, whose choice is what `predict` applies."""
     run = trained_run(workspace, recipe)
     oof, settings = read_oof(run.folder), settings_of(recipe.prediction, competition)
     groups = groups_of(workspace, oof)
-    ways, logits = ways_of(oof, recipe.prediction.views, settings), fold_logits(workspace, recipe, device, reporter)
+    ways, logits = (
+        ways_of(oof, recipe.prediction.views, settings),
+        fold_logits(workspace, recipe, device, reporter),
+    )
     others = means_over_folds(logits, settings) if logits is not None else []
-    lines = compare(ways, oof["label"].to_numpy(), oof["fold"].to_numpy(), groups, competition.noise_rate, others)
+    lines = compare(
+        ways,
+        oof["label"].to_numpy(),
+        oof["fold"].to_numpy(),
+        groups,
+        competition.noise_rate,
+        others,
+    )
     rows = [(line.name, line.clean, line.clean_gain, line.board, line.board_gain) for line in lines]
     board = f"board, {competition.noise_rate:.2%} flipped"
-    reporter.table(f"{run.name}: {len(oof):,} photos, cross-fitted", ("", "log loss", "gain, 95 %", board, "gain, 95 %"), rows)
+    reporter.table(
+        f"{run.name}: {len(oof):,} photos, cross-fitted",
+        ("", "log loss", "gain, 95 %", board, "gain, 95 %"),
+        rows,
+    )
     ours = f"{settings.method}, noise rate {settings.noise_rate:g}, clip {settings.clip:g}"
-    reporter.say(f"the recipe's choice ({ours}) gains {lines[1].board_gain} over the plain mean on the board")
+    reporter.say(
+        f"the recipe's choice ({ours}) gains {lines[1].board_gain} over the plain mean on the board"
+    )
     return lines

@@ -33,9 +33,21 @@ def simplex(logits: Floats, labels: Floats) -> Floats:
         return logit_log_loss(labels, mixed), logits.T @ (sigmoid(mixed) - labels) / labels.size
 
     m = logits.shape[1]
-    sum_is_one = {"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": lambda weights: np.ones_like(weights)}
+    sum_is_one = {
+        "type": "eq",
+        "fun": lambda weights: weights.sum() - 1,
+        "jac": lambda weights: np.ones_like(weights),
+    }
     options = {"ftol": 1e-14, "maxiter": 1000}
-    found = minimize(loss, np.full(m, 1 / m), jac=True, method="SLSQP", bounds=[(0, 1)] * m, constraints=sum_is_one, options=options)
+    found = minimize(
+        loss,
+        np.full(m, 1 / m),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * m,
+        constraints=sum_is_one,
+        options=options,
+    )
     weights = np.clip(found.x, 0, 1)
     return np.asarray(weights / weights.sum(), np.float64)
 
@@ -73,10 +85,15 @@ def held_out(logits: Floats, labels: Floats, folds: ArrayLike, weigh: Weigh) -> 
     return mixed
 
 
-def worths(logits: Floats, labels: Floats, folds: ArrayLike, groups: ArrayLike, weigh: Weigh) -> list[Gain]:
+def worths(
+    logits: Floats, labels: Floats, folds: ArrayLike, groups: ArrayLike, weigh: Weigh
+) -> list[Gain]:
     """What the blend gains by each run: the log loss of the blend without it, less that with it, both cross-fitted."""
     whole = per_photo_logit_loss(labels, held_out(logits, labels, folds, weigh))
-    without = [held_out(np.delete(logits, run, axis=1), labels, folds, weigh) for run in range(logits.shape[1])]
+    without = [
+        held_out(np.delete(logits, run, axis=1), labels, folds, weigh)
+        for run in range(logits.shape[1])
+    ]
     return [gain(per_photo_logit_loss(labels, mixed), whole, groups) for mixed in without]
 
 
@@ -90,7 +107,12 @@ def error_correlations(logits: Floats, labels: Floats) -> NDArray[np.float64]:
 
 
 def blend(
-    workspace: Workspace, competition: Competition, names: Sequence[str], method: Weighing, settings: Sequence[str], reporter: Reporter
+    workspace: Workspace,
+    competition: Competition,
+    names: Sequence[str],
+    method: Weighing,
+    settings: Sequence[str],
+    reporter: Reporter,
 ) -> Path:
     """The folder of a run made of the runs called `names`, which forecast and submit take like any other.
 
@@ -99,19 +121,38 @@ def blend(
     members = read_members(workspace, names)
     weigh, labels = WAYS[method], members.labels
     prediction = members.prediction(settings)
-    weights, mixed = weigh(members.logits, labels), held_out(members.logits, labels, members.photos["fold"], weigh)
+    weights, mixed = (
+        weigh(members.logits, labels),
+        held_out(members.logits, labels, members.photos["fold"], weigh),
+    )
     _show(members, weights, mixed, weigh, reporter)
     made = {"method": method, "members": dict(zip(members.names, weights.tolist(), strict=True))}
-    mixture = Mixture(name="blend", made=made, prediction=prediction, logits=mixed, test_logits=members.test_logits(weights))
+    mixture = Mixture(
+        name="blend",
+        made=made,
+        prediction=prediction,
+        logits=mixed,
+        test_logits=members.test_logits(weights),
+    )
     return keep(workspace, competition, members, mixture, reporter)
 
 
-def _show(members: Members, weights: Floats, mixed: Floats, weigh: Weigh, reporter: Reporter) -> None:
+def _show(
+    members: Members, weights: Floats, mixed: Floats, weigh: Weigh, reporter: Reporter
+) -> None:
     names, labels, photos = members.names, members.labels, members.photos
     gains = worths(members.logits, labels, photos["fold"], photos["group"], weigh)
     lines = zip(names, members.losses(), weights.tolist(), gains, strict=True)
-    rows = [(name, float(losses.mean()), f"{weight:.3f}", worth, verdict(worth)) for name, losses, weight, worth in lines]
-    reporter.table("blend", ("", "log loss alone", "weight", "the blend gains by it, 95 %", ""), rows)
-    alike = [(name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, error_correlations(members.logits, labels), strict=True)]
+    rows = [
+        (name, float(losses.mean()), f"{weight:.3f}", worth, verdict(worth))
+        for name, losses, weight, worth in lines
+    ]
+    reporter.table(
+        "blend", ("", "log loss alone", "weight", "the blend gains by it, 95 %", ""), rows
+    )
+    alike = [
+        (name, *(f"{r:.2f}" for r in row))
+        for name, row in zip(names, error_correlations(members.logits, labels), strict=True)
+    ]
     reporter.table("correlation of errors", ("", *names), alike)
     reporter.say(f"the blend's log loss, cross-fitted, is {members.against_best(mixed)}")

@@ -23,13 +23,17 @@ class Settings:
     """What is chosen of a calibration; the rest is fitted."""
 
     method: Method = "temperature"
-    noise_rate: float  # share of the board's labels that contradict any confident model, in [0, 0.5)
+    noise_rate: (
+        float  # share of the board's labels that contradict any confident model, in [0, 0.5)
+    )
     clip: float  # no probability nearer to 0 or 1 than this, in [0, 0.5); 0 leaves them as they are
 
     def __post_init__(self) -> None:
         for knob, value in (("noise_rate", self.noise_rate), ("clip", self.clip)):
             if not 0 <= value < 0.5:
-                raise RecipeError(f"{knob} {value} is not in [0, 0.5): give a share of the photos, such as 0.004")
+                raise RecipeError(
+                    f"{knob} {value} is not in [0, 0.5): give a share of the photos, such as 0.004"
+                )
 
     def finish(self, probs: Floats) -> Floats:
         """Calibrated `probs` mixed for flips, then clipped: in [clip, 1 - clip]."""
@@ -64,7 +68,9 @@ def calibrate(logits: ArrayLike, labels: ArrayLike, settings: Settings) -> Calib
     return Calibration(curve=fit_map(settings.method, logits, labels), settings=settings)
 
 
-def cross_fitted(logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, settings: Settings) -> Floats:
+def cross_fitted(
+    logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, settings: Settings
+) -> Floats:
     """Probabilities `[n]`, each fold's calibrated on the other folds: no label has a say in its own photo's probability."""
     z, truth, fold = np.asarray(logits, np.float64), np.asarray(labels), np.asarray(folds)
     probs = np.empty(z.shape)
@@ -78,7 +84,9 @@ def distinct(folds: ArrayLike) -> Floats:
     """The folds there are. DataError if that is one: then nothing can be fitted on the others."""
     names = np.unique(np.asarray(folds, np.float64))
     if names.size < 2:
-        raise DataError(f"cross-fitting needs 2 or more folds and finds {names.size}: train all folds of the recipe")
+        raise DataError(
+            f"cross-fitting needs 2 or more folds and finds {names.size}: train all folds of the recipe"
+        )
     return names
 
 
@@ -91,10 +99,16 @@ class OutOfFoldLosses:
     clipped: float  # and noise rate and clip: what would be submitted, scored on labels that are cleaner than the board's
 
 
-def out_of_fold_losses(logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, settings: Settings) -> OutOfFoldLosses:
-    plain = cross_fitted(logits, labels, folds, Settings(method=settings.method, noise_rate=0.0, clip=0.0))
+def out_of_fold_losses(
+    logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, settings: Settings
+) -> OutOfFoldLosses:
+    plain = cross_fitted(
+        logits, labels, folds, Settings(method=settings.method, noise_rate=0.0, clip=0.0)
+    )
     return OutOfFoldLosses(
-        raw=logit_log_loss(labels, logits), calibrated=log_loss(labels, plain), clipped=log_loss(labels, settings.finish(plain))
+        raw=logit_log_loss(labels, logits),
+        calibrated=log_loss(labels, plain),
+        clipped=log_loss(labels, settings.finish(plain)),
     )
 
 

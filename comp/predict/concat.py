@@ -42,7 +42,12 @@ class Side:
 
 
 def concat(
-    workspace: Workspace, competition: Competition, names: Sequence[str], settings: Sequence[str], device: Device, reporter: Reporter
+    workspace: Workspace,
+    competition: Competition,
+    names: Sequence[str],
+    settings: Sequence[str],
+    device: Device,
+    reporter: Reporter,
 ) -> Path:
     """The folder of a run whose heads see the features of all the head runs called `names`; forecast and submit take it like any other."""
     members = read_members(workspace, names)
@@ -58,14 +63,18 @@ def concat(
     out_of_fold = np.asarray(logits.loc[members.photos["id"]], np.float64)
     _show(members, out_of_fold, reporter)
     made = {"method": "features", "members": members.names}
-    mixture = Mixture(name="concat", made=made, prediction=prediction, logits=out_of_fold, test_logits=test_logits)
+    mixture = Mixture(
+        name="concat", made=made, prediction=prediction, logits=out_of_fold, test_logits=test_logits
+    )
     return keep(workspace, competition, members, mixture, reporter)
 
 
 def _head_recipe(folder: Path) -> Recipe:
     recipe = recipe_of(folder)
     if recipe is None or not isinstance(recipe.training, Head):
-        raise RecipeError(f"{folder.name} has no features and solved heads of its own: METHOD=features takes runs of head recipes")
+        raise RecipeError(
+            f"{folder.name} has no features and solved heads of its own: METHOD=features takes runs of head recipes"
+        )
     return recipe
 
 
@@ -85,24 +94,38 @@ def _side(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
 
 
 def _together(sides: Sequence[Side]) -> Side:
-    learnt, scored, test = (np.hstack(parts) for parts in zip(*((side.learnt, side.scored, side.test) for side in sides), strict=True))
+    learnt, scored, test = (
+        np.hstack(parts)
+        for parts in zip(*((side.learnt, side.scored, side.test) for side in sides), strict=True)
+    )
     return replace(sides[0], learnt=learnt, scored=scored, test=test)
 
 
-def _fit(side: Side, seed: int, reporter: Reporter) -> tuple["pd.Series[float]", "pd.Series[float]"]:
+def _fit(
+    side: Side, seed: int, reporter: Reporter
+) -> tuple["pd.Series[float]", "pd.Series[float]"]:
     """Out-of-fold logits and, in the mean over folds, those of the test photos; both by id."""
     photos, logits, total = side.photos, np.full(len(side.photos), np.nan), np.zeros(len(side.test))
-    with reporter.track(f"heads on {side.learnt.shape[1]:,} features", len(side.folds), "folds") as advance:
+    with reporter.track(
+        f"heads on {side.learnt.shape[1]:,} features", len(side.folds), "folds"
+    ) as advance:
         for fold in side.folds:
             held = (photos["fold"] == fold).to_numpy()
             head = solved_head(side.learnt, photos, fold, HEAD, seed)
             logits[held] = head.logits(torch.from_numpy(side.scored[held])).numpy()
             total += head.logits(torch.from_numpy(side.test)).numpy()
             advance()
-    return pd.Series(logits, index=photos["id"]), pd.Series(total / len(side.folds), index=side.test_ids)
+    return pd.Series(logits, index=photos["id"]), pd.Series(
+        total / len(side.folds), index=side.test_ids
+    )
 
 
 def _show(members: Members, logits: NDArray[np.float64], reporter: Reporter) -> None:
-    rows = [(name, float(losses.mean())) for name, losses in zip(members.names, members.losses(), strict=True)]
+    rows = [
+        (name, float(losses.mean()))
+        for name, losses in zip(members.names, members.losses(), strict=True)
+    ]
     reporter.table("features side by side", ("", "log loss alone"), rows)
-    reporter.say(f"the log loss of one head on all these features, out of fold, is {members.against_best(logits)}")
+    reporter.say(
+        f"the log loss of one head on all these features, out of fold, is {members.against_best(logits)}"
+    )

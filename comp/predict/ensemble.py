@@ -20,15 +20,26 @@ if TYPE_CHECKING:
 METHOD: Weighing = "simplex"
 
 
-def predict_all(workspace: Workspace, competition: Competition, recipes: Sequence[Recipe], device: "Device", reporter: Reporter) -> Path:
+def predict_all(
+    workspace: Workspace,
+    competition: Competition,
+    recipes: Sequence[Recipe],
+    device: "Device",
+    reporter: Reporter,
+) -> Path:
     """The folder of the run that `recipes`, which are trained, end in: of one its own, of several that of their blend."""
-    from comp.predict.stage import predict  # it takes torch, which takes seconds to load, and `made_of` has no use for it
+    from comp.predict.stage import (
+        predict,
+    )  # it takes torch, which takes seconds to load, and `made_of` has no use for it
 
     runs = [predict(workspace, competition, recipe, device, reporter) for recipe in recipes]
     if len(runs) == 1:
         return runs[0].folder
     wanted = recipes[0].prediction
-    settings = [f"prediction.{knob}={getattr(wanted, knob)}" for knob in ("calibration", "noise_rate", "clip")]
+    settings = [
+        f"prediction.{knob}={getattr(wanted, knob)}"
+        for knob in ("calibration", "noise_rate", "clip")
+    ]
     return blend(workspace, competition, [run.name for run in runs], METHOD, settings, reporter)
 
 
@@ -42,4 +53,6 @@ def made_of(workspace: Workspace, competition: Competition, recipes: Sequence[Re
         is_wanted = made["method"] == METHOD and set(made["members"]) == set(names)
         if is_wanted and read_run(origin.parent).settings == settings:
             return origin.parent
-    raise StaleError(f"{', '.join(names)} are not blended yet: run `make predict` with the same RECIPE and SET first")
+    raise StaleError(
+        f"{', '.join(names)} are not blended yet: run `make predict` with the same RECIPE and SET first"
+    )

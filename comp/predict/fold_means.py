@@ -24,20 +24,30 @@ from comp.train.workbench import open_workbench
 LEAST = 3  # folds: with two, no head has anything to learn from
 
 
-def fold_logits(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter) -> Floats | None:
+def fold_logits(
+    workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter
+) -> Floats | None:
     """Logits [n, folds - 1] of the photos of oof.csv, each from heads that saw neither it nor its fold; None where no heads are solved.
 
     The penalty is the median of those that the run chose.
     """
     training, n_folds = recipe.training, recipe.folds.n
-    if not isinstance(training, Head) or recipe.folds.split is not None or recipe.folds.fit is not None or n_folds < LEAST:
+    if (
+        not isinstance(training, Head)
+        or recipe.folds.split is not None
+        or recipe.folds.fit is not None
+        or n_folds < LEAST
+    ):
         return None
     bench = open_workbench(open_run(workspace, recipe), device, reporter, with_test=False)
     embedder, _ = bench.frozen(bench.backbone())
     heads = [bench.fitted(fold, embedder)[1] for fold in bench.run.folds]
     penalty = float(np.median([head.penalty for head in heads if isinstance(head, LinearHead)]))
     photos, ids, fold = bench.photos, list(bench.photos["id"]), bench.photos["fold"].to_numpy()
-    learnt, scored = bench.mean_features(embedder, ids, bench.views(training.views)), bench.mean_features(embedder, ids, bench.views())
+    learnt, scored = (
+        bench.mean_features(embedder, ids, bench.views(training.views)),
+        bench.mean_features(embedder, ids, bench.views()),
+    )
     columns: list[list[float]] = [[] for _ in ids]
     pairs = list(combinations(range(n_folds), 2))
     with reporter.track("heads without two folds", len(pairs), "heads") as advance:
@@ -45,7 +55,11 @@ def fold_logits(workspace: Workspace, recipe: Recipe, device: Device, reporter: 
             held = np.isin(fold, pair)
             once = replace(training, penalties=(penalty,))
             head = solved_head(learnt, photos.assign(fold=held.astype(int)), 1, once, recipe.seed)
-            for row, logit in zip(np.flatnonzero(held), head.logits(torch.from_numpy(scored[held])).tolist(), strict=True):
+            for row, logit in zip(
+                np.flatnonzero(held),
+                head.logits(torch.from_numpy(scored[held])).tolist(),
+                strict=True,
+            ):
                 columns[row].append(logit)
             advance()
     return np.array(columns)

@@ -36,8 +36,12 @@ def write_gallery(path: Path, title: str, sections: Sequence[Section], workspace
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
     ]
     for section, photos in zip(sections, shown, strict=True):
-        parts.append(f"<section><h2>{escape(section.title)}: {len(photos):,} of {len(section.photos):,}</h2>")
-        parts += [_figure(photo_path(workspace, split, id), caption) for split, id, caption in photos]
+        parts.append(
+            f"<section><h2>{escape(section.title)}: {len(photos):,} of {len(section.photos):,}</h2>"
+        )
+        parts += [
+            _figure(photo_path(workspace, split, id), caption) for split, id, caption in photos
+        ]
         parts.append("</section>")
     write_text(path, "\n".join([*parts, "</html>\n"]))
     return sum(map(len, shown))

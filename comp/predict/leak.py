@@ -25,7 +25,9 @@ def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter:
     bench = open_workbench(open_run(workspace, recipe), device, reporter, with_test=False)
     alike = bench.photos["group"].duplicated(keep=False).to_numpy()
     if not alike.any():
-        reporter.say(f"leak: none, there are no near-duplicates among {len(alike):,} training photos")
+        reporter.say(
+            f"leak: none, there are no near-duplicates among {len(alike):,} training photos"
+        )
         return Gain(mean=0.0, low=0.0, high=0.0)
     embedder, _ = bench.embedder(bench.backbone())
     features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
@@ -33,7 +35,9 @@ def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter:
     penalty = solved_head(features, bench.photos.assign(fold=0), 1, training, recipe.seed).penalty
     training = replace(training, penalties=(penalty,))
     together, apart = (
-        per_photo_logit_loss(photos["label"], out_of_fold(features, photos, training, recipe.seed, reporter))
+        per_photo_logit_loss(
+            photos["label"], out_of_fold(features, photos, training, recipe.seed, reporter)
+        )
         for photos in (bench.photos, ungrouped(bench.photos))
     )
     found = gain(together, apart, bench.photos["group"])
@@ -51,4 +55,6 @@ def ungrouped(photos: pd.DataFrame) -> pd.DataFrame:
     The members of a group are dealt over the folds in turn; all others stay where they are, so that the difference is the groups' alone.
     """
     turn = photos.groupby("group").cumcount()
-    return photos.assign(fold=(photos["fold"] + turn) % (photos["fold"].max() + 1), group=np.arange(len(photos)))
+    return photos.assign(
+        fold=(photos["fold"] + turn) % (photos["fold"].max() + 1), group=np.arange(len(photos))
+    )

@@ -37,12 +37,16 @@ class Curve:
 
     def __str__(self) -> str:
         if self.below == self.above:
-            return f"temperature {1 / self.above:.3f}" + f", shift {self.shift:.3f}" * bool(self.shift)
+            return f"temperature {1 / self.above:.3f}" + f", shift {self.shift:.3f}" * bool(
+                self.shift
+            )
         return f"slopes {self.below:.3f} and {self.above:.3f}, shift {self.shift:.3f}"
 
     def probs(self, logits: ArrayLike) -> Floats:
         z = np.asarray(logits, np.float64)
-        return sigmoid(self.above * np.logaddexp(0, z) - self.below * np.logaddexp(0, -z) + self.shift)
+        return sigmoid(
+            self.above * np.logaddexp(0, z) - self.below * np.logaddexp(0, -z) + self.shift
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,11 @@ def fit_map(method: Method, logits: ArrayLike, labels: ArrayLike) -> Curve | Ste
     if method == "temperature":
         slope = 1 / fit_temperature(z, truth)
         return Curve(below=slope, above=slope)
-    return _fit_steps(z, truth) if method == "isotonic" else _fit_curve(z, truth, is_symmetric=method == "platt")
+    return (
+        _fit_steps(z, truth)
+        if method == "isotonic"
+        else _fit_curve(z, truth, is_symmetric=method == "platt")
+    )
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -81,7 +89,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     def rising(temperature: float) -> bool:
         """Whether the loss grows with 1/T here, that is, whether the best T is larger."""
-        return bool((margins * sigmoid(-margins / temperature)).sum() < 0)  # not a dot product: BLAS threads take 100 times as long
+        return bool(
+            (margins * sigmoid(-margins / temperature)).sum() < 0
+        )  # not a dot product: BLAS threads take 100 times as long
 
     if not rising(MIN_TEMPERATURE):
         return MIN_TEMPERATURE
@@ -109,7 +119,9 @@ def _fit_curve(z: Floats, truth: Floats, *, is_symmetric: bool) -> Curve:
     at = start
     for _ in range(MAX_NEWTON):
         p = sigmoid(x @ at)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.eye(start.size), x.T @ (p - truth) + at - start)
+        step = np.linalg.solve(
+            (x * (p * (1 - p))[:, None]).T @ x + np.eye(start.size), x.T @ (p - truth) + at - start
+        )
         while loss(at - step) > loss(at) and np.abs(step).max() > 1e-9:
             step = step / 2
         at = at - step
@@ -123,26 +135,46 @@ def _fit_steps(z: Floats, truth: Floats) -> Steps:
     """Pool adjacent violators. No level is surer than n photos can make it: within 1 / (n + 2) of neither 0 nor 1."""
     distinct, place = np.unique(z, return_inverse=True)
     blocks: list[list[float]] = []  # first logit, last logit, photos, positive photos
-    for logit, n, n_positive in zip(distinct.tolist(), np.bincount(place).tolist(), np.bincount(place, truth).tolist(), strict=True):
+    for logit, n, n_positive in zip(
+        distinct.tolist(),
+        np.bincount(place).tolist(),
+        np.bincount(place, truth).tolist(),
+        strict=True,
+    ):
         block = [logit, logit, n, n_positive]
         while blocks and blocks[-1][3] * block[2] >= block[3] * blocks[-1][2]:
             last = blocks.pop()
             block = [last[0], block[1], last[2] + block[2], last[3] + block[3]]
         blocks.append(block)
     least = 1 / (z.size + 2)
-    knots = {logit: min(max(n_positive / n, least), 1 - least) for first, end, n, n_positive in blocks for logit in (first, end)}
+    knots = {
+        logit: min(max(n_positive / n, least), 1 - least)
+        for first, end, n, n_positive in blocks
+        for logit in (first, end)
+    }
     return Steps(logits=tuple(knots), levels=tuple(knots.values()))
 
 
 def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
     z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
-    n_strange, n_odd = np.count_nonzero(~np.isfinite(z)), np.count_nonzero((truth != 0) & (truth != 1))
+    n_strange, n_odd = (
+        np.count_nonzero(~np.isfinite(z)),
+        np.count_nonzero((truth != 0) & (truth != 1)),
+    )
     if n_strange:
-        raise TrainingError(f"{n_strange:,} of {z.size:,} out-of-fold logits are not finite: delete the run's folder and train again")
+        raise TrainingError(
+            f"{n_strange:,} of {z.size:,} out-of-fold logits are not finite: delete the run's folder and train again"
+        )
     if n_odd:
-        raise DataError(f"{n_odd:,} of {truth.size:,} out-of-fold labels are neither 0 nor 1: delete the run's folder and train again")
+        raise DataError(
+            f"{n_odd:,} of {truth.size:,} out-of-fold labels are neither 0 nor 1: delete the run's folder and train again"
+        )
     if not z.size or np.ptp(z) == 0:
-        seen = f"all {z.size:,} out-of-fold logits are {z[0]:.5g}" if z.size else "there are 0 out-of-fold logits"
+        seen = (
+            f"all {z.size:,} out-of-fold logits are {z[0]:.5g}"
+            if z.size
+            else "there are 0 out-of-fold logits"
+        )
         raise TrainingError(
             f"no calibration can be fitted: {seen}; the model has learnt nothing, look at the run's losses and train longer"
         )

@@ -13,7 +13,16 @@ from comp.data.manifest import read_manifest
 from comp.errors import RecipeError
 from comp.metric import Floats, bootstrap_ratio, gain, per_photo_logit_loss
 from comp.predict.calibrate import settings_of
-from comp.predict.finished import FinishedRun, check_current, find_run, finish, groups_of, read_run, show, side_by_side
+from comp.predict.finished import (
+    FinishedRun,
+    check_current,
+    find_run,
+    finish,
+    groups_of,
+    read_run,
+    show,
+    side_by_side,
+)
 from comp.progress import Reporter
 from comp.recipe import Prediction, Recipe, override
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
@@ -50,14 +59,20 @@ class Members:
         """How logits become probabilities: by the runs' own map where they agree on one, and as `settings` say."""
         unknown = [setting for setting in settings if setting.partition("=")[0] not in KNOBS]
         if unknown:
-            raise RecipeError(f"{unknown[0]!r} is no knob of a blend, whose runs are made already: it has {', '.join(KNOBS)}")
+            raise RecipeError(
+                f"{unknown[0]!r} is no knob of a blend, whose runs are made already: it has {', '.join(KNOBS)}"
+            )
         methods = {run.settings.method for run in self.runs}
         kept = Prediction(calibration=methods.pop()) if len(methods) == 1 else Prediction()
         return override(Recipe(name="blend", prediction=kept), settings).prediction
 
     def against_best(self, logits: Floats) -> str:
         """What out-of-fold `logits [n]` that were made of the runs gain over the best of them, in words."""
-        alone, losses, groups = self.losses(), per_photo_logit_loss(self.labels, logits), self.photos["group"]
+        alone, losses, groups = (
+            self.losses(),
+            per_photo_logit_loss(self.labels, logits),
+            self.photos["group"],
+        )
         best = min(range(len(alone)), key=lambda run: float(alone[run].mean()))
         low, high = bootstrap_ratio(losses, alone[best], groups, seed=0)
         return (
@@ -74,7 +89,9 @@ def read_members(workspace: Workspace, names: Iterable[str]) -> Members:
     for run in runs:
         check_current(workspace, run)
     photos, logits = side_by_side({run.folder: run.oof for run in runs})
-    return Members(runs=runs, photos=photos.assign(group=groups_of(workspace, photos)), logits=logits)
+    return Members(
+        runs=runs, photos=photos.assign(group=groups_of(workspace, photos)), logits=logits
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +105,43 @@ class Mixture:
     test_logits: "pd.Series[float]"  # by id
 
 
-def keep(workspace: Workspace, competition: Competition, members: Members, mixture: Mixture, reporter: Reporter) -> Path:
+def keep(
+    workspace: Workspace,
+    competition: Competition,
+    members: Members,
+    mixture: Mixture,
+    reporter: Reporter,
+) -> Path:
     """The folder of the run that `mixture` becomes; the same mixture of the same runs is the same run."""
     settings = settings_of(mixture.prediction, competition)
-    key = fingerprint(f"{mixture.name} 1", [(run.folder, run.oof_sha256) for run in members.runs], mixture.made["method"], settings)
+    key = fingerprint(
+        f"{mixture.name} 1",
+        [(run.folder, run.oof_sha256) for run in members.runs],
+        mixture.made["method"],
+        settings,
+    )
     folder = workspace.runs / f"{mixture.name}-{key}"
-    origin = {"name": mixture.name, "fingerprint": key, **mixture.made, "prediction": mixture.prediction}
+    origin = {
+        "name": mixture.name,
+        "fingerprint": key,
+        **mixture.made,
+        "prediction": mixture.prediction,
+    }
     write_json(folder / "run.json", origin | {"commit": code_commit(Path(__file__).parents[1])})
-    oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"}).assign(logit=mixture.logits)
+    oof = (
+        members.photos[["id", "label", "fold"]]
+        .astype({"label": "int64", "fold": "int64"})
+        .assign(logit=mixture.logits)
+    )
     write_table(folder / "oof.csv", oof)
-    made_from = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": file_sha256(folder / "oof.csv")[:10]}
+    made_from = {
+        "test": file_sha256(workspace.manifest("test"))[:10],
+        "oof": file_sha256(folder / "oof.csv")[:10],
+    }
     ids = list(read_manifest(workspace.manifest("test"))["id"])
     finish(folder, oof, ids, mixture.test_logits, settings, made_from, reporter)
     show(folder, reporter)
-    reporter.say(f"{folder.name} is a run like any other: make forecast RUN={folder.name}, make submit RUN={folder.name}")
+    reporter.say(
+        f"{folder.name} is a run like any other: make forecast RUN={folder.name}, make submit RUN={folder.name}"
+    )
     return folder

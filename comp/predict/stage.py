@@ -26,17 +26,36 @@ from comp.train.run import Run, read_scores, trained_run
 from comp.train.workbench import Workbench, open_workbench
 
 
-def predict(workspace: Workspace, competition: Competition, recipe: Recipe, device: Device, reporter: Reporter) -> Run:
+def predict(
+    workspace: Workspace,
+    competition: Competition,
+    recipe: Recipe,
+    device: Device,
+    reporter: Reporter,
+) -> Run:
     """Write test.csv and calibration.json of the fitted run of `recipe`; the run."""
     run = trained_run(workspace, recipe)
     settings = settings_of(recipe.prediction, competition)
-    made_from = {"test": file_sha256(workspace.manifest("test"))[:10], "oof": file_sha256(run.oof)[:10]}
+    made_from = {
+        "test": file_sha256(workspace.manifest("test"))[:10],
+        "oof": file_sha256(run.oof)[:10],
+    }
     if _is_done(run, made_from, settings):
-        reporter.say(f"{run.name}: {len(pd.read_csv(run.folder / 'test.csv')):,} photos are predicted; nothing to do")
+        reporter.say(
+            f"{run.name}: {len(pd.read_csv(run.folder / 'test.csv')):,} photos are predicted; nothing to do"
+        )
     else:
         test = read_manifest(workspace.manifest("test"))
         logits = _mean_logits(run, made_from["test"], list(usable(test)["id"]), device, reporter)
-        finish(run.folder, read_scores(run.oof), list(test["id"]), logits, settings, made_from, reporter)
+        finish(
+            run.folder,
+            read_scores(run.oof),
+            list(test["id"]),
+            logits,
+            settings,
+            made_from,
+            reporter,
+        )
         reporter.say(f"{run.name}: {len(test):,} photos predicted by {len(run.folds)} folds")
     show(run.folder, reporter)
     return run
@@ -51,7 +70,9 @@ def _is_done(run: Run, made_from: dict[str, str], settings: Settings) -> bool:
     return (figures["of"], figures["noise_rate"]) == (made_from, settings.noise_rate)
 
 
-def _mean_logits(run: Run, test_key: str, ids: list[str], device: Device, reporter: Reporter) -> pd.Series:
+def _mean_logits(
+    run: Run, test_key: str, ids: list[str], device: Device, reporter: Reporter
+) -> pd.Series:
     """The mean over folds, by id. A fold's file names the test photos it is of, so that other photos' logits are never taken for these."""
     paths = {fold: run.folder / f"fold-{fold}-test-{test_key}.csv" for fold in run.folds}
     if not all(path.exists() for path in paths.values()):
@@ -73,5 +94,7 @@ def _predict_fold(bench: Workbench, frozen: Embedder | None, fold: int, path: Pa
 def _read_fold(path: Path, ids: list[str]) -> pd.Series:
     table = read_scores(path).set_index("id")["logit"]
     if set(table.index) != set(ids) or not table.index.is_unique or not np.isfinite(table).all():
-        raise StaleError(f"{path} does not hold one finite logit for each of {len(ids):,} test photos: delete it and predict again")
+        raise StaleError(
+            f"{path} does not hold one finite logit for each of {len(ids):,} test photos: delete it and predict again"
+        )
     return table.loc[ids]

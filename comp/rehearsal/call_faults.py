@@ -3,7 +3,18 @@
 from dataclasses import replace
 
 from comp.rehearsal.exchange import Ending, RefusedError, Reply, page_reply
-from comp.rehearsal.faults import CALLS, DOWNLOADS, EVERYTHING, FILE, SUBMITS, TOKEN, Armed, Call, edited, fault
+from comp.rehearsal.faults import (
+    CALLS,
+    DOWNLOADS,
+    EVERYTHING,
+    FILE,
+    SUBMITS,
+    TOKEN,
+    Armed,
+    Call,
+    edited,
+    fault,
+)
 from comp.rehearsal.storage import download, stored
 
 
@@ -17,7 +28,9 @@ def unauthenticated(_: Call) -> Reply:
 def rules_not_accepted(call: Call) -> Reply | None:
     """403 for downloads and submissions, as for one who has not accepted the rules; listings work and show `userHasEntered: false`."""
     if call.ask.target in DOWNLOADS | SUBMITS:
-        return RefusedError(403, "You must accept this competition's rules before you'll be able to download files.").reply()
+        return RefusedError(
+            403, "You must accept this competition's rules before you'll be able to download files."
+        ).reply()
     return edited(call.reply, lambda entry: entry | {"userHasEntered": False}, "competitions")
 
 
@@ -77,4 +90,8 @@ def outdated_client(call: Call) -> Reply:
 
 def _with_retry_after(reply: Reply, armed: Armed) -> Reply:
     wait_s = armed.options["retry-after"]
-    return reply if wait_s is None else replace(reply, headers={**reply.headers, "Retry-After": f"{wait_s:g}"})
+    return (
+        reply
+        if wait_s is None
+        else replace(reply, headers={**reply.headers, "Retry-After": f"{wait_s:g}"})
+    )

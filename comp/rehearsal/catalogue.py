@@ -4,7 +4,10 @@ from comp.rehearsal import call_faults, download_faults, submit_faults
 from comp.rehearsal.faults import Fault, usage
 
 FAULTS = {
-    each.name: each for module in (call_faults, download_faults, submit_faults) for each in vars(module).values() if isinstance(each, Fault)
+    each.name: each
+    for module in (call_faults, download_faults, submit_faults)
+    for each in vars(module).values()
+    if isinstance(each, Fault)
 }
 
 

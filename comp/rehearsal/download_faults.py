@@ -12,7 +12,9 @@ from comp.rehearsal.faults import FILE, RATE, STREAMS, Call, fault
 from comp.rehearsal.storage import download, expired_page, stored
 from comp.store import whole
 
-TAIL = 128 * 2**10  # more than a reader searches for a zip's end, lest it take that of the last member, itself a zip
+TAIL = (
+    128 * 2**10
+)  # more than a reader searches for a zip's end, lest it take that of the last member, itself a zip
 
 
 @fault("cut", FILE, reach=STREAMS, options={"at": 0.6})
@@ -42,7 +44,9 @@ def slow(call: Call) -> Reply | None:
 @fault("no-range", FILE)
 def no_range(call: Call) -> Reply:
     """Range is ignored: 200 with the whole file, and no Accept-Ranges."""
-    headers = {name: value for name, value in call.ask.headers.items() if name not in ("range", "if-range")}
+    headers = {
+        name: value for name, value in call.ask.headers.items() if name not in ("range", "if-range")
+    }
     return _without(call.proceed(replace(call.ask, headers=headers)), "Accept-Ranges")
 
 
@@ -62,7 +66,11 @@ def no_validator(call: Call) -> Reply | None:
 def short_length(call: Call) -> Reply | None:
     """Content-Length says half, and half comes."""
     body = call.reply.body
-    return replace(call.reply, body=replace(body, stop=body.start + len(body) // 2)) if isinstance(body, Slice) else None
+    return (
+        replace(call.reply, body=replace(body, stop=body.start + len(body) // 2))
+        if isinstance(body, Slice)
+        else None
+    )
 
 
 @fault("long-length", FILE)
@@ -80,8 +88,15 @@ def gzipped(call: Call) -> Reply | None:
     if not isinstance(body, Slice):
         return None
     packed = _made(call, f"{body.path.name}.gz", lambda path: _pack(body.path, path))
-    headers = {name: value for name, value in call.reply.headers.items() if name != "Content-Range"} | {"Content-Encoding": "gzip"}
-    return replace(call.reply, status=200, headers=headers, body=Slice(path=packed, start=0, stop=packed.stat().st_size))
+    headers = {
+        name: value for name, value in call.reply.headers.items() if name != "Content-Range"
+    } | {"Content-Encoding": "gzip"}
+    return replace(
+        call.reply,
+        status=200,
+        headers=headers,
+        body=Slice(path=packed, start=0, stop=packed.stat().st_size),
+    )
 
 
 @fault("flipped-bytes", FILE)
@@ -91,7 +106,11 @@ def flipped_bytes(call: Call) -> Reply | None:
     if not isinstance(body, Slice):
         return None
     middle = body.path.stat().st_size // 2
-    return replace(call.reply, body=replace(body, damage=range(middle, middle + 16))) if body.start <= middle < body.stop else None
+    return (
+        replace(call.reply, body=replace(body, damage=range(middle, middle + 16)))
+        if body.start <= middle < body.stop
+        else None
+    )
 
 
 @fault("bad-zip", FILE)
@@ -128,7 +147,11 @@ def wrong_206(call: Call) -> Reply | None:
     if call.reply.status != 206 or not isinstance(body, Slice) or body.start == 0:
         return None
     place = {"Content-Range": f"bytes 0-{len(body) - 1}/{body.path.stat().st_size}"}
-    return replace(call.reply, headers={**call.reply.headers, **place}, body=replace(body, start=0, stop=len(body)))
+    return replace(
+        call.reply,
+        headers={**call.reply.headers, **place},
+        body=replace(body, start=0, stop=len(body)),
+    )
 
 
 @fault("error-on-resume", FILE)
@@ -147,13 +170,19 @@ def expired_url(call: Call) -> Reply | None:
 
 
 def _without(reply: Reply, *names: str) -> Reply:
-    return replace(reply, headers={name: value for name, value in reply.headers.items() if name not in names})
+    return replace(
+        reply, headers={name: value for name, value in reply.headers.items() if name not in names}
+    )
 
 
 def _broken_off(call: Call, ending: Ending) -> Reply | None:
     if call.reply.status not in (200, 206):
         return None
-    return replace(call.reply, ending=ending, ends_after=int(len(call.reply.body) * (call.armed.options["at"] or 0)))
+    return replace(
+        call.reply,
+        ending=ending,
+        ends_after=int(len(call.reply.body) * (call.armed.options["at"] or 0)),
+    )
 
 
 def _made(call: Call, name: str, make: Callable[[Path], None]) -> Path:
@@ -175,6 +204,10 @@ def _rearrange(source: Path, target: Path) -> None:
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for member in reversed(old.infolist()):
             entry = zipfile.ZipInfo(member.filename, date_time=(2017, 3, 3, 0, 0, 0))
-            entry.compress_type, entry.external_attr, entry.file_size = member.compress_type, member.external_attr, member.file_size
+            entry.compress_type, entry.external_attr, entry.file_size = (
+                member.compress_type,
+                member.external_attr,
+                member.file_size,
+            )
             with old.open(member) as reader, new.open(entry, "w") as writer:
                 shutil.copyfileobj(reader, writer)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 API_HOST = "localhost"  # where the client's LOCALHOST environment sends its calls
-STORAGE_HOST = "storage.localhost"  # another name, so that requests drops Authorization on the way there
+STORAGE_HOST = (
+    "storage.localhost"  # another name, so that requests drops Authorization on the way there
+)
 API_PATH = "/api/v1/"
 BLOCK = 64 * 2**10  # bytes read, and sent, at a time
 INVERTED = bytes(range(255, -1, -1))
@@ -32,7 +34,11 @@ class Ask:
         """The API's method, `file` for a download from storage, `upload` for an upload to it, or nothing."""
         if self.host == STORAGE_HOST:
             return {"GET": "file", "PUT": "upload"}.get(self.method, "")
-        return self.path.rpartition("/")[2] if self.method == "POST" and self.path.startswith(API_PATH) else ""
+        return (
+            self.path.rpartition("/")[2]
+            if self.method == "POST" and self.path.startswith(API_PATH)
+            else ""
+        )
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -83,7 +89,9 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Slice = b""
     ending: Ending = Ending.WHOLE
-    ends_after: int | None = None  # bytes of the body sent before `ending`; None: all, -1: not even the head
+    ends_after: int | None = (
+        None  # bytes of the body sent before `ending`; None: all, -1: not even the head
+    )
     stated_length: int | None = None  # Content-Length, where it is not the body's
     chunked: bool = False  # sent in chunks, without Content-Length
     mib_per_s: float | None = None  # None: as fast as the peer reads
@@ -94,13 +102,17 @@ class Reply:
 
 
 def json_reply(value: Mapping[str, Any], status: int = 200) -> Reply:
-    return Reply(status=status, headers={"Content-Type": "application/json"}, body=json.dumps(value).encode())
+    return Reply(
+        status=status, headers={"Content-Type": "application/json"}, body=json.dumps(value).encode()
+    )
 
 
 def page_reply(status: int, title: str) -> Reply:
     """A page of HTML, as gateways answer."""
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
-    return Reply(status=status, headers={"Content-Type": "text/html; charset=UTF-8"}, body=page.encode())
+    return Reply(
+        status=status, headers={"Content-Type": "text/html; charset=UTF-8"}, body=page.encode()
+    )
 
 
 class RefusedError(Exception):

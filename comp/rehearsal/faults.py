@@ -20,13 +20,24 @@ from typing import Any
 from comp.errors import UserError
 from comp.rehearsal.exchange import Ask, Reply, json_reply
 
-READS = frozenset({"ListCompetitions", "GetCompetition", "ListDataFiles", "GetSubmissionLimits", "ListSubmissions", "GetSubmission"})
+READS = frozenset(
+    {
+        "ListCompetitions",
+        "GetCompetition",
+        "ListDataFiles",
+        "GetSubmissionLimits",
+        "ListSubmissions",
+        "GetSubmission",
+    }
+)
 BOARD = frozenset({"GetLeaderboard", "DownloadLeaderboard"})
 DOWNLOADS = frozenset({"DownloadDataFiles", "DownloadDataFile"})
 SUBMITS = frozenset({"StartSubmissionUpload", "CreateSubmission"})
 CALLS = READS | BOARD | DOWNLOADS | SUBMITS
 # Targets beside the calls: GETs from storage, PUTs to it, the client's check of its own token.
-FILE, UPLOAD, TOKEN, CREATE = (frozenset({name}) for name in ("file", "upload", "IntrospectToken", "CreateSubmission"))
+FILE, UPLOAD, TOKEN, CREATE = (
+    frozenset({name}) for name in ("file", "upload", "IntrospectToken", "CreateSubmission")
+)
 EVERYTHING = CALLS | TOKEN | FILE | UPLOAD
 STREAMS = FILE | {"DownloadLeaderboard"}
 
@@ -175,7 +186,9 @@ def _arm(word: str, known: Mapping[str, Fault]) -> Armed:
             amount = _number(part, word, whole=fault.number != RATE)
         else:
             aims = ", ".join(sorted(fault.reach))
-            raise UserError(f"fault '{word}': '{part}' does not fit {usage(fault)}[:skip=][:on=], on= one of {aims}")
+            raise UserError(
+                f"fault '{word}': '{part}' does not fit {usage(fault)}[:skip=][:on=], on= one of {aims}"
+            )
     return Armed(fault=fault, targets=targets, amount=amount, options=options)
 
 
@@ -186,16 +199,22 @@ def _number(text: str, word: str, *, whole: bool = False, zero: bool = False) ->
     except ValueError:
         value = -1
     if not 0 < value < float("inf") and not (zero and value == 0):
-        raise UserError(f"fault '{word}': '{text}' is not a positive{' whole' if whole else ''} number")
+        raise UserError(
+            f"fault '{word}': '{text}' is not a positive{' whole' if whole else ''} number"
+        )
     return value
 
 
 def usage(fault: Fault) -> str:
     """How to ask for `fault`, without what all of them take: `429[:times][:retry-after=]`."""
-    return fault.name + "".join(f"[:{part}]" for part in (fault.number, *(f"{key}=" for key in fault.options)))
+    return fault.name + "".join(
+        f"[:{part}]" for part in (fault.number, *(f"{key}=" for key in fault.options))
+    )
 
 
-def edited(reply: Reply, edit: Callable[[dict[str, Any]], dict[str, Any] | None], key: str) -> Reply | None:
+def edited(
+    reply: Reply, edit: Callable[[dict[str, Any]], dict[str, Any] | None], key: str
+) -> Reply | None:
     """`reply` with `edit` done to each entry under `key`, or to the one entry that it is; None drops an entry."""
     if reply.status != 200 or not isinstance(reply.body, bytes):
         return None

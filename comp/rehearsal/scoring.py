@@ -34,9 +34,13 @@ def read_solution(path: Path) -> dict[str, int]:
             raise _InvalidError(f"{len(rows)} rows with {len(solution)} different ids")
         return solution
     except OSError as error:
-        raise UserError(f"{path}: cannot read the solution ({error.strerror}); name a CSV with the columns id,label") from None
+        raise UserError(
+            f"{path}: cannot read the solution ({error.strerror}); name a CSV with the columns id,label"
+        ) from None
     except (KeyError, _InvalidError) as error:
-        raise UserError(f"{path}: not a solution ({error}); it needs the columns id,label, with labels 0 and 1") from None
+        raise UserError(
+            f"{path}: not a solution ({error}); it needs the columns id,label, with labels 0 and 1"
+        ) from None
 
 
 def judge(content: bytes, solution: Mapping[str, int], columns: tuple[str, str]) -> Verdict:
@@ -55,7 +59,9 @@ def judge(content: bytes, solution: Mapping[str, int], columns: tuple[str, str])
 def log_loss(labels: Sequence[int], probs: Sequence[float]) -> float:
     """Mean of -ln(probability of what came true), probabilities within [1e-15, 1 - 1e-15]; `probs` are P(label is 1)."""
     bounded = (min(max(prob, CLIP), 1 - CLIP) for prob in probs)
-    return -math.fsum(math.log(prob if label else 1 - prob) for label, prob in zip(labels, bounded, strict=True)) / len(labels)
+    return -math.fsum(
+        math.log(prob if label else 1 - prob) for label, prob in zip(labels, bounded, strict=True)
+    ) / len(labels)
 
 
 def _table(content: bytes, columns: tuple[str, str]) -> list[dict[str, str]]:
@@ -66,7 +72,9 @@ def _table(content: bytes, columns: tuple[str, str]) -> list[dict[str, str]]:
         raise _InvalidError(f"Submission is not a CSV file in UTF-8 ({error})") from None
     header = rows[0] if rows else []
     if sorted(header) != sorted(columns):
-        raise _InvalidError(f"Submission must have the columns {','.join(columns)}; found {','.join(header) or 'none'}")
+        raise _InvalidError(
+            f"Submission must have the columns {','.join(columns)}; found {','.join(header) or 'none'}"
+        )
     filled = [row for row in rows[1:] if row]
     for number, row in enumerate(filled, 1):
         if len(row) != len(header):
@@ -78,7 +86,9 @@ def _probabilities(rows: Sequence[Mapping[str, str]], columns: tuple[str, str]) 
     key, value = columns
     repeated = [name for name, n in Counter(row[key] for row in rows).items() if n > 1]
     if repeated:
-        raise _InvalidError(f"Submission has {len(repeated)} duplicate values in column '{key}', such as '{repeated[0]}'")
+        raise _InvalidError(
+            f"Submission has {len(repeated)} duplicate values in column '{key}', such as '{repeated[0]}'"
+        )
     return {row[key]: _probability(row[value], row[key], value) for row in rows}
 
 
@@ -97,5 +107,9 @@ def _same_ids(probs: Mapping[str, float], solution: Mapping[str, int]) -> None:
     missing = [key for key in solution if key not in probs]
     if extra or missing:
         found = f"Submission must have {len(solution)} rows with the ids of the solution; found {len(probs)}"
-        wrong = [f"{len(keys)} {kind}, such as '{keys[0]}'" for keys, kind in ((missing, "missing"), (extra, "unknown")) if keys]
+        wrong = [
+            f"{len(keys)} {kind}, such as '{keys[0]}'"
+            for keys, kind in ((missing, "missing"), (extra, "unknown"))
+            if keys
+        ]
         raise _InvalidError(f"{found}: {'; '.join(wrong)}")

@@ -52,7 +52,11 @@ class RehearsalServer:
     ) -> None:
         if not archive.is_file():
             raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
-        self.account = Account(token=token or f"rehearsal-{secrets.token_hex(16)}", username="rehearsal", key=secrets.token_hex(16))
+        self.account = Account(
+            token=token or f"rehearsal-{secrets.token_hex(16)}",
+            username="rehearsal",
+            key=secrets.token_hex(16),
+        )
         self._archive = archive
         self._solution = read_solution(solution)
         self._competition = competition
@@ -64,7 +68,12 @@ class RehearsalServer:
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-")
         scratch = Path(self._scratch.name)
-        self._scene = Scene(archive=self._archive, scratch=scratch, daily_limit=self._daily_limit, title=self._competition.title)
+        self._scene = Scene(
+            archive=self._archive,
+            scratch=scratch,
+            daily_limit=self._daily_limit,
+            title=self._competition.title,
+        )
         self._storage = Storage(self._archive, scratch)
         self._service = Service(
             competition=self._competition,
@@ -77,11 +86,18 @@ class RehearsalServer:
             daily_limit=self._daily_limit,
         )
         self._listener = Listener(lambda ask: self._plan.answer(ask, self._scene, self._answer))
-        self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._listener.stop()
         self._thread.join()
         self._scratch.cleanup()
@@ -117,17 +133,20 @@ class RehearsalServer:
         config = home / ".kaggle"
         config.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not _misleads(name)}
-        return kept | {
-            "HOME": str(home),
-            "NETRC": os.devnull,
-            "KAGGLE_CONFIG_DIR": str(config),
-            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-            "KAGGLE_API_TOKEN": self.account.token,
-            "http_proxy": self.url,
-            "https_proxy": self.url,  # it makes no tunnels: whatever might still be meant for the real Kaggle fails here
-            "no_proxy": "",
-            "NO_PROXY": "",
-        }
+        return (
+            kept
+            | {
+                "HOME": str(home),
+                "NETRC": os.devnull,
+                "KAGGLE_CONFIG_DIR": str(config),
+                "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+                "KAGGLE_API_TOKEN": self.account.token,
+                "http_proxy": self.url,
+                "https_proxy": self.url,  # it makes no tunnels: whatever might still be meant for the real Kaggle fails here
+                "no_proxy": "",
+                "NO_PROXY": "",
+            }
+        )
 
     def _answer(self, ask: Ask) -> Reply:
         if ask.host == STORAGE_HOST:

@@ -45,7 +45,9 @@ class Account:
             given = base64.b64decode(secret, validate=True)
         except binascii.Error:
             return False
-        return scheme == "Basic" and hmac.compare_digest(given, f"{self.username}:{self.key}".encode())
+        return scheme == "Basic" and hmac.compare_digest(
+            given, f"{self.username}:{self.key}".encode()
+        )
 
 
 class Service:
@@ -137,7 +139,9 @@ class Service:
     def _list_competitions(self, ask: Ask) -> Reply:
         wanted = str(ask.fields.get("search") or "").lower()
         name = f"{self._competition.slug} {self._competition.title}".lower()
-        return json_reply({"competitions": [self._entry()] if wanted in name else [], "nextPageToken": ""})
+        return json_reply(
+            {"competitions": [self._entry()] if wanted in name else [], "nextPageToken": ""}
+        )
 
     def _get_competition(self, _: Ask) -> Reply:
         return json_reply(self._entry())
@@ -147,11 +151,18 @@ class Service:
         if not zipfile.is_zipfile(self._archive):
             return {}
         with zipfile.ZipFile(self._archive) as bundle:
-            return {member.filename: member.file_size for member in bundle.infolist() if not member.is_dir()}
+            return {
+                member.filename: member.file_size
+                for member in bundle.infolist()
+                if not member.is_dir()
+            }
 
     def _list_data_files(self, ask: Ask) -> Reply:
         created = wire_time(START)
-        files = [{"ref": name, "name": name, "totalBytes": n, "creationDate": created} for name, n in self._members().items()]
+        files = [
+            {"ref": name, "name": name, "totalBytes": n, "creationDate": created}
+            for name, n in self._members().items()
+        ]
         return json_reply(page("files", files, ask.fields) | {"childrenFetchTimeMs": 1})
 
     def _download_data_files(self, _: Ask) -> Reply:
@@ -181,7 +192,12 @@ class Service:
             score=verdict.score,
             error=verdict.reason,
         )
-        return json_reply({"message": f"Successfully submitted to {self._competition.title}", "ref": submission.ref})
+        return json_reply(
+            {
+                "message": f"Successfully submitted to {self._competition.title}",
+                "ref": submission.ref,
+            }
+        )
 
     def _get_submission_limits(self, _: Ask) -> Reply:
         return json_reply(self._submissions.limits())
@@ -192,16 +208,27 @@ class Service:
             newest_first = [each for each in newest_first if each.score is not None]
         if ask.fields.get("sortBy") == "SUBMISSION_SORT_BY_PUBLIC_SCORE":
             newest_first.sort(key=lambda each: float("inf") if each.score is None else each.score)
-        return json_reply(page("submissions", [each.wire(self._account.username) for each in newest_first], ask.fields))
+        return json_reply(
+            page(
+                "submissions",
+                [each.wire(self._account.username) for each in newest_first],
+                ask.fields,
+            )
+        )
 
     def _get_submission(self, ask: Ask) -> Reply:
-        return json_reply(self._submissions.find(int(ask.fields.get("ref", 0))).wire(self._account.username))
+        return json_reply(
+            self._submissions.find(int(ask.fields.get("ref", 0))).wire(self._account.username)
+        )
 
     def _get_leaderboard(self, ask: Ask) -> Reply:
         return json_reply(page("submissions", board.rows(self._scores), ask.fields))
 
     def _download_leaderboard(self, _: Ask) -> Reply:
-        return Reply(headers={"Content-Type": "application/zip"}, body=board.packed(self._competition.slug, self._scores))
+        return Reply(
+            headers={"Content-Type": "application/zip"},
+            body=board.packed(self._competition.slug, self._scores),
+        )
 
 
 def page(key: str, items: Sequence[Fields], fields: Fields) -> dict[str, Any]:

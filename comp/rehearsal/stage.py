@@ -45,25 +45,49 @@ def rehearse(
     Everything lies under `root`/.rehearsal; the real data, ledger and credentials are not touched. TrainingError if nothing was learnt.
     """
     if (archive is None) != (solution is None):
-        raise UserError("a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them")
-    competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # nobody has flipped labels of drawn photos, or of yours
+        raise UserError(
+            "a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them"
+        )
+    competition = replace(
+        competition, noise_rate=0.0, noise_spread=0.0
+    )  # nobody has flipped labels of drawn photos, or of yours
     workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
         archive, solution = write_edition(
-            workspace.root / "edition", seed=SEED, n_train=N_TRAIN, n_test=N_TEST, competition=competition, reporter=reporter
+            workspace.root / "edition",
+            seed=SEED,
+            n_train=N_TRAIN,
+            n_test=N_TEST,
+            competition=competition,
+            reporter=reporter,
         )
     journal = workspace.root / "server" / "submissions.jsonl"
-    with RehearsalServer(archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT) as server:
+    with RehearsalServer(
+        archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT
+    ) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
         geometry = geometry_of(recipes[0], input_of(recipes[0].model))
-        prepare(workspace, competition, lambda: kaggle.download(workspace.raw), kaggle.is_real, geometry, reporter)
+        prepare(
+            workspace,
+            competition,
+            lambda: kaggle.download(workspace.raw),
+            kaggle.is_real,
+            geometry,
+            reporter,
+        )
         runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
         folder = predict_all(workspace, competition, recipes, device, reporter)
         row = submit(workspace, competition, kaggle, folder, reporter, limit_s=WAIT_S)
     for run in runs:
         check_learning(run)
-    reporter.say(f"rehearsal of {', '.join(recipe.name for recipe in recipes)} done; everything is under {workspace.root}")
-    place = workspace.root.relative_to(Path.cwd()) if workspace.root.is_relative_to(Path.cwd()) else workspace.root
+    reporter.say(
+        f"rehearsal of {', '.join(recipe.name for recipe in recipes)} done; everything is under {workspace.root}"
+    )
+    place = (
+        workspace.root.relative_to(Path.cwd())
+        if workspace.root.is_relative_to(Path.cwd())
+        else workspace.root
+    )
     reporter.say(f"to go on there: make train predict forecast RECIPE=... IN={place}")
     return row
 
@@ -79,9 +103,13 @@ def check_learning(run: Run) -> None:
     prior = log_loss(oof["label"], sigmoid([prior_logit(oof["label"])] * len(oof)))
     cv = float(read_json(run.folder / "calibration.json")["cv_raw"])
     if cv >= prior:
-        raise TrainingError(f"{run.name} has learnt nothing: out-of-fold log loss {cv:.5f}, the prior's is {prior:.5f}")
+        raise TrainingError(
+            f"{run.name} has learnt nothing: out-of-fold log loss {cv:.5f}, the prior's is {prior:.5f}"
+        )
     if isinstance(run.recipe.training, FineTune) and not run.recipe.training.head_start:
         for fold in run.folds:
             losses = pd.read_csv(run.folder / f"fold-{fold}-history.csv")["loss"]
             if len(losses) > 1 and losses.iloc[-1] >= losses.iloc[0]:
-                raise TrainingError(f"{run.name}: the training loss of fold {fold} went from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}")
+                raise TrainingError(
+                    f"{run.name}: the training loss of fold {fold} went from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}"
+                )

@@ -35,14 +35,23 @@ class Stored:
 def stored(path: Path) -> Stored:
     """Size and time tell two versions apart, so that a large archive need not be read for it."""
     stat = path.stat()
-    mark = hashlib.md5(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode(), usedforsecurity=False).hexdigest()
-    return Stored(path=path, n_bytes=stat.st_size, etag=f'"{mark}"', modified=formatdate(stat.st_mtime, usegmt=True))
+    mark = hashlib.md5(
+        f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode(), usedforsecurity=False
+    ).hexdigest()
+    return Stored(
+        path=path,
+        n_bytes=stat.st_size,
+        etag=f'"{mark}"',
+        modified=formatdate(stat.st_mtime, usegmt=True),
+    )
 
 
 def download(file: Stored, headers: Mapping[str, str]) -> Reply:
     """The answer to a GET: 200 with all of it, 206 with the range asked for, 416 where there is no such range."""
     common = {
-        "Content-Type": "application/zip" if file.path.suffix == ".zip" else "application/octet-stream",
+        "Content-Type": "application/zip"
+        if file.path.suffix == ".zip"
+        else "application/octet-stream",
         "ETag": file.etag,
         "Last-Modified": file.modified,
         "Accept-Ranges": "bytes",
@@ -54,7 +63,11 @@ def download(file: Stored, headers: Mapping[str, str]) -> Reply:
             return Reply(headers=common, body=Slice(path=file.path, start=0, stop=file.n_bytes))
         case start, stop if start < stop:
             place = {"Content-Range": f"bytes {start}-{stop - 1}/{file.n_bytes}"}
-            return Reply(status=206, headers=common | place, body=Slice(path=file.path, start=start, stop=stop))
+            return Reply(
+                status=206,
+                headers=common | place,
+                body=Slice(path=file.path, start=start, stop=stop),
+            )
         case _:
             return Reply(status=416, headers={"Content-Range": f"bytes */{file.n_bytes}"})
 
@@ -144,31 +157,51 @@ class Storage:
 
     def answer(self, ask: Ask) -> Reply:
         if "authorization" in ask.headers:
-            return error_page(400, "InvalidArgument", "Only one auth mechanism allowed; the address is signed, and so is the request.")
+            return error_page(
+                400,
+                "InvalidArgument",
+                "Only one auth mechanism allowed; the address is signed, and so is the request.",
+            )
         if not self._signed(ask):
-            return error_page(403, "SignatureDoesNotMatch", "The signature of this address is not right.")
+            return error_page(
+                403, "SignatureDoesNotMatch", "The signature of this address is not right."
+            )
         if int(ask.query["X-Goog-Expires"]) < time.time():
             return expired_page()
         if ask.target == "upload" and ask.path.startswith(UPLOADS):
             return self.uploads.put(ask.path.removeprefix(UPLOADS), ask)
         if ask.target == "file" and ask.path.startswith(BUNDLE):
             return download(self._stored(unquote(ask.path.removeprefix(BUNDLE))), ask.headers)
-        return error_page(403, "SignatureDoesNotMatch", f"This address is not signed for {ask.method}.")
+        return error_page(
+            403, "SignatureDoesNotMatch", f"This address is not signed for {ask.method}."
+        )
 
     def _stored(self, name: str) -> Stored:
-        return stored(self._archive) if name == "archive.zip" else self._member(name.removeprefix("files/"))
+        return (
+            stored(self._archive)
+            if name == "archive.zip"
+            else self._member(name.removeprefix("files/"))
+        )
 
     def _member(self, name: str) -> Stored:
         """A member of the archive as a file of its own, unpacked when it is first asked for."""
         path = self._scratch / hashlib.sha256(name.encode()).hexdigest()[:16] / Path(name).name
         with self._lock:
             if not path.exists():
-                with zipfile.ZipFile(self._archive) as bundle, bundle.open(name) as source, whole(path) as part, part.open("wb") as target:
+                with (
+                    zipfile.ZipFile(self._archive) as bundle,
+                    bundle.open(name) as source,
+                    whole(path) as part,
+                    part.open("wb") as target,
+                ):
                     shutil.copyfileobj(source, target)
         return stored(path)
 
     def _sign(self, path: str) -> str:
-        query = {"X-Goog-Expires": str(int(time.time()) + URL_LIFE_S), "X-Goog-Nonce": secrets.token_hex(8)}
+        query = {
+            "X-Goog-Expires": str(int(time.time()) + URL_LIFE_S),
+            "X-Goog-Nonce": secrets.token_hex(8),
+        }
         return f"http://{STORAGE_HOST}{path}?{urlencode(query | {'X-Goog-Signature': self._signature(path, query)})}"
 
     def _signed(self, ask: Ask) -> bool:
@@ -183,7 +216,11 @@ class Storage:
 def error_page(status: int, code: str, message: str) -> Reply:
     """A refusal as object stores write it."""
     page = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    return Reply(status=status, headers={"Content-Type": "application/xml; charset=UTF-8"}, body=page.encode())
+    return Reply(
+        status=status,
+        headers={"Content-Type": "application/xml; charset=UTF-8"},
+        body=page.encode(),
+    )
 
 
 def expired_page() -> Reply:

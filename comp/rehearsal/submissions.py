@@ -55,7 +55,9 @@ class Submission:
 class Submissions:
     """All submissions, oldest first, with the daily limit; with a `journal`, those of earlier servers too."""
 
-    def __init__(self, journal: Path | None, daily_limit: int, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, journal: Path | None, daily_limit: int, clock: Callable[[], datetime]
+    ) -> None:
         self._journal = journal
         self._daily_limit = daily_limit
         self._clock = clock

@@ -38,7 +38,9 @@ def upload_expired(_: Call) -> Reply:
 @fault("submit-lost", CREATE)
 def submit_lost(call: Call) -> Reply | None:
     """The submission is recorded and counts, but the connection closes without an answer."""
-    return replace(call.reply, ending=Ending.CUT, ends_after=-1) if call.reply.status == 200 else None
+    return (
+        replace(call.reply, ending=Ending.CUT, ends_after=-1) if call.reply.status == 200 else None
+    )
 
 
 @fault("submit-silent", CREATE)
@@ -53,14 +55,18 @@ def daily_limit(call: Call) -> Reply:
     """No submissions are left today: the limits say so, and a submission gets 400 after its upload."""
     limit = call.scene.daily_limit
     if call.ask.target == "GetSubmissionLimits":
-        return json_reply({"numToday": limit, "numTotal": limit, "numAllowedNow": 0, "limitedByTotal": False})
+        return json_reply(
+            {"numToday": limit, "numTotal": limit, "numAllowedNow": 0, "limitedByTotal": False}
+        )
     return RefusedError(400, allowance_message(limit)).reply()
 
 
 @fault("score-error", CREATE)
 def score_error(call: Call) -> Reply:
     """The submission is recorded and ends with the status ERROR and a reason, whatever is in it."""
-    return call.proceed(replace(call.ask, unscorable="Evaluation Exception: The scoring of this submission failed"))
+    return call.proceed(
+        replace(call.ask, unscorable="Evaluation Exception: The scoring of this submission failed")
+    )
 
 
 @fault("score-delayed", CREATE | {"ListSubmissions", "GetSubmission"}, number="polls")
@@ -69,7 +75,9 @@ def score_delayed(call: Call) -> Reply | None:
 
     def pending(entry: dict[str, Any]) -> dict[str, Any]:
         waiting = _still_delayed(call.armed, entry["ref"])
-        return entry | ({"status": "PENDING", "publicScore": "", "errorDescription": ""} if waiting else {})
+        return entry | (
+            {"status": "PENDING", "publicScore": "", "errorDescription": ""} if waiting else {}
+        )
 
     return _note_new(call) or edited(call.reply, pending, "submissions")
 
@@ -77,7 +85,11 @@ def score_delayed(call: Call) -> Reply | None:
 @fault("list-delayed", CREATE | {"ListSubmissions"}, number="lists")
 def list_delayed(call: Call) -> Reply | None:
     """A submission made from now on is missing from the first so many lists (all of them); a query by its reference finds it."""
-    return _note_new(call) or edited(call.reply, lambda entry: None if _still_delayed(call.armed, entry["ref"]) else entry, "submissions")
+    return _note_new(call) or edited(
+        call.reply,
+        lambda entry: None if _still_delayed(call.armed, entry["ref"]) else entry,
+        "submissions",
+    )
 
 
 def _note_new(call: Call) -> Reply | None:

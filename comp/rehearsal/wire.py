@@ -58,9 +58,13 @@ class Listener(ThreadingHTTPServer):
         return n
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
         with self._lock:
-            self._connections = {each: peer for each, peer in self._connections.items() if each.is_alive()} | {thread: request}
+            self._connections = {
+                each: peer for each, peer in self._connections.items() if each.is_alive()
+            } | {thread: request}
         thread.start()
 
     def reset(self, request: Any) -> None:
@@ -105,8 +109,17 @@ class _Handler(BaseHTTPRequestHandler):
     server: Listener
 
     def _exchange(self) -> None:
-        body = _receive(self.rfile, self.headers.get("Content-Length"), self.headers.get("Transfer-Encoding", ""))
-        ask = _ask(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        body = _receive(
+            self.rfile,
+            self.headers.get("Content-Length"),
+            self.headers.get("Transfer-Encoding", ""),
+        )
+        ask = _ask(
+            self.command,
+            self.path,
+            {name.lower(): value for name, value in self.headers.items()},
+            body,
+        )
         ask = replace(ask, n_before=self.server.n_before(self.path))
         reply = self.server.answer(ask)
         seen = Request(
@@ -134,7 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:
-            self.send_header("Content-Length", str(len(reply.body) if reply.stated_length is None else reply.stated_length))
+            self.send_header(
+                "Content-Length",
+                str(len(reply.body) if reply.stated_length is None else reply.stated_length),
+            )
         self.end_headers()
 
     def _body(self, reply: Reply, seen: Request) -> None:
@@ -183,7 +199,11 @@ def _blocks(reply: Reply) -> Iterator[bytes]:
     """The body up to where the answer ends."""
     body = reply.body
     left = len(body) if reply.ends_after is None else min(reply.ends_after, len(body))
-    for block in body.blocks() if isinstance(body, Slice) else (body[at : at + BLOCK] for at in range(0, len(body), BLOCK)):
+    for block in (
+        body.blocks()
+        if isinstance(body, Slice)
+        else (body[at : at + BLOCK] for at in range(0, len(body), BLOCK))
+    ):
         if left <= 0:
             return
         yield block[:left]

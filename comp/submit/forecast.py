@@ -44,7 +44,9 @@ class Guess:
 
 def guess(draws: Floats) -> Guess:
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Guess(mean=float(draws.mean()), spread=float(draws.std()), low=float(low), high=float(high))
+    return Guess(
+        mean=float(draws.mean()), spread=float(draws.std()), low=float(low), high=float(high)
+    )
 
 
 def rate_draws(mean: float, spread: float, n_draws: int, seed: int) -> Floats:
@@ -55,7 +57,9 @@ def rate_draws(mean: float, spread: float, n_draws: int, seed: int) -> Floats:
     return np.random.default_rng(seed).beta(mean * strength, (1 - mean) * strength, n_draws)
 
 
-def board_draws(labels: Floats, probs: Floats, groups: ArrayLike, rates: Floats, *, n_test: int, seed: int) -> Floats:
+def board_draws(
+    labels: Floats, probs: Floats, groups: ArrayLike, rates: Floats, *, n_test: int, seed: int
+) -> Floats:
     """Scores [draws, m] of `probs [n, m]` on boards of about `n_test` photos, one for each noise rate of `rates [draws]`.
 
     `probs` are what would be submitted of out-of-fold photos with `labels [n]`, cross-fitted.
@@ -68,7 +72,9 @@ def board_draws(labels: Floats, probs: Floats, groups: ArrayLike, rates: Floats,
     rng = np.random.default_rng(seed)
     scores = np.empty((rates.size, probs.shape[1]))
     for draw, rate in enumerate(rates):
-        world = rng.integers(sizes.size, size=sizes.size)  # the photos in hand are one sample; this is another
+        world = rng.integers(
+            sizes.size, size=sizes.size
+        )  # the photos in hand are one sample; this is another
         board = world[rng.integers(sizes.size, size=n_drawn)]
         n = sizes[board].sum()
         flipped = rng.integers(labels.size, size=rng.binomial(n, rate))
@@ -123,13 +129,17 @@ def forecast(
     )
 
 
-def show_forecast(workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter) -> Forecast:
+def show_forecast(
+    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
+) -> Forecast:
     """The forecast of a finished run, printed; a warning where its gain over the best submission is less than its own spread."""
     rows = [row for row in read_ledger(workspace.ledger).rows if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]
     pairs, best = _pairs(workspace, run, scored), min((score for _, score in scored), default=None)
     photos, _ = side_by_side({run.folder: run.oof} | {past.folder: past.oof for past, _ in pairs})
-    probs = np.column_stack([each.out_of_fold_probs().loc[photos["id"]] for each in (run, *(past for past, _ in pairs))])
+    probs = np.column_stack(
+        [each.out_of_fold_probs().loc[photos["id"]] for each in (run, *(past for past, _ in pairs))]
+    )
     made = forecast(
         photos["label"].to_numpy(np.float64),
         probs,
@@ -143,7 +153,9 @@ def show_forecast(workspace: Workspace, competition: Competition, run: FinishedR
     return made
 
 
-def _pairs(workspace: Workspace, run: FinishedRun, scored: Sequence[tuple[LedgerRow, float]]) -> list[tuple[FinishedRun, float]]:
+def _pairs(
+    workspace: Workspace, run: FinishedRun, scored: Sequence[tuple[LedgerRow, float]]
+) -> list[tuple[FinishedRun, float]]:
     """The latest scored submissions whose runs are still here and hold the same photos as `run`, each run once."""
     pairs: dict[str, tuple[FinishedRun, float]] = {}
     for row, score in scored:
@@ -165,11 +177,15 @@ def _show(run: FinishedRun, made: Forecast, best: float | None, reporter: Report
         (f"rank among {board.size:,}", *(f"{r:,}" for r in rank)),
         ("top", *(f"{min(r / board.size, 1):.1%}" for r in rank)),
     ]
-    source = f"{made.n_pairs} scores in the ledger" if made.n_pairs else "no score in the ledger yet"
+    source = (
+        f"{made.n_pairs} scores in the ledger" if made.n_pairs else "no score in the ledger yet"
+    )
     reporter.table(f"forecast of {run.folder}", ("", "expected", "5 %", "95 %"), rows)
     reporter.say(f"noise rate of the board, by {source}: {made.noise_rate}")
     if made.n_pairs and not made.noise_rate.low <= run.settings.noise_rate <= made.noise_rate.high:
-        reporter.say(f"this run is made for {run.settings.noise_rate:g}: SET=prediction.noise_rate={made.noise_rate.mean:.4f} fits better")
+        reporter.say(
+            f"this run is made for {run.settings.noise_rate:g}: SET=prediction.noise_rate={made.noise_rate.mean:.4f} fits better"
+        )
     if made.gain is not None and made.is_lost_in_noise:
         reporter.warn(
             f"the expected gain over the best submission so far ({best:.5f}) is {made.gain.mean:+.5f}, "

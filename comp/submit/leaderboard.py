@@ -42,7 +42,9 @@ class Standing:
     rank: int  # 1 and the number of better scores
     n_teams: int
     above: int | None  # place of the nearest better score, from 0
-    below: int | None  # and of the nearest worse one; equal scores, one of which may be ours, are neither
+    below: (
+        int | None
+    )  # and of the nearest worse one; equal scores, one of which may be ours, are neither
 
     @property
     def percent(self) -> float:
@@ -52,7 +54,10 @@ class Standing:
 
 def standing(score: float, scores: Floats) -> Standing:
     """Of `score` on a board, best first."""
-    n_better, n_as_good = int(ranks(score, scores)) - 1, int(np.searchsorted(scores, score, side="right"))
+    n_better, n_as_good = (
+        int(ranks(score, scores)) - 1,
+        int(np.searchsorted(scores, score, side="right")),
+    )
     return Standing(
         rank=n_better + 1,
         n_teams=scores.size,
@@ -68,7 +73,14 @@ def medal_ranks(n_teams: int) -> dict[str, int]:
     return {"bronze": n_teams // 10, "silver": n_teams // 20, "gold": 10 + n_teams // 500}
 
 
-def leaderboard(workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter, *, refresh: bool = False) -> Standing:
+def leaderboard(
+    workspace: Workspace,
+    competition: Competition,
+    kaggle: Kaggle,
+    reporter: Reporter,
+    *,
+    refresh: bool = False,
+) -> Standing:
     """Shows where our best score stands, and returns that for the archived board. SubmissionError if no submission has a score."""
     best = min(_own_scores(workspace, kaggle, reporter), key=itemgetter(0), default=None)
     if best is None:
@@ -81,13 +93,19 @@ def leaderboard(workspace: Workspace, competition: Competition, kaggle: Kaggle, 
     boards = [*_current(workspace, kaggle, reporter, refresh), archived]
     stands = [standing(score, board.scores) for board in boards]
     columns = ("board", "rank", "of", "top", "next above", "next below")
-    reporter.table("where that stands", columns, [_row(board, stand) for board, stand in zip(boards, stands, strict=True)])
+    reporter.table(
+        "where that stands",
+        columns,
+        [_row(board, stand) for board, stand in zip(boards, stands, strict=True)],
+    )
     for board, stand in zip(boards, stands, strict=True):
         reporter.say(f"{board.name}: {_next_medal(score, board, stand)}")
     return stands[-1]
 
 
-def _own_scores(workspace: Workspace, kaggle: Kaggle, reporter: Reporter) -> Iterator[tuple[float, str]]:
+def _own_scores(
+    workspace: Workspace, kaggle: Kaggle, reporter: Reporter
+) -> Iterator[tuple[float, str]]:
     """Scores of submissions, each with where it is from."""
     for row in known_rows(workspace, reporter):
         if row.public_score is not None:
@@ -100,14 +118,18 @@ def _own_scores(workspace: Workspace, kaggle: Kaggle, reporter: Reporter) -> Ite
         reporter.warn(f"{error}; own scores are those of the ledger")
 
 
-def _current(workspace: Workspace, kaggle: Kaggle, reporter: Reporter, refresh: bool) -> list[Board]:
+def _current(
+    workspace: Workspace, kaggle: Kaggle, reporter: Reporter, refresh: bool
+) -> list[Board]:
     """Kaggle's board, downloaded at most once an hour; if it cannot be had, the one from before, if there is one."""
     path = workspace.submissions / "leaderboard.csv"
     if refresh or _age_s(path) > FRESH_S:
         try:
             kaggle.leaderboard(workspace.submissions)
         except KaggleError as error:
-            reporter.warn(f"{error}; {'the board from before is used' if path.exists() else 'there is only the archived board'}")
+            reporter.warn(
+                f"{error}; {'the board from before is used' if path.exists() else 'there is only the archived board'}"
+            )
     return [read_board(path, f"Kaggle, {_age(_age_s(path))} old")] if path.exists() else []
 
 
@@ -118,9 +140,15 @@ def read_board(path: Path, name: str) -> Board:
         table["Score"] = table["Score"].astype(float)
     except (ValueError, KeyError) as error:  # pandas' own are ValueErrors
         cause = " ".join(str(error).split())
-        raise DataError(f"{path} is no leaderboard with a column Score ({cause}): run `make leaderboard REFRESH=1`") from None
+        raise DataError(
+            f"{path} is no leaderboard with a column Score ({cause}): run `make leaderboard REFRESH=1`"
+        ) from None
     table = table.sort_values("Score", kind="stable")
-    return Board(name=name, scores=best_first(table["Score"].tolist()), teams=tuple(table.get("TeamName", ())))
+    return Board(
+        name=name,
+        scores=best_first(table["Score"].tolist()),
+        teams=tuple(table.get("TeamName", ())),
+    )
 
 
 def _age_s(path: Path) -> float:

@@ -35,7 +35,13 @@ class LedgerRow:
 
 
 COLUMNS = tuple(field.name for field in fields(LedgerRow))
-NUMBERS = {"cv_raw": float, "cv_calibrated": float, "cv_clipped": float, "public_score": float, "ref": int}
+NUMBERS = {
+    "cv_raw": float,
+    "cv_calibrated": float,
+    "cv_clipped": float,
+    "public_score": float,
+    "ref": int,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,9 @@ def write_row(path: Path, row: LedgerRow) -> None:
         else:
             lines[place] = _renewed(header, lines[place], row)
         with whole(path) as scratch:
-            scratch.write_bytes(b"".join(line if line.endswith((b"\n", b"\r")) else line + b"\n" for line in lines))
+            scratch.write_bytes(
+                b"".join(line if line.endswith((b"\n", b"\r")) else line + b"\n" for line in lines)
+            )
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -95,7 +103,9 @@ def _header(line: bytes, path: Path) -> list[str]:
     header = [name.strip() for name in _cells(line)]
     missing = [column for column in COLUMNS if column not in header]
     if missing:
-        raise SubmissionError(f"{path.name} has no column {', '.join(missing)}: mend its first line, or restore the file from git")
+        raise SubmissionError(
+            f"{path.name} has no column {', '.join(missing)}: mend its first line, or restore the file from git"
+        )
     return header
 
 
@@ -122,8 +132,12 @@ def _parsed(header: Sequence[str], cells: Sequence[str]) -> tuple[LedgerRow | No
     named = dict(zip(header, cells, strict=False))
     if not named.get("sha256"):
         return None, ["names no sha256 and is left out"]
-    wrong = [] if len(cells) == len(header) else [f"has {len(cells)} cells for {len(header)} columns"]
-    values: dict[str, str | float | None] = {column: named.get(column, "").strip() for column in COLUMNS}
+    wrong = (
+        [] if len(cells) == len(header) else [f"has {len(cells)} cells for {len(header)} columns"]
+    )
+    values: dict[str, str | float | None] = {
+        column: named.get(column, "").strip() for column in COLUMNS
+    }
     for column, kind in NUMBERS.items():
         text = str(values[column])
         values[column] = _number(text, kind)
@@ -156,4 +170,7 @@ def _renewed(header: Sequence[str], line: bytes, row: LedgerRow) -> bytes:
     old, _ = _parsed(header, cells)
     before, after = _texts(old) if old else {}, _texts(row)
     changed = {column: text for column, text in after.items() if text != before.get(column)}
-    return _line([changed.get(column, cell) for column, cell in zip(header, cells, strict=False)] + cells[len(header) :])
+    return _line(
+        [changed.get(column, cell) for column, cell in zip(header, cells, strict=False)]
+        + cells[len(header) :]
+    )

@@ -53,7 +53,9 @@ def submit(
         show_forecast(workspace, competition, finished, reporter)
     except DataError as error:  # too few photos to foretell from are enough to submit
         reporter.warn(f"no forecast: {error}")
-    with locked(workspace.submissions / ".submit.lock"):  # two runs of this stage at once must not upload one file twice
+    with locked(
+        workspace.submissions / ".submit.lock"
+    ):  # two runs of this stage at once must not upload one file twice
         path = workspace.submissions / f"{finished.folder}.csv"
         probs = finished.predictions.set_index("id")["prob"].loc[sample_ids].to_numpy(np.float64)
         write_submission(path, sample_ids, probs, competition)
@@ -64,7 +66,9 @@ def submit(
     return row
 
 
-def scores(workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter) -> list[LedgerRow]:
+def scores(
+    workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter
+) -> list[LedgerRow]:
     """The rows of the ledger that were pending and are not any more; the whole ledger is shown."""
     waiting = [row for row in known_rows(workspace, reporter) if row.status == "pending"]
     settled = []
@@ -79,8 +83,14 @@ def scores(workspace: Workspace, competition: Competition, kaggle: Kaggle, repor
         if answer.status != "pending":
             settled.append(_recorded(workspace, row, answer))
     n, n_left = len(waiting), len(waiting) - len(settled)
-    later = f"; {n_left:,} {'is' if n_left == 1 else 'are'} left for the next `make scores`" if n_left else ""
-    reporter.say(f"{n:,} submission{'' if n == 1 else 's'} waited for a score, {len(settled):,} have one or an error now{later}")
+    later = (
+        f"; {n_left:,} {'is' if n_left == 1 else 'are'} left for the next `make scores`"
+        if n_left
+        else ""
+    )
+    reporter.say(
+        f"{n:,} submission{'' if n == 1 else 's'} waited for a score, {len(settled):,} have one or an error now{later}"
+    )
     _show_ledger(competition, read_ledger(workspace.ledger).rows, reporter)
     return settled
 
@@ -88,25 +98,43 @@ def scores(workspace: Workspace, competition: Competition, kaggle: Kaggle, repor
 def _sample_ids(workspace: Workspace, competition: Competition) -> list[str]:
     path = workspace.data / competition.sample
     if not path.exists():
-        raise DataError(f"{path} does not exist, and it says in which order the ids go: run `make data`")
+        raise DataError(
+            f"{path} does not exist, and it says in which order the ids go: run `make data`"
+        )
     return read_sample(path.read_bytes(), competition)
 
 
-def _checked(workspace: Workspace, competition: Competition, finished: FinishedRun, sample_ids: Sequence[str]) -> list[str]:
+def _checked(
+    workspace: Workspace, competition: Competition, finished: FinishedRun, sample_ids: Sequence[str]
+) -> list[str]:
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
     check_current(workspace, finished)
     clip = finished.settings.clip
-    return check_submission(finished.predictions, sample_ids, competition, clip=clip, oof=finished.oof, train=train, test=test)
+    return check_submission(
+        finished.predictions,
+        sample_ids,
+        competition,
+        clip=clip,
+        oof=finished.oof,
+        train=train,
+        test=test,
+    )
 
 
-def _awaited(workspace: Workspace, kaggle: Kaggle, row: LedgerRow, reporter: Reporter, limit_s: float) -> LedgerRow:
+def _awaited(
+    workspace: Workspace, kaggle: Kaggle, row: LedgerRow, reporter: Reporter, limit_s: float
+) -> LedgerRow:
     try:
         answer = kaggle.wait(_ref(row), limit_s)
     except UnavailableError as error:
-        reporter.warn(f"{row.file} is uploaded (ref {row.ref}), its score could not be asked for ({error}): `make scores` does later")
+        reporter.warn(
+            f"{row.file} is uploaded (ref {row.ref}), its score could not be asked for ({error}): `make scores` does later"
+        )
         return row
     if answer.status == "pending":
-        reporter.warn(f"{row.file} is uploaded (ref {row.ref}) and has no score after {limit_s:.0f} s: `make scores` asks again later")
+        reporter.warn(
+            f"{row.file} is uploaded (ref {row.ref}) and has no score after {limit_s:.0f} s: `make scores` asks again later"
+        )
         return row
     row = _recorded(workspace, row, answer)
     if answer.status == "error":
@@ -135,13 +163,24 @@ def _ref(row: LedgerRow) -> int:
 
 def _show_score(row: LedgerRow, reporter: Reporter) -> None:
     """Cross-validation and the board's score, one above the other."""
-    values = {"CV raw": row.cv_raw, "CV calibrated": row.cv_calibrated, "CV clipped": row.cv_clipped, "public score": row.public_score}
-    reporter.table(row.file, ("log loss", row.status), [(name, _shown(value)) for name, value in values.items()])
+    values = {
+        "CV raw": row.cv_raw,
+        "CV calibrated": row.cv_calibrated,
+        "CV clipped": row.cv_clipped,
+        "public score": row.public_score,
+    }
+    reporter.table(
+        row.file,
+        ("log loss", row.status),
+        [(name, _shown(value)) for name, value in values.items()],
+    )
 
 
 def _show_ledger(competition: Competition, rows: Sequence[LedgerRow], reporter: Reporter) -> None:
     columns = ("submission", "CV clipped", "public score", "status")
-    lines = [(row.file, _shown(row.cv_clipped), _shown(row.public_score), row.status) for row in rows]
+    lines = [
+        (row.file, _shown(row.cv_clipped), _shown(row.public_score), row.status) for row in rows
+    ]
     reporter.table(f"{competition.title}: log loss", columns, lines)
 
 

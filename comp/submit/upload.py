@@ -16,10 +16,22 @@ from comp.submit.ledger import LedgerRow, read_ledger, write_row
 CODE = Path(__file__).resolve().parents[1]
 LISTED_S = 60.0  # from the begin of an upload that was cut off until it is in Kaggle's list, or never will be
 LOOK_EVERY_S = 5.0
-REFUSALS = (CredentialsError, RulesError, NotFoundError)  # answers after which nothing was submitted
+REFUSALS = (
+    CredentialsError,
+    RulesError,
+    NotFoundError,
+)  # answers after which nothing was submitted
 
 
-def upload_once(workspace: Workspace, kaggle: Kaggle, finished: FinishedRun, path: Path, reporter: Reporter, *, force: bool) -> LedgerRow:
+def upload_once(
+    workspace: Workspace,
+    kaggle: Kaggle,
+    finished: FinishedRun,
+    path: Path,
+    reporter: Reporter,
+    *,
+    force: bool,
+) -> LedgerRow:
     """The ledger's row of the file `path`: an earlier one, or one that a crash kept from being written, or that of an upload made now.
 
     A row made now is pending and in the ledger. `force` uploads a file that the ledger knows once more.
@@ -33,7 +45,9 @@ def upload_once(workspace: Workspace, kaggle: Kaggle, finished: FinishedRun, pat
     lost = _lost(kaggle, draft, rows, begun, reporter)
     if lost:
         row = replace(draft, when=_utc(lost.date), ref=lost.ref, message=lost.message)
-        reporter.say(f"{row.file} is on Kaggle since {row.when} (ref {row.ref}) but not in the ledger: entered there, not uploaded again")
+        reporter.say(
+            f"{row.file} is on Kaggle since {row.when} (ref {row.ref}) but not in the ledger: entered there, not uploaded again"
+        )
     else:
         _ask_limits(kaggle, reporter)
         begun.touch()
@@ -85,13 +99,21 @@ def _again(row: LedgerRow, reporter: Reporter) -> LedgerRow:
     """The row of a file that was submitted before, and why it is not uploaded now."""
     before = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref})"
     if row.status == "error":
-        raise SubmissionError(f"{before} and could not be scored: change the run, or upload it again all the same with FORCE=1")
-    result = "still waits for its score" if row.public_score is None else f"scored {row.public_score:.5f}"
+        raise SubmissionError(
+            f"{before} and could not be scored: change the run, or upload it again all the same with FORCE=1"
+        )
+    result = (
+        "still waits for its score"
+        if row.public_score is None
+        else f"scored {row.public_score:.5f}"
+    )
     reporter.say(f"{before} and {result}: not uploaded again (FORCE=1 does)")
     return row
 
 
-def _lost(kaggle: Kaggle, draft: LedgerRow, rows: Sequence[LedgerRow], begun: Path, reporter: Reporter) -> Submission | None:
+def _lost(
+    kaggle: Kaggle, draft: LedgerRow, rows: Sequence[LedgerRow], begun: Path, reporter: Reporter
+) -> Submission | None:
     """A submission of this very file that Kaggle lists and the ledger lacks: a crash came between upload and ledger.
 
     Where `begun` says that an upload was cut off just now, the list is given time to show it.
@@ -99,7 +121,11 @@ def _lost(kaggle: Kaggle, draft: LedgerRow, rows: Sequence[LedgerRow], begun: Pa
     refs = {row.ref for row in rows}
     is_said = False
     while True:
-        listed = (each for each in kaggle.submissions() if each.message.endswith(_mark(draft.sha256)) and each.ref not in refs)
+        listed = (
+            each
+            for each in kaggle.submissions()
+            if each.message.endswith(_mark(draft.sha256)) and each.ref not in refs
+        )
         found = next(listed, None)
         left_s = begun.stat().st_mtime + LISTED_S - time.time() if begun.exists() else 0.0
         if found or left_s <= 0:
@@ -115,8 +141,12 @@ def _lost(kaggle: Kaggle, draft: LedgerRow, rows: Sequence[LedgerRow], begun: Pa
 def _ask_limits(kaggle: Kaggle, reporter: Reporter) -> None:
     limits = kaggle.limits()
     if limits.n_allowed_now < 1:
-        raise SubmissionError(f"no submission is left today ({limits.n_today:,} made): nothing was uploaded, try again after midnight UTC")
-    reporter.say(f"uploading; {limits.n_allowed_now:,} submissions were left today, this one included")
+        raise SubmissionError(
+            f"no submission is left today ({limits.n_today:,} made): nothing was uploaded, try again after midnight UTC"
+        )
+    reporter.say(
+        f"uploading; {limits.n_allowed_now:,} submissions were left today, this one included"
+    )
 
 
 def _utc(moment: datetime) -> str:

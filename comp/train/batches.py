@@ -16,7 +16,9 @@ from comp.store import fingerprint
 from comp.train.device import Device
 from comp.train.views import Canvases, Photos
 
-Batch = tuple[Tensor, Tensor]  # uint8 [b, s, s, 3], or features or activations float32 [b, ...]; and labels float32 [b]
+Batch = tuple[
+    Tensor, Tensor
+]  # uint8 [b, s, s, 3], or features or activations float32 [b, ...]; and labels float32 [b]
 MAX_WORKERS = 12  # processes that feed a GPU
 
 
@@ -56,23 +58,41 @@ class Draw:
 
         augment = make_augmentation(self._training, size_px)
         seeds = (derive_seed(self._seed, "draw", self._number, photos.sha256s[row]) for row in rows)
-        return np.stack([augment(photos.canvas(row), seed) for row, seed in zip(rows, seeds, strict=True)])
+        return np.stack(
+            [augment(photos.canvas(row), seed) for row, seed in zip(rows, seeds, strict=True)]
+        )
 
 
 class _Augmented(Dataset[Batch]):
     """The training photos of one fold; an index is (epoch, place)."""
 
     def __init__(
-        self, canvases: Canvases, rows: Sequence[int], labels: Sequence[float], training: FineTune, size_px: int, seed: int
+        self,
+        canvases: Canvases,
+        rows: Sequence[int],
+        labels: Sequence[float],
+        training: FineTune,
+        size_px: int,
+        seed: int,
     ) -> None:
-        self._canvases, self._rows, self._labels, self._seed = canvases, list(rows), list(labels), seed
-        from comp.train.augment import make_augmentation  # albumentations takes half a second to load, and heads have no use for it
+        self._canvases, self._rows, self._labels, self._seed = (
+            canvases,
+            list(rows),
+            list(labels),
+            seed,
+        )
+        from comp.train.augment import (
+            make_augmentation,
+        )  # albumentations takes half a second to load, and heads have no use for it
 
         self._augment = make_augmentation(training, size_px)
 
     def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
         squares = [
-            self._augment(self._canvases.canvas(self._rows[place]), derive_seed(self._seed, "augment", epoch, place))
+            self._augment(
+                self._canvases.canvas(self._rows[place]),
+                derive_seed(self._seed, "augment", epoch, place),
+            )
             for epoch, place in indices
         ]
         labels = torch.tensor([self._labels[place] for _, place in indices], dtype=torch.float32)
@@ -82,8 +102,14 @@ class _Augmented(Dataset[Batch]):
 class _Held(Dataset[Batch]):
     """What is kept of the training photos of one fold, in one or more draws; an index is (epoch, place)."""
 
-    def __init__(self, draws: Sequence[Kept], places: Sequence[int], labels: Sequence[float]) -> None:
-        self._draws, self._places, self._labels = draws, np.asarray(places, np.int64), torch.tensor(labels, dtype=torch.float32)
+    def __init__(
+        self, draws: Sequence[Kept], places: Sequence[int], labels: Sequence[float]
+    ) -> None:
+        self._draws, self._places, self._labels = (
+            draws,
+            np.asarray(places, np.int64),
+            torch.tensor(labels, dtype=torch.float32),
+        )
 
     def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
         turns = np.array([(epoch + place) % len(self._draws) for epoch, place in indices])
@@ -99,20 +125,33 @@ class _Shuffled:
     """For each epoch, batches of (epoch, place) in a new order; a last batch that is not full is left out, unless it is the only one."""
 
     def __init__(self, n_photos: int, training: FineTune, seed: int) -> None:
-        self._n, self._size, self._epochs, self._seed = n_photos, min(training.batch_size, n_photos), training.epochs, seed
+        self._n, self._size, self._epochs, self._seed = (
+            n_photos,
+            min(training.batch_size, n_photos),
+            training.epochs,
+            seed,
+        )
 
     def __len__(self) -> int:
         return self._epochs * (self._n // self._size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for epoch in range(self._epochs):
-            order = np.random.default_rng(derive_seed(self._seed, "shuffle", epoch)).permutation(self._n)
+            order = np.random.default_rng(derive_seed(self._seed, "shuffle", epoch)).permutation(
+                self._n
+            )
             for start in range(0, self._n - self._size + 1, self._size):
                 yield [(epoch, int(place)) for place in order[start : start + self._size]]
 
 
 def training_batches(
-    canvases: Canvases, rows: Sequence[int], labels: Sequence[float], training: FineTune, size_px: int, device: Device, seed: int
+    canvases: Canvases,
+    rows: Sequence[int],
+    labels: Sequence[float],
+    training: FineTune,
+    size_px: int,
+    device: Device,
+    seed: int,
 ) -> DataLoader[Batch]:
     """All batches of all epochs of one fold, in order. On a GPU, processes prepare them ahead; on a CPU the cores are the model's."""
     n_workers = min(MAX_WORKERS, n_cores() - 1) if device.where.type != "cpu" else 0
@@ -126,9 +165,19 @@ def training_batches(
     )
 
 
-def kept_batches(draws: Sequence[Kept], places: Sequence[int], labels: Sequence[float], training: FineTune, seed: int) -> DataLoader[Batch]:
+def kept_batches(
+    draws: Sequence[Kept],
+    places: Sequence[int],
+    labels: Sequence[float],
+    training: FineTune,
+    seed: int,
+) -> DataLoader[Batch]:
     """The same of the photos at `places` in what is kept of them; each epoch takes the next of the `draws` of a photo, in turn."""
-    return DataLoader(_Held(draws, places, labels), batch_sampler=_Shuffled(len(labels), training, seed), collate_fn=_as_is)
+    return DataLoader(
+        _Held(draws, places, labels),
+        batch_sampler=_Shuffled(len(labels), training, seed),
+        collate_fn=_as_is,
+    )
 
 
 def _as_is(batch: Any) -> Any:  # __getitems__ has made the batch already

@@ -36,7 +36,10 @@ class Clock(Reporter):
         """OutOfTimeError unless `more_s` seconds are left."""
         left = self._end - time.monotonic()
         if left <= more_s:
-            raise OutOfTimeError(f"no time: {max(left, 0):.0f} s of the budget left" + (f", about {more_s:.0f} s needed" if more_s else ""))
+            raise OutOfTimeError(
+                f"no time: {max(left, 0):.0f} s of the budget left"
+                + (f", about {more_s:.0f} s needed" if more_s else "")
+            )
 
     def say(self, line: str) -> None:
         self._reporter.say(line)

@@ -19,17 +19,36 @@ def timm_name(name: str) -> str:
 class Cut(nn.Module):
     """It answers to what timm's own networks answer to, so that freezing, caching and training need not know of it."""
 
-    def __init__(self, below: nn.Module, whole: Any, layer: str, pool: Pool, depth: Mapping[str, int], example: Tensor) -> None:
+    def __init__(
+        self,
+        below: nn.Module,
+        whole: Any,
+        layer: str,
+        pool: Pool,
+        depth: Mapping[str, int],
+        example: Tensor,
+    ) -> None:
         """`below`: images to {layer: its output}, taken from the network `whole`, whose parameters lie as deep as `depth` says."""
         super().__init__()
         self.below = below
-        self.pretrained_cfg = dict(whole.pretrained_cfg) | {"classifier": "head", "cut": f"{layer} {pool}"}
+        self.pretrained_cfg = dict(whole.pretrained_cfg) | {
+            "classifier": "head",
+            "cut": f"{layer} {pool}",
+        }
         self._layer, self._pool, self._depth = layer, pool, depth
-        self._axes = {3: (1,), 4: (1, 2) if getattr(whole, "output_fmt", "NCHW") == "NHWC" else (2, 3)}  # of tokens; of rows and columns
-        self._undecayed = {f"{BELOW}.{name}" for name in (whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ())}
+        self._axes = {
+            3: (1,),
+            4: (1, 2) if getattr(whole, "output_fmt", "NCHW") == "NHWC" else (2, 3),
+        }  # of tokens; of rows and columns
+        self._undecayed = {
+            f"{BELOW}.{name}"
+            for name in (whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ())
+        }
         self.eval()
         with torch.no_grad():
-            self.head = nn.Linear(self.forward_head(self.forward_features(example), pre_logits=True).shape[1], 1)
+            self.head = nn.Linear(
+                self.forward_head(self.forward_features(example), pre_logits=True).shape[1], 1
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
@@ -41,7 +60,11 @@ class Cut(nn.Module):
 
     def forward_head(self, output: Tensor, pre_logits: bool = False) -> Tensor:
         """The logit [n, 1], or what the head is given [n, d], of a layer's output."""
-        features = output.flatten(1) if self._pool == "flatten" or output.ndim == 2 else output.mean(self._axes[output.ndim])
+        features = (
+            output.flatten(1)
+            if self._pool == "flatten" or output.ndim == 2
+            else output.mean(self._axes[output.ndim])
+        )
         logits: Tensor = features if pre_logits else self.head(features)
         return logits
 

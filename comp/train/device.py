@@ -31,7 +31,13 @@ class Device:
 def find_device(wanted: str | None = None) -> Device:
     """The device called `wanted`, else the best there is: cuda, mps, cpu. UserError if it is not there."""
     here = [
-        kind for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)) if there
+        kind
+        for kind, there in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("cpu", True),
+        )
+        if there
     ]
     kind = wanted or here[0]
     if kind.partition(":")[0] not in here:
@@ -42,9 +48,15 @@ def find_device(wanted: str | None = None) -> Device:
         raise UserError(f"no device {kind!r}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Device(where=device, name=torch.cuda.get_device_name(device), train_dtype=torch.bfloat16 if bf16 else torch.float16)
+        return Device(
+            where=device,
+            name=torch.cuda.get_device_name(device),
+            train_dtype=torch.bfloat16 if bf16 else torch.float16,
+        )
     # bf16 autocast halves the speed of CPU training of small convolutional nets (README, "Speed"); comp/train/fusing.py has another way.
-    return Device(where=device, name=platform.processor() or platform.machine(), train_dtype=torch.float32)
+    return Device(
+        where=device, name=platform.processor() or platform.machine(), train_dtype=torch.float32
+    )
 
 
 def keep_big_blocks() -> bool:
@@ -57,7 +69,11 @@ def keep_big_blocks() -> bool:
         return False
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        settings = ((_M_MMAP_THRESHOLD, 2**31 - 1), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _TOP_PAD_BYTES))
+        settings = (
+            (_M_MMAP_THRESHOLD, 2**31 - 1),
+            (_M_TRIM_THRESHOLD, 2**31 - 1),
+            (_M_TOP_PAD, _TOP_PAD_BYTES),
+        )
         return bool(sum(libc.mallopt(key, value) for key, value in settings) == len(settings))
     return False
 

@@ -43,7 +43,13 @@ def smoothed(labels: Tensor, smoothing: float) -> Tensor:
 
 
 def fine_tune(
-    network: nn.Module, batches: Iterable[Batch], n_steps: int, training: FineTune, shown: Input | None, device: Device, advance: Advance
+    network: nn.Module,
+    batches: Iterable[Batch],
+    n_steps: int,
+    training: FineTune,
+    shown: Input | None,
+    device: Device,
+    advance: Advance,
 ) -> list[Point]:
     """Train `network` in place and leave it in evaluation mode with the averaged weights; a look at the loss now and then.
 
@@ -51,7 +57,10 @@ def fine_tune(
     Batch norms keep their statistics, so that a small batch does not disturb them; their weight and bias are trained.
     """
     take_step = Step(network, training, shown, device)
-    kept, before = _Averaged(network, training), [parameter.detach().clone() for parameter in _trained(network)]
+    kept, before = (
+        _Averaged(network, training),
+        [parameter.detach().clone() for parameter in _trained(network)],
+    )
     history: list[Point] = []
     since = torch.zeros((), device=device.where)
     look_every = max(1, min(LOOK_EVERY, n_steps // 10))
@@ -64,7 +73,11 @@ def fine_tune(
             history.append(Point(step + 1, float(since) / n_since, lr))
             since.zero_()
             _refuse_divergence(history, training)
-        shrunk = f", {take_step.at_once} photos in memory at once" if take_step.at_once < (training.micro_batch or len(labels)) else ""
+        shrunk = (
+            f", {take_step.at_once} photos in memory at once"
+            if take_step.at_once < (training.micro_batch or len(labels))
+            else ""
+        )
         advance(len(labels), note=f"loss {history[-1].loss:.4f}{shrunk}" if history else "")
     kept.store()
     with torch.no_grad():
@@ -76,14 +89,18 @@ def fine_tune(
 class Step:
     """Takes one step after the other with a network, and with as many photos in memory at once as fit."""
 
-    def __init__(self, network: nn.Module, training: FineTune, shown: Input | None, device: Device) -> None:
+    def __init__(
+        self, network: nn.Module, training: FineTune, shown: Input | None, device: Device
+    ) -> None:
         network.to(device.where).to(memory_format=torch.channels_last)
         set_training(network)
         self._network, self._training, self._shown, self._device = network, training, shown, device
         self._loss_of = torch.compile(_loss) if training.compile else _loss
         self._optimiser = make_optimiser(network, training)
         self._scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
-        self.at_once = training.micro_batch or training.batch_size  # photos; halved where the device's memory ends
+        self.at_once = (
+            training.micro_batch or training.batch_size
+        )  # photos; halved where the device's memory ends
 
     def __call__(self, squares: Tensor, labels: Tensor, lr: float) -> Tensor:
         """The mean loss before the step, on the device, not waited for; uint8 squares [b, s, s, 3], or what was kept [b, ...], labels [b].
@@ -95,7 +112,9 @@ class Step:
         loss = self._backward(squares, labels)
         self._scaler.unscale_(self._optimiser)
         if self._training.clip_norm is not None:
-            trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+            trained = [
+                parameter for group in self._optimiser.param_groups for parameter in group["params"]
+            ]
             torch.nn.utils.clip_grad_norm_(trained, self._training.clip_norm, foreach=True)
         self._scaler.step(self._optimiser)
         self._scaler.update()
@@ -109,7 +128,9 @@ class Step:
                 return self._added_up(squares, labels)
             except torch.OutOfMemoryError as error:
                 if self.at_once == 1:
-                    raise TrainingError("one photo alone does not fit into the device's memory: lower pixels.size_px") from error
+                    raise TrainingError(
+                        "one photo alone does not fit into the device's memory: lower pixels.size_px"
+                    ) from error
             self.at_once = (self.at_once + 1) // 2
             self._optimiser.zero_grad(set_to_none=True)  # what was added up before memory ended
             if self._device.is_cuda:
@@ -117,12 +138,23 @@ class Step:
 
     def _added_up(self, squares: Tensor, labels: Tensor) -> Tensor:
         device, total = self._device, torch.zeros((), device=self._device.where)
-        autocast = torch.autocast(device.where.type, device.train_dtype) if device.train_dtype != torch.float32 else nullcontext()
+        autocast = (
+            torch.autocast(device.where.type, device.train_dtype)
+            if device.train_dtype != torch.float32
+            else nullcontext()
+        )
         for start in range(0, len(labels), self.at_once):
             part = squares[start : start + self.at_once].to(device.where, non_blocking=True)
-            target = smoothed(labels[start : start + self.at_once].to(device.where, non_blocking=True), self._training.label_smoothing)
+            target = smoothed(
+                labels[start : start + self.at_once].to(device.where, non_blocking=True),
+                self._training.label_smoothing,
+            )
             with autocast:
-                given = part if self._shown is None else normalise(part.permute(0, 3, 1, 2), self._shown, torch.float32)
+                given = (
+                    part
+                    if self._shown is None
+                    else normalise(part.permute(0, 3, 1, 2), self._shown, torch.float32)
+                )
                 loss = self._loss_of(self._network, given, target)
             share = loss * (len(part) / len(labels))
             self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
@@ -151,7 +183,9 @@ def _refuse_divergence(history: list[Point], training: FineTune) -> None:
     if not math.isfinite(last.loss):
         raise TrainingError(f"the loss is {last.loss} after {last.step} steps; {remedy}")
     if last.loss > EXPLODED:
-        raise TrainingError(f"the loss exploded to {last.loss:.3g} after {last.step} steps, from {history[0].loss:.3g}; {remedy}")
+        raise TrainingError(
+            f"the loss exploded to {last.loss:.3g} after {last.step} steps, from {history[0].loss:.3g}; {remedy}"
+        )
 
 
 def _trained(network: nn.Module) -> list[Tensor]:
@@ -164,12 +198,18 @@ class _Averaged:
     def __init__(self, network: nn.Module, training: FineTune) -> None:
         self._training = training
         self._live = _trained(network)
-        self._mean = [parameter.detach().clone() for parameter in self._live] if training.ema else []
+        self._mean = (
+            [parameter.detach().clone() for parameter in self._live] if training.ema else []
+        )
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         if self._mean:
-            torch._foreach_lerp_(self._mean, [parameter.detach() for parameter in self._live], 1 - ema_decay(step, self._training))
+            torch._foreach_lerp_(
+                self._mean,
+                [parameter.detach() for parameter in self._live],
+                1 - ema_decay(step, self._training),
+            )
 
     @torch.no_grad()
     def store(self) -> None:

@@ -22,7 +22,15 @@ def fold_batch_norm(network: nn.Module, run: Callable[[], object], keep: str | N
     for conv_name, norm_name in pairs.items():
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
-        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
         conv.weight, conv.bias = weight, bias
         put(network, norm_name, _rest_of(norm))
     return len(pairs)
@@ -32,13 +40,24 @@ def fold_batch_norm(network: nn.Module, run: Callable[[], object], keep: str | N
 class Watched:
     """What one forward pass shows of a network's convolutions, by name."""
 
-    pairs: dict[str, str] = field(default_factory=dict)  # the module that a convolution's output is given to, where each runs once
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the input of those that run once
+    pairs: dict[str, str] = field(
+        default_factory=dict
+    )  # the module that a convolution's output is given to, where each runs once
+    shapes: dict[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # of the input of those that run once
 
 
-def watch(network: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Module], ...], keep: str | None = None) -> Watched:
+def watch(
+    network: nn.Module,
+    run: Callable[[], object],
+    kinds: tuple[type[nn.Module], ...],
+    keep: str | None = None,
+) -> Watched:
     """Which modules of `kinds`, but for `keep`, are given a convolution's output, as it was made, while `run` runs `network`."""
-    made: dict[int, tuple[Tensor, str, int]] = {}  # the tensor is kept, so that its id is not given to another
+    made: dict[
+        int, tuple[Tensor, str, int]
+    ] = {}  # the tensor is kept, so that its id is not given to another
     uses: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
     shapes: dict[str, tuple[int, ...]] = {}
@@ -54,7 +73,9 @@ def watch(network: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Mo
     def before(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             uses[name] = uses.get(name, 0) + 1
-            if id(inputs[0]) in made and inputs[0]._version == made[id(inputs[0])][2]:  # a shortcut that was added in place makes another
+            if (
+                id(inputs[0]) in made and inputs[0]._version == made[id(inputs[0])][2]
+            ):  # a shortcut that was added in place makes another
                 pairs.append((made[id(inputs[0])][1], name))
 
         return hook
@@ -66,14 +87,19 @@ def watch(network: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Mo
         elif isinstance(module, kinds) and name != keep:
             hooks.append(module.register_forward_pre_hook(before(name)))
     try:
-        with torch.inference_mode(False), torch.no_grad():  # only so do tensors count what happens to them
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # only so do tensors count what happens to them
             run()
     finally:
         for handle in hooks:
             handle.remove()
     convs = [conv for conv, _ in pairs]
     return Watched(
-        pairs={conv: name for conv, name in pairs if convs.count(conv) == uses[conv] == uses[name] == 1},
+        pairs={
+            conv: name for conv, name in pairs if convs.count(conv) == uses[conv] == uses[name] == 1
+        },
         shapes={conv: shape for conv, shape in shapes.items() if uses[conv] == 1},
     )
 

@@ -27,7 +27,9 @@ def freeze_phases(network: Any, training: FineTune) -> None:
     trained: set[str] = set()
     for phase in training.phases():
         freeze(network, phase.trains)
-        trained |= {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        trained |= {
+            name for name, parameter in network.named_parameters() if parameter.requires_grad
+        }
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trained)
 
@@ -44,6 +46,8 @@ def _below_head(network: Any, trains: str, head: set[str]) -> set[str]:
         blocks = sorted({block for name, block in depth.items() if name not in head})
         if int(what) > len(blocks):
             called = network.pretrained_cfg["architecture"]
-            raise RecipeError(f"training.trains={trains}: {called} has {len(blocks)} blocks below its head")
+            raise RecipeError(
+                f"training.trains={trains}: {called} has {len(blocks)} blocks below its head"
+            )
         return {name for name, block in depth.items() if block in blocks[-int(what) :]}
     return set(names) if kind == "all" else set()

@@ -44,7 +44,10 @@ _ACTS: dict[type[nn.Module], Callable[[Any], Act]] = {
     nn.Hardswish: lambda _: Act("hardswish"),
     nn.GELU: lambda act: Act("gelu", (), act.approximate),
 }
-_BOUNDS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}  # of activations whose gradient can be told from their output, 1 between these
+_BOUNDS = {
+    nn.ReLU: (0.0, math.inf),
+    nn.ReLU6: (0.0, 6.0),
+}  # of activations whose gradient can be told from their output, 1 between these
 
 
 def is_here() -> bool:
@@ -52,7 +55,12 @@ def is_here() -> bool:
     return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
-def packed(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor], Tensor], keep: str | None = None) -> nn.Module:
+def packed(
+    network: nn.Module,
+    example: Tensor,
+    run: Callable[[nn.Module, Tensor], Tensor],
+    keep: str | None = None,
+) -> nn.Module:
     """A copy of `network` for inference: activations in their convolutions, and weights laid out as oneDNN wants them.
 
     `example [n, 3, s, s]` is in the precision and of the size that `run` will be given. The module called `keep` stays as it is. Comes back
@@ -70,7 +78,13 @@ def packed(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor
     return changed if is_same else network
 
 
-def _pack(network: nn.Module, example: Tensor, run: Callable[[nn.Module, Tensor], Tensor], n_photos: int, keep: str | None) -> None:
+def _pack(
+    network: nn.Module,
+    example: Tensor,
+    run: Callable[[nn.Module, Tensor], Tensor],
+    n_photos: int,
+    keep: str | None,
+) -> None:
     seen = watch(network, lambda: run(network, example), tuple(_ACTS), keep)
     for name, shape in seen.shapes.items():
         conv: Any = network.get_submodule(name)
@@ -106,8 +120,12 @@ def fuse(network: Any, example: Tensor, *, half: bool = False) -> int:
             changed[name] = conv
             put(network, name, _Fused(conv, pad, Act(), None, half))
     try:
-        is_same = _same(embed(network, example), before, _MIXED_TOLERANCE if half else _FLOAT_TOLERANCE)
-    except RuntimeError:  # a layer of another kind, whose weights are in float32, does not take bfloat16
+        is_same = _same(
+            embed(network, example), before, _MIXED_TOLERANCE if half else _FLOAT_TOLERANCE
+        )
+    except (
+        RuntimeError
+    ):  # a layer of another kind, whose weights are in float32, does not take bfloat16
         is_same = False
     if not is_same:
         for name, module in changed.items():
@@ -139,19 +157,32 @@ class _Packed(nn.Module):
         super().__init__()
         self._place, self._pad, self._act = _place(conv), pad, act.arguments()
         padded = list(pad(torch.empty(shape, device="meta")).shape)
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self._place, padded)
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight.detach(), *self._place, padded
+        )
         self._bias = conv.bias.detach() if conv.bias is not None else None
 
     def forward(self, given: Tensor) -> Tensor:
-        made: Tensor = torch.ops.mkldnn._convolution_pointwise(self._pad(given), self._weight, self._bias, *self._place, *self._act)
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            self._pad(given), self._weight, self._bias, *self._place, *self._act
+        )
         return made
 
 
 class _Fused(nn.Conv2d):
     """A convolution and its activation for training; its parameters are those of `conv`."""
 
-    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Act, bounds: Bounds | None, half: bool) -> None:
-        super().__init__(conv.in_channels, conv.out_channels, 1, groups=conv.groups, bias=conv.bias is not None, device="meta")
+    def __init__(
+        self, conv: nn.Conv2d, pad: Pad, act: Act, bounds: Bounds | None, half: bool
+    ) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            1,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
         self.weight, self.bias = conv.weight, conv.bias
         self._pad, self._how = pad, (_place(conv), act.arguments(), bounds, half)
 
@@ -166,22 +197,39 @@ def _place(conv: nn.Conv2d) -> tuple[Any, ...]:
 
 class _ConvAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]
+    ) -> Tensor:
         place, act, bounds, half = how
         ctx.how, ctx.biases = how, [len(bias)] if bias is not None else None
         dtype = torch.bfloat16 if half else torch.float32
-        given, in_dtype = given.to(dtype), (weight.to(dtype), bias.to(dtype) if bias is not None else None)
+        given, in_dtype = (
+            given.to(dtype),
+            (weight.to(dtype), bias.to(dtype) if bias is not None else None),
+        )
         made: Tensor = torch.ops.mkldnn._convolution_pointwise(given, *in_dtype, *place, *act)
-        ctx.save_for_backward(given, weight, *([made] if bounds else []))  # where nothing hangs on it, a shortcut may be added in place
+        ctx.save_for_backward(
+            given, weight, *([made] if bounds else [])
+        )  # where nothing hangs on it, a shortcut may be added in place
         return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         given, weight, *made = ctx.saved_tensors
         (padding, stride, dilation, groups), _, bounds, half = ctx.how
-        gradient = torch.ops.aten.hardtanh_backward(gradients[0], *made, *bounds) if bounds else gradients[0]
+        gradient = (
+            torch.ops.aten.hardtanh_backward(gradients[0], *made, *bounds)
+            if bounds
+            else gradients[0]
+        )
         dtype = torch.bfloat16 if half and groups == 1 else torch.float32
         where = (ctx.biases, stride, padding, dilation, False, [0, 0], groups)
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.biases is not None and ctx.needs_input_grad[2]]
-        made_of = torch.ops.aten.convolution_backward(gradient.to(dtype), given.to(dtype), weight.to(dtype), *where, wanted)
+        wanted = [
+            ctx.needs_input_grad[0],
+            ctx.needs_input_grad[1],
+            ctx.biases is not None and ctx.needs_input_grad[2],
+        ]
+        made_of = torch.ops.aten.convolution_backward(
+            gradient.to(dtype), given.to(dtype), weight.to(dtype), *where, wanted
+        )
         return (*made_of, None)  # autograd brings each into the precision of what it is of

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from comp.recipe import HeadShape
 from comp.train.head import LinearHead
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 class FeatureHead(Protocol):
@@ -56,7 +61,11 @@ def make_layers(n_features: int, shape: HeadShape, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for width in shape.widths:
-            layers += [nn.Linear(n_features, width), ACTIVATIONS[shape.activation](), nn.Dropout(shape.dropout)]
+            layers += [
+                nn.Linear(n_features, width),
+                ACTIVATIONS[shape.activation](),
+                nn.Dropout(shape.dropout),
+            ]
             n_features = width
         if shape.dropout and not shape.widths:
             layers.append(nn.Dropout(shape.dropout))
@@ -75,7 +84,10 @@ def last_of(head: nn.Module) -> nn.Linear:
 
 def set_head(network: Any, shape: HeadShape, seed: int) -> None:
     """Give `network`, whose head is one linear layer, a head of `shape`."""
-    network.set_submodule(network.pretrained_cfg["classifier"], make_layers(network.get_classifier().in_features, shape, seed))
+    network.set_submodule(
+        network.pretrained_cfg["classifier"],
+        make_layers(network.get_classifier().in_features, shape, seed),
+    )
 
 
 def start_from(head: nn.Module, solved: LinearHead) -> None:
@@ -91,7 +103,11 @@ def finished(head: nn.Module) -> FeatureHead:
     last = last_of(head)
     if sum(isinstance(module, nn.Linear) for module in head.modules()) > 1:
         return LayeredHead(layers=head)
-    return LinearHead(weight=last.weight.detach().double().cpu()[0], bias=last.bias.detach().double().cpu()[0], penalty=0.0)
+    return LinearHead(
+        weight=last.weight.detach().double().cpu()[0],
+        bias=last.bias.detach().double().cpu()[0],
+        penalty=0.0,
+    )
 
 
 def tensors_of(head: FeatureHead) -> dict[str, Tensor]:
@@ -101,13 +117,19 @@ def tensors_of(head: FeatureHead) -> dict[str, Tensor]:
     if isinstance(head, KernelHead):
         return {name: getattr(head, name) for name in KernelHead.__dataclass_fields__}
     assert isinstance(head, LinearHead)
-    return {"weight": head.weight, "bias": head.bias, "penalty": torch.tensor(head.penalty, dtype=torch.float64)}
+    return {
+        "weight": head.weight,
+        "bias": head.bias,
+        "penalty": torch.tensor(head.penalty, dtype=torch.float64),
+    }
 
 
 def head_from(tensors: dict[str, Tensor], shape: HeadShape) -> FeatureHead:
     """The head that `tensors_of` took apart; `shape` is of layers, if it has any."""
     if "penalty" in tensors:
-        return LinearHead(weight=tensors["weight"], bias=tensors["bias"], penalty=float(tensors["penalty"]))
+        return LinearHead(
+            weight=tensors["weight"], bias=tensors["bias"], penalty=float(tensors["penalty"])
+        )
     if "support" in tensors:
         return KernelHead(**tensors)
     layers = make_layers(tensors["0.weight"].shape[1], shape, seed=0)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from comp.errors import StaleError
 from comp.store import fingerprint, whole, write_text
 
-SHARD_BYTES = 64 * 2**20  # of half-precision numbers; what a killed run loses at most, with SHARD_PHOTOS
+SHARD_BYTES = (
+    64 * 2**20
+)  # of half-precision numbers; what a killed run loses at most, with SHARD_PHOTOS
 SHARD_PHOTOS = 2048
 
 
@@ -19,7 +21,10 @@ class Rows:
     def __init__(self, shards: Sequence[NDArray[np.floating]], places: NDArray[np.int64]) -> None:
         """`places [n, 2]`: of each photo, its shard and the row in it."""
         self._shards, self._places = list(shards), places
-        self.shape: tuple[int, ...] = (len(places), *(self._shards[0].shape[1:] if self._shards else (0,)))
+        self.shape: tuple[int, ...] = (
+            len(places),
+            *(self._shards[0].shape[1:] if self._shards else (0,)),
+        )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -50,7 +55,9 @@ class Store:
     def keys(self) -> dict[str, tuple[int, int]]:
         """Where each photo is: its shard, and the row in it."""
         lists = [path.read_text().split() for path in self._lists()]
-        return {key: (shard, row) for shard, keys in enumerate(lists) for row, key in enumerate(keys)}
+        return {
+            key: (shard, row) for shard, keys in enumerate(lists) for row, key in enumerate(keys)
+        }
 
     def rows(self, keys: Sequence[str]) -> Rows:
         """The arrays of the photos `keys`, all of which are there."""
@@ -76,5 +83,7 @@ def _mapped(path: Path) -> NDArray[np.floating]:
     try:
         mapped: NDArray[np.floating] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise StaleError(f"{path} is damaged: delete {path.parent} and run the stage again") from error
+        raise StaleError(
+            f"{path} is damaged: delete {path.parent} and run the stage again"
+        ) from error
     return mapped

@@ -33,7 +33,10 @@ from comp.train.workbench import Workbench, open_workbench
 LOWEST, HIGHEST = 1e-6, 1.0
 N_STEPS = 100
 DECAY = 0.9  # of the smoothed loss, a step
-DIVERGED, FLOOR = 4.0, 0.1  # times the least smoothed loss, or times FLOOR: below it, one odd photo in a batch is a multiple
+DIVERGED, FLOOR = (
+    4.0,
+    0.1,
+)  # times the least smoothed loss, or times FLOOR: below it, one odd photo in a batch is a multiple
 N_NOISY = 10  # first steps, of which the smoothed loss is the mean of too few to be trusted
 
 
@@ -64,7 +67,9 @@ class RangeTest:
     def steepest(self) -> float:
         """The learning rate, before the least loss, at which the loss falls fastest a factor of learning rate."""
         slopes = np.gradient(self.smoothed, np.log(self.rates))
-        return float(self.rates[N_NOISY + int(slopes[N_NOISY : max(self.least, N_NOISY + 1)].argmin())])
+        return float(
+            self.rates[N_NOISY + int(slopes[N_NOISY : max(self.least, N_NOISY + 1)].argmin())]
+        )
 
     @property
     def tenth(self) -> float:
@@ -81,40 +86,68 @@ def smoothed(losses: ArrayLike) -> NDArray[np.float64]:
     return np.array(means)
 
 
-def range_test(take_step: Callable[[Tensor, Tensor, float], Tensor], batches: Iterable[Batch], n_steps: int, advance: Advance) -> RangeTest:
+def range_test(
+    take_step: Callable[[Tensor, Tensor, float], Tensor],
+    batches: Iterable[Batch],
+    n_steps: int,
+    advance: Advance,
+) -> RangeTest:
     """Take `n_steps` steps from LOWEST to HIGHEST, or fewer where the loss diverges. TrainingError where it does so from the start."""
     rates, losses = np.geomspace(LOWEST, HIGHEST, n_steps), list[float]()
     for rate, (squares, labels) in zip(rates, batches, strict=False):
         losses.append(float(take_step(squares, labels, float(rate))))
         advance(note=f"lr {rate:.1e}, loss {losses[-1]:.4f}")
         mean = smoothed(losses)
-        if not math.isfinite(losses[-1]) or (len(mean) > N_NOISY and mean[-1] > DIVERGED * max(mean[N_NOISY:].min(), FLOOR)):
+        if not math.isfinite(losses[-1]) or (
+            len(mean) > N_NOISY and mean[-1] > DIVERGED * max(mean[N_NOISY:].min(), FLOOR)
+        ):
             break
     finite = [loss for loss in losses if math.isfinite(loss)]
     if len(finite) <= N_NOISY:
         raise TrainingError(
             f"the loss is not finite after {len(finite)} steps, at a learning rate of {rates[len(finite)]:.1e}: check the weights"
         )
-    return RangeTest(rates=rates[: len(finite)], losses=np.array(finite), diverged=len(losses) < n_steps or len(finite) < n_steps)
+    return RangeTest(
+        rates=rates[: len(finite)],
+        losses=np.array(finite),
+        diverged=len(losses) < n_steps or len(finite) < n_steps,
+    )
 
 
-def find_lr(workspace: Workspace, recipe: Recipe, device: Device, reporter: Reporter, *, n_steps: int = N_STEPS) -> RangeTest:
+def find_lr(
+    workspace: Workspace,
+    recipe: Recipe,
+    device: Device,
+    reporter: Reporter,
+    *,
+    n_steps: int = N_STEPS,
+) -> RangeTest:
     """The range test of fold 0 of `recipe`, shown and drawn; RecipeError if it takes no steps."""
     training = recipe.training
     if not isinstance(training, FineTune):
-        raise RecipeError(f"{recipe.name} solves its head, without steps: it has no learning rate to find; name a recipe that fine-tunes")
+        raise RecipeError(
+            f"{recipe.name} solves its head, without steps: it has no learning rate to find; name a recipe that fine-tunes"
+        )
     if n_steps < 3 * N_NOISY:
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     bench = open_workbench(open_run(workspace, recipe), device, reporter, with_test=False)
-    head = solved_head(head_start(bench, network), bench.photos, 0, Head(), recipe.seed) if training.head_start else None
+    head = (
+        solved_head(head_start(bench, network), bench.photos, 0, Head(), recipe.seed)
+        if training.head_start
+        else None
+    )
     n_learnt = int(learners(bench.photos, 0).sum())
-    training = dataclasses.replace(training, epochs=math.ceil(n_steps / (n_learnt // min(training.batch_size, n_learnt))))
+    training = dataclasses.replace(
+        training, epochs=math.ceil(n_steps / (n_learnt // min(training.batch_size, n_learnt)))
+    )
     network, batches = begin_fold(bench, 0, training, head)
     with torch.random.fork_rng(devices=[device.where] if device.is_cuda else []):
         torch.manual_seed(derive_seed(recipe.seed, "range test"))
         with reporter.track("range test", n_steps, "steps") as advance:
-            found = range_test(Step(network, training, bench.shown_for(0), device), batches, n_steps, advance)
+            found = range_test(
+                Step(network, training, bench.shown_for(0), device), batches, n_steps, advance
+            )
     _show(bench, found, training, reporter)
     return found
 
@@ -125,7 +158,15 @@ def _show(bench: Workbench, found: RangeTest, training: FineTune, reporter: Repo
         marks["divergence"] = float(found.rates[-1])
     path, name = bench.run.workspace.runs / f"lr-{bench.recipe.name}.png", bench.recipe.name
     curves = {"smoothed loss": found.smoothed, "loss of each batch": found.losses}
-    curve_png(path, found.rates, curves, marks, title=f"range test of {name}", x_label="learning rate of the head", y_label="training loss")
+    curve_png(
+        path,
+        found.rates,
+        curves,
+        marks,
+        title=f"range test of {name}",
+        x_label="learning rate of the head",
+        y_label="training loss",
+    )
     lines = text_curve(found.smoothed)
     for line in lines:
         reporter.say(line)
@@ -135,7 +176,8 @@ def _show(bench: Workbench, found: RangeTest, training: FineTune, reporter: Repo
         f"smoothed loss: {found.smoothed[N_NOISY]:.4f} after {N_NOISY} steps, least {least:.4f}, {found.smoothed[-1]:.4f} after {n_steps}"
     )
     reporter.say(
-        "; ".join(f"{mark} {rate:.1e}" for mark, rate in marks.items()) + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}")
+        "; ".join(f"{mark} {rate:.1e}" for mark, rate in marks.items())
+        + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}")
     )
     if not found.falls:
         reporter.warn(

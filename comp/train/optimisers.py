@@ -16,8 +16,16 @@ def make_optimiser(network: nn.Module, training: FineTune) -> torch.optim.Optimi
     has the optimiser.
     """
     if hasattr(network, "pretrained_cfg"):
-        return _named(training, parameter_groups(network, weight_decay=training.weight_decay, layer_decay=training.layer_decay))
-    matrices, vectors = ([p for p in network.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+        return _named(
+            training,
+            parameter_groups(
+                network, weight_decay=training.weight_decay, layer_decay=training.layer_decay
+            ),
+        )
+    matrices, vectors = (
+        [p for p in network.parameters() if (p.ndim > 1) == is_matrix]
+        for is_matrix in (True, False)
+    )
     decayed = {"params": matrices, "weight_decay": training.weight_decay, "lr_scale": 1.0}
     return _named(training, [decayed, {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}])
 
@@ -28,10 +36,19 @@ def refuse_unknown(training: FineTune) -> None:
 
 
 def _named(training: FineTune, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cpu", "cuda"}
+    fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {
+        "cpu",
+        "cuda",
+    }
     match training.optimiser:
         case "sgd":
-            return torch.optim.SGD(groups, training.peak_lr, momentum=training.momentum, nesterov=training.nesterov, fused=fused)
+            return torch.optim.SGD(
+                groups,
+                training.peak_lr,
+                momentum=training.momentum,
+                nesterov=training.nesterov,
+                fused=fused,
+            )
         case "rmsprop":
             return torch.optim.RMSprop(groups, training.peak_lr, momentum=training.momentum)
         case "adam":

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from comp.errors import DataError, StaleError
 from comp.recipe import Recipe, described
-from comp.store import Workspace, code_commit, file_sha256, fingerprint, read_json, write_json, write_table
+from comp.store import (
+    Workspace,
+    code_commit,
+    file_sha256,
+    fingerprint,
+    read_json,
+    write_json,
+    write_table,
+)
 from comp.train.verdicts import chosen_verdicts
 
 FORMAT = 1  # of the files of a run; one more when what they mean changes
@@ -25,7 +33,9 @@ class Run:
 
     workspace: Workspace
     recipe: Recipe
-    data_key: str  # changes with the training manifest, and with the verdicts that the recipe asks for
+    data_key: (
+        str  # changes with the training manifest, and with the verdicts that the recipe asks for
+    )
 
     @property
     def fingerprint(self) -> str:
@@ -83,9 +93,13 @@ def trained_run(workspace: Workspace, recipe: Recipe) -> Run:
     run = open_run(workspace, recipe)
     if run.is_trained():
         return run
-    others = sorted(path.name for path in workspace.runs.glob(f"{recipe.name}-*") if (path / "oof.csv").exists())
+    others = sorted(
+        path.name for path in workspace.runs.glob(f"{recipe.name}-*") if (path / "oof.csv").exists()
+    )
     seen = f"; there is {', '.join(others[:3])}, of other photos or settings" if others else ""
-    raise StaleError(f"run {run.name} has no fitted folds{seen}: run `make train` with the same RECIPE and SET first")
+    raise StaleError(
+        f"run {run.name} has no fitted folds{seen}: run `make train` with the same RECIPE and SET first"
+    )
 
 
 def start(run: Run, weights_key: str, device_name: str) -> None:
@@ -116,7 +130,9 @@ def refuse_other_weights(run: Run, weights_key: str) -> None:
     origin = run.folder / "run.json"
     if origin.exists() and read_json(origin)["weights"] != weights_key:
         now = run.recipe.model.weights or "those found now"
-        raise StaleError(f"{run.folder} began with other weights than {now}: delete it, or name the old file")
+        raise StaleError(
+            f"{run.folder} began with other weights than {now}: delete it, or name the old file"
+        )
 
 
 def adopt(run: Run, weights_key: str) -> list[int]:
@@ -139,10 +155,15 @@ def forget_scores(run: Run, fold: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_scores(run: Run, fold: int, ids: Sequence[str], by_view: Mapping[str, NDArray[np.float64]]) -> None:
+def write_scores(
+    run: Run, fold: int, ids: Sequence[str], by_view: Mapping[str, NDArray[np.float64]]
+) -> None:
     """The mean over views as `logit`; with several, each in a column of its own beside it."""
     views = by_view if len(by_view) > 1 else {}
-    write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": np.mean(list(by_view.values()), axis=0), **views}))
+    write_table(
+        run.scores(fold),
+        pd.DataFrame({"id": ids, "logit": np.mean(list(by_view.values()), axis=0), **views}),
+    )
 
 
 def collect_oof(run: Run, photos: pd.DataFrame) -> None:
@@ -159,7 +180,11 @@ def collect_oof(run: Run, photos: pd.DataFrame) -> None:
         raise StaleError(
             f"{n_off:,} out-of-fold logits in {run.folder} are missing, double or of others: delete its fold-*-oof.csv and train again"
         )
-    table = held_out[["id", "label", "part"]].rename(columns={"part": "fold"}).merge(scored, on="id", how="left", validate="1:1")
+    table = (
+        held_out[["id", "label", "part"]]
+        .rename(columns={"part": "fold"})
+        .merge(scored, on="id", how="left", validate="1:1")
+    )
     write_table(run.oof, table)
 
 

@@ -32,7 +32,17 @@ N_PHOTOS = 2000  # enough to tell .03 from .02, and a few minutes on a CPU
 MOST_TOGETHER = 4  # backbones whose features are laid side by side
 FASTER = 1.5  # times, from which on another backbone is named beside the best
 HEAD = Head(views="none")
-COLUMNS = ("backbone", "log_loss", "low", "high", "photos_per_s", "n_parameters", "front", "n_photos", "note")
+COLUMNS = (
+    "backbone",
+    "log_loss",
+    "low",
+    "high",
+    "photos_per_s",
+    "n_parameters",
+    "front",
+    "n_photos",
+    "note",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +51,12 @@ class Tried:
 
     name: str
     note: str = ""  # why it was not scored
-    losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # out-of-fold log loss [n] of each photo, if it was scored
-    features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # [n, d]
+    losses: NDArray[np.float64] = field(
+        default_factory=lambda: np.empty(0)
+    )  # out-of-fold log loss [n] of each photo, if it was scored
+    features: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty((0, 0), np.float32)
+    )  # [n, d]
     photo_s: float = np.inf  # seconds that its features take, a photo
     n_parameters: int = 0
     n_together: int = 1
@@ -53,7 +67,13 @@ class Tried:
 
 
 def scout(
-    workspace: Workspace, backbones: Sequence[str], device: Device, reporter: Reporter, *, budget_s: float, settings: Sequence[str] = ()
+    workspace: Workspace,
+    backbones: Sequence[str],
+    device: Device,
+    reporter: Reporter,
+    *,
+    budget_s: float,
+    settings: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Try each of `backbones`, a timm name or NAME=FILE with its weights, on the same photos; the table, best first.
 
@@ -72,11 +92,17 @@ def scout(
         _write(workspace, tried, photos)
     singles = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
     if not singles:
-        raise UserError(f"none of {len(tried)} backbones could be scored; {tried[0].name}: {tried[0].note}")
+        raise UserError(
+            f"none of {len(tried)} backbones could be scored; {tried[0].name}: {tried[0].note}"
+        )
     for n_together in range(2, min(len(singles), MOST_TOGETHER) + 1):
         tried.append(_side_by_side(singles[:n_together], photos, clock))
     table = _write(workspace, tried, photos)
-    _show(table, f"frozen features under a solved head, {len(photos):,} photos, {photos['fold'].nunique()} folds", reporter)
+    _show(
+        table,
+        f"frozen features under a solved head, {len(photos):,} photos, {photos['fold'].nunique()} folds",
+        reporter,
+    )
     for line in advice(tried, photos["group"]):
         reporter.say(line)
     return table
@@ -85,8 +111,16 @@ def scout(
 def _recipe(text: str, settings: Sequence[str]) -> Recipe:
     """What the head recipes of comp/recipes.py see, so that features are shared with them."""
     backbone, _, weights = text.partition("=")
-    model, pixels = Model(backbone=backbone, weights=weights or None), Pixels(fit="shorter", canvas=1.0)
-    return override(Recipe(name="scout", model=model, pixels=pixels, folds=Folds(n_photos=N_PHOTOS), training=HEAD), settings)
+    model, pixels = (
+        Model(backbone=backbone, weights=weights or None),
+        Pixels(fit="shorter", canvas=1.0),
+    )
+    return override(
+        Recipe(
+            name="scout", model=model, pixels=pixels, folds=Folds(n_photos=N_PHOTOS), training=HEAD
+        ),
+        settings,
+    )
 
 
 def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: Clock) -> Tried:
@@ -102,20 +136,26 @@ def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: Clock) -> 
         losses = _losses(features, bench.photos, clock)
     except (UserError, torch.OutOfMemoryError) as error:
         return Tried(name=name, note=str(error).splitlines()[0])
-    return Tried(name=name, losses=losses, features=features, photo_s=photo_s, n_parameters=n_parameters)
+    return Tried(
+        name=name, losses=losses, features=features, photo_s=photo_s, n_parameters=n_parameters
+    )
 
 
 def _seconds_a_photo(bench: Workbench, embedder: Embedder, clock: Clock) -> float:
     """Of two batches after a first that warms up; measured each time, because cached features take none."""
     size = BATCH_GPU if bench.device.is_cuda else BATCH
     ended = []
-    for _ in embedder.features(bench.pixels, [row % len(bench.pixels) for row in range(3 * size)], bench.views("none")[0]):
+    for _ in embedder.features(
+        bench.pixels, [row % len(bench.pixels) for row in range(3 * size)], bench.views("none")[0]
+    ):
         ended.append(time.monotonic())
         clock.check()
     return (ended[-1] - ended[0]) / (2 * size)
 
 
-def _losses(features: NDArray[np.float32], photos: pd.DataFrame, clock: Clock) -> NDArray[np.float64]:
+def _losses(
+    features: NDArray[np.float32], photos: pd.DataFrame, clock: Clock
+) -> NDArray[np.float64]:
     logits = out_of_fold(features, photos.assign(target=photos["label"]), HEAD, 0, clock)
     return per_photo_logit_loss(photos["label"], logits)
 
@@ -127,8 +167,13 @@ def _side_by_side(parts: Sequence[Tried], photos: pd.DataFrame, clock: Clock) ->
         losses = _losses(np.hstack([part.features for part in parts]), photos, clock)
     except UserError as error:
         return Tried(name=name, note=str(error))
-    photo_s, n_parameters = sum(part.photo_s for part in parts), sum(part.n_parameters for part in parts)
-    return Tried(name=name, losses=losses, photo_s=photo_s, n_parameters=n_parameters, n_together=len(parts))
+    photo_s, n_parameters = (
+        sum(part.photo_s for part in parts),
+        sum(part.n_parameters for part in parts),
+    )
+    return Tried(
+        name=name, losses=losses, photo_s=photo_s, n_parameters=n_parameters, n_together=len(parts)
+    )
 
 
 def pareto(losses: ArrayLike, costs: ArrayLike) -> NDArray[np.bool_]:
@@ -144,9 +189,29 @@ def _write(workspace: Workspace, tried: Sequence[Tried], photos: pd.DataFrame) -
     rows = []
     front = pareto([one.loss for one in tried], [one.photo_s for one in tried])
     for one, on_front in zip(tried, front, strict=True):
-        low, high = bootstrap_interval(one.losses, photos["group"], seed=0) if one.losses.size else (np.nan, np.nan)
-        rows.append((one.name, one.loss, low, high, 1 / one.photo_s, one.n_parameters, on_front, len(photos), one.note))
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("log_loss", kind="stable").replace({"log_loss": np.inf}, np.nan)
+        low, high = (
+            bootstrap_interval(one.losses, photos["group"], seed=0)
+            if one.losses.size
+            else (np.nan, np.nan)
+        )
+        rows.append(
+            (
+                one.name,
+                one.loss,
+                low,
+                high,
+                1 / one.photo_s,
+                one.n_parameters,
+                on_front,
+                len(photos),
+                one.note,
+            )
+        )
+    table = (
+        pd.DataFrame(rows, columns=list(COLUMNS))
+        .sort_values("log_loss", kind="stable")
+        .replace({"log_loss": np.inf}, np.nan)
+    )
     write_table(workspace.runs / "scout.csv", table)
     return table
 
@@ -155,9 +220,17 @@ def _show(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
     rows = []
     for row in table[table["note"] == ""].to_dict("records"):
         name = row["backbone"] + " *" * row["front"]
-        figures = (f"{row['low']:.4f} to {row['high']:.4f}", f"{row['photos_per_s']:,.1f}", f"{row['n_parameters'] / 1e6:.1f}")
+        figures = (
+            f"{row['low']:.4f} to {row['high']:.4f}",
+            f"{row['photos_per_s']:,.1f}",
+            f"{row['n_parameters'] / 1e6:.1f}",
+        )
         rows.append((name, row["log_loss"], *figures))
-    reporter.table(f"{title}; * nothing else is better and as fast", ("", "log loss", "95 %", "photos/s", "M weights"), rows)
+    reporter.table(
+        f"{title}; * nothing else is better and as fast",
+        ("", "log loss", "95 %", "photos/s", "M weights"),
+        rows,
+    )
     for row in table[table["note"] != ""].to_dict("records"):
         reporter.warn(f"{row['backbone']} is not scored: {row['note']}")
 
@@ -165,14 +238,25 @@ def _show(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
 def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
     """Whether features side by side beat the best single backbone, and, last, which backbone to fine-tune."""
     scored = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
-    singles, together = [one for one in scored if one.n_together == 1], [one for one in scored if one.n_together > 1]
+    singles, together = (
+        [one for one in scored if one.n_together == 1],
+        [one for one in scored if one.n_together > 1],
+    )
     best, lines = singles[0], []
     if together:
         found = gain(best.losses, together[0].losses, groups)
-        verdict = "beats every single backbone" if found.low > 0 else f"does not measurably beat {best.name} alone"
+        verdict = (
+            "beats every single backbone"
+            if found.low > 0
+            else f"does not measurably beat {best.name} alone"
+        )
         lines.append(f"side by side, {together[0].name} {verdict}: a gain of {found}")
     line = f"fine-tune {best.name}: log loss {best.loss:.5f}"
-    rivals = [one for one in singles[1:] if FASTER * one.photo_s <= best.photo_s and gain(one.losses, best.losses, groups).low <= 0]
+    rivals = [
+        one
+        for one in singles[1:]
+        if FASTER * one.photo_s <= best.photo_s and gain(one.losses, best.losses, groups).low <= 0
+    ]
     if rivals:
         fast = min(rivals, key=lambda one: one.photo_s)
         lost = gain(fast.losses, best.losses, groups)

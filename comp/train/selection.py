@@ -25,11 +25,19 @@ def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
     part = photos["fold"]
     if shares is not None or n_parts != n_here:
         keys = list(photos["id"]), list(photos["label"]), list(photos["group"])
-        part = pd.Series(assign_folds(*keys, n_folds=n_parts, seed=0, shares=shares), index=photos.index)
-    photos = photos.assign(part=part, fold=part if shares is None else (part == n_parts - 1).astype("int64"))
+        part = pd.Series(
+            assign_folds(*keys, n_folds=n_parts, seed=0, shares=shares), index=photos.index
+        )
+    photos = photos.assign(
+        part=part, fold=part if shares is None else (part == n_parts - 1).astype("int64")
+    )
     if folds.n_photos is not None:
         photos = _subset(photos, folds.n_photos, seed)
-    counts = photos.groupby(["part", "label"]).size().reindex(pd.MultiIndex.from_product([range(n_parts), (0, 1)]), fill_value=0)
+    counts = (
+        photos.groupby(["part", "label"])
+        .size()
+        .reindex(pd.MultiIndex.from_product([range(n_parts), (0, 1)]), fill_value=0)
+    )
     if (counts == 0).any():
         raise DataError(
             f"{int((counts == 0).sum())} of {n_parts} folds lack a class, with {len(photos)} photos: lower folds.n or raise folds.n_photos"

@@ -74,7 +74,9 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
     else:
         _train_networks(bench, network, bench.fine_tune)
     collect_oof(run, bench.photos)
-    reporter.say(f"{run.name}: {len(run.folds)} folds in {time.perf_counter() - start:.1f} s on {device.name}")
+    reporter.say(
+        f"{run.name}: {len(run.folds)} folds in {time.perf_counter() - start:.1f} s on {device.name}"
+    )
     show(run, reporter)
     return run
 
@@ -106,18 +108,33 @@ def _fitted_head(bench: Workbench, features: NDArray[np.float32], fold: int) -> 
         from comp.train.classical import fit_svm  # scikit-learn takes most of a second to load
 
         groups = [int(group) for group in bench.photos["group"][learns]]
-        return fit_svm(given, targets, groups, training, seed=derive_seed(seed, "inner folds", fold))
-    layers = make_layers(features.shape[1], training.head, derive_seed(seed, "head", fold)).to(bench.device.where)
+        return fit_svm(
+            given, targets, groups, training, seed=derive_seed(seed, "inner folds", fold)
+        )
+    layers = make_layers(features.shape[1], training.head, derive_seed(seed, "head", fold)).to(
+        bench.device.where
+    )
     if training.head_start:
         start_from(layers, solved_head(features, bench.photos, fold, Head(), seed))
     n_trained = sum(parameter.numel() for parameter in layers.parameters())
-    bench.reporter.say(f"fold {fold}: {n_trained:,} parameters of the head train on features of {len(given):,} photos")
+    bench.reporter.say(
+        f"fold {fold}: {n_trained:,} parameters of the head train on features of {len(given):,} photos"
+    )
     held, places = InMemory(given), range(len(given))
-    _train_phases(bench, fold, layers, training, None, lambda phase, seed: kept_batches([held], places, list(targets), phase, seed))
+    _train_phases(
+        bench,
+        fold,
+        layers,
+        training,
+        None,
+        lambda phase, seed: kept_batches([held], places, list(targets), phase, seed),
+    )
     return finished(layers)
 
 
-def solved_head(features: NDArray[np.float32], photos: pd.DataFrame, fold: int, training: Head, seed: int) -> LinearHead:
+def solved_head(
+    features: NDArray[np.float32], photos: pd.DataFrame, fold: int, training: Head, seed: int
+) -> LinearHead:
     """The head for `fold`, from `features [n, d]` of the `photos` (target, group, fold) of the other folds."""
     learns = learners(photos, fold).to_numpy()
     return fit_head(
@@ -130,13 +147,23 @@ def solved_head(features: NDArray[np.float32], photos: pd.DataFrame, fold: int, 
     )
 
 
-def out_of_fold(features: NDArray[np.float32], photos: pd.DataFrame, training: Head, seed: int, reporter: Reporter) -> NDArray[np.float64]:
+def out_of_fold(
+    features: NDArray[np.float32],
+    photos: pd.DataFrame,
+    training: Head,
+    seed: int,
+    reporter: Reporter,
+) -> NDArray[np.float64]:
     """Logits [n] of `photos`, each from the solved head of its fold; the same `features [n, d]` are learnt from and scored."""
     logits, folds = np.empty(len(photos)), sorted(set(photos["fold"]))
     with reporter.track(f"heads on {features.shape[1]:,} features", len(folds), "folds") as advance:
         for fold in folds:
             held = (photos["fold"] == fold).to_numpy()
-            logits[held] = solved_head(features, photos, fold, training, seed).logits(torch.from_numpy(features[held])).numpy()
+            logits[held] = (
+                solved_head(features, photos, fold, training, seed)
+                .logits(torch.from_numpy(features[held]))
+                .numpy()
+            )
             advance()
     return logits
 
@@ -145,20 +172,41 @@ def _train_tails(bench: Workbench, network: torch.nn.Module) -> None:
     """The last part of each fold's network, on what the frozen part makes of some draws of the augmentation."""
     embedder, why = bench.frozen(network)
     bench.reporter.say(f"inference in {why}")
-    training, seed, ids = bench.fine_tune, derive_seed(bench.recipe.seed, "draws"), list(bench.photos["id"])
+    training, seed, ids = (
+        bench.fine_tune,
+        derive_seed(bench.recipe.seed, "draws"),
+        list(bench.photos["id"]),
+    )
     assert embedder.boundary is not None
     missing = [fold for fold in bench.run.folds if not bench.run.checkpoint(fold).exists()]
     if missing:
         seen = [Draw(training, seed, number) for number in range(training.cached_views)]
-        announce(bench.run.workspace.features, embedder, len(ids), len(seen) + len(bench.views()), bench.reporter)
+        announce(
+            bench.run.workspace.features,
+            embedder,
+            len(ids),
+            len(seen) + len(bench.views()),
+            bench.reporter,
+        )
         draws = [bench.features(embedder, ids, draw) for draw in seen]
         features = _pooled(bench, embedder) if training.head_start else None
     for fold in bench.run.folds:
         if fold in missing:
-            head = solved_head(features, bench.photos, fold, Head(), bench.recipe.seed) if features is not None else None
+            head = (
+                solved_head(features, bench.photos, fold, Head(), bench.recipe.seed)
+                if features is not None
+                else None
+            )
             network = _begun(bench, fold, head)
             resume(network, embedder.boundary, bench.size_px)
-            _train_phases(bench, fold, network, training, None, partial(_begin_kept_phase, bench, fold, network, draws))
+            _train_phases(
+                bench,
+                fold,
+                network,
+                training,
+                None,
+                partial(_begin_kept_phase, bench, fold, network, draws),
+            )
             _keep(bench, fold, network)
         _score(bench, fold, embedder)
 
@@ -168,18 +216,33 @@ def _pooled(bench: Workbench, embedder: Embedder) -> NDArray[np.float32]:
     assert embedder.boundary is not None
     network: Any = bench.network().to(bench.device.where)
     resume(network, embedder.boundary, bench.size_px)
-    kept, head = bench.features(embedder, list(bench.photos["id"]), bench.views("none")[0]), network.pretrained_cfg["classifier"]
+    kept, head = (
+        bench.features(embedder, list(bench.photos["id"]), bench.views("none")[0]),
+        network.pretrained_cfg["classifier"],
+    )
     with torch.inference_mode():
-        parts = [torch.from_numpy(kept.take(range(start, min(start + BATCH, len(kept))))) for start in range(0, len(kept), BATCH)]
-        return torch.cat([given_to(network, head, part.to(bench.device.where)).cpu() for part in parts]).numpy()
+        parts = [
+            torch.from_numpy(kept.take(range(start, min(start + BATCH, len(kept)))))
+            for start in range(0, len(kept), BATCH)
+        ]
+        return torch.cat(
+            [given_to(network, head, part.to(bench.device.where)).cpu() for part in parts]
+        ).numpy()
 
 
 def _begin_kept_phase(
-    bench: Workbench, fold: int, network: torch.nn.Module, draws: list[Rows], phase: FineTune, seed: int
+    bench: Workbench,
+    fold: int,
+    network: torch.nn.Module,
+    draws: list[Rows],
+    phase: FineTune,
+    seed: int,
 ) -> DataLoader[Batch]:
     learns = learners(bench.photos, fold).to_numpy()
     _freeze(bench, fold, network, phase, int(learns.sum()))
-    return kept_batches(draws, list(np.flatnonzero(learns)), list(bench.photos["target"][learns]), phase, seed)
+    return kept_batches(
+        draws, list(np.flatnonzero(learns)), list(bench.photos["target"][learns]), phase, seed
+    )
 
 
 def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTune) -> None:
@@ -187,7 +250,11 @@ def _train_networks(bench: Workbench, network: torch.nn.Module, training: FineTu
     features = head_start(bench, network) if training.head_start and missing else None
     for fold in bench.run.folds:
         if fold in missing:
-            head = solved_head(features, bench.photos, fold, Head(), bench.recipe.seed) if features is not None else None
+            head = (
+                solved_head(features, bench.photos, fold, Head(), bench.recipe.seed)
+                if features is not None
+                else None
+            )
             _fit_fold(bench, fold, training, head)
         _score(bench, fold, None)
 
@@ -199,10 +266,14 @@ def head_start(bench: Workbench, network: torch.nn.Module) -> NDArray[np.float32
     return bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
 
 
-def begin_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> tuple[torch.nn.Module, DataLoader[Batch]]:
+def begin_fold(
+    bench: Workbench, fold: int, training: FineTune, head: LinearHead | None
+) -> tuple[torch.nn.Module, DataLoader[Batch]]:
     """The network as fine-tuning of `fold` begins it, frozen as `training` says, and all its batches."""
     network = _fused(bench, _begun(bench, fold, head))
-    return network, _begin_phase(bench, fold, network, training, derive_seed(bench.recipe.seed, "fine-tune", fold, 0))
+    return network, _begin_phase(
+        bench, fold, network, training, derive_seed(bench.recipe.seed, "fine-tune", fold, 0)
+    )
 
 
 def _begun(bench: Workbench, fold: int, head: LinearHead | None) -> torch.nn.Module:
@@ -215,7 +286,9 @@ def _begun(bench: Workbench, fold: int, head: LinearHead | None) -> torch.nn.Mod
 def _fused(bench: Workbench, network: torch.nn.Module) -> torch.nn.Module:
     """`network`, on a CPU with activations in their convolutions; where norms are folded and this CPU is fast at it, in bfloat16."""
     if bench.device.where.type == "cpu" and not bench.fine_tune.compile:
-        example = torch.rand(1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0))
+        example = torch.rand(
+            1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0)
+        )
         if bench.fine_tune.fold_norms and has_fast_bf16() and fuse(network, example, half=True):
             bench.reporter.say("convolutions train in bfloat16, their weights in float32")
         else:
@@ -223,17 +296,25 @@ def _fused(bench: Workbench, network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def _begin_phase(bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, seed: int) -> DataLoader[Batch]:
+def _begin_phase(
+    bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, seed: int
+) -> DataLoader[Batch]:
     """Freeze what `phase` freezes, say so, and give its batches."""
     learns = bench.photos[learners(bench.photos, fold)]
     rows = [int(row) for row in bench.pixels.rows(list(learns["id"]))]
     _freeze(bench, fold, network, phase, len(rows))
-    return training_batches(bench.pixels, rows, list(learns["target"]), phase, bench.size_px, bench.device, seed)
+    return training_batches(
+        bench.pixels, rows, list(learns["target"]), phase, bench.size_px, bench.device, seed
+    )
 
 
-def _freeze(bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, n_photos: int) -> None:
+def _freeze(
+    bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, n_photos: int
+) -> None:
     trained, total = freeze(network, phase.trains)
-    bench.reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {n_photos:,} photos")
+    bench.reporter.say(
+        f"fold {fold}: {trained:,} of {total:,} parameters train on {n_photos:,} photos"
+    )
 
 
 def _fit_fold(bench: Workbench, fold: int, training: FineTune, head: LinearHead | None) -> None:
@@ -262,18 +343,31 @@ def _train_phases(
         for number, phase in enumerate(training.phases()):
             seed = derive_seed(bench.recipe.seed, "fine-tune", fold, number)
             batches = batches_of(phase, seed)
-            torch.manual_seed(derive_seed(seed, "dropout"))  # of dropout and stochastic depth; not of what a GPU adds in no fixed order
-            n_steps, n_photos = len(batches), min(phase.batch_size, int(learners(bench.photos, fold).sum()))
+            torch.manual_seed(
+                derive_seed(seed, "dropout")
+            )  # of dropout and stochastic depth; not of what a GPU adds in no fixed order
+            n_steps, n_photos = (
+                len(batches),
+                min(phase.batch_size, int(learners(bench.photos, fold).sum())),
+            )
             with bench.reporter.track(f"fold {fold}", n_steps * n_photos, "photos") as advance:
                 points = fine_tune(network, batches, n_steps, phase, shown, bench.device, advance)
             before = history[-1].step if history else 0
             history += [replace(point, step=before + point.step) for point in points]
     _keep_history(bench.run, fold, history)
-    bench.reporter.say(f"fold {fold}: training loss {history[0].loss:.4f} at first, {history[-1].loss:.4f} at the end")
+    bench.reporter.say(
+        f"fold {fold}: training loss {history[0].loss:.4f} at first, {history[-1].loss:.4f} at the end"
+    )
 
 
 def _keep_history(run: Run, fold: int, history: list[Point]) -> None:
-    table = pd.DataFrame({"step": [p.step for p in history], "loss": [p.loss for p in history], "lr": [p.lr for p in history]})
+    table = pd.DataFrame(
+        {
+            "step": [p.step for p in history],
+            "loss": [p.loss for p in history],
+            "lr": [p.lr for p in history],
+        }
+    )
     write_table(run.folder / f"fold-{fold}-history.csv", table)
 
 
@@ -295,10 +389,18 @@ def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:
     """Say what a fine-tune will take on a CPU before it starts."""
     recipe = run.recipe
     photos = select(read_manifest(run.workspace.manifest("train")), recipe.folds, recipe.seed)
-    n_learnt = sum(int((photos["fold"] != fold).sum()) for fold in run.folds if not run.checkpoint(fold).exists())
-    seconds = sum(n_learnt * phase.epochs * _seconds_a_photo(recipe, phase) for phase in training.phases())
+    n_learnt = sum(
+        int((photos["fold"] != fold).sum())
+        for fold in run.folds
+        if not run.checkpoint(fold).exists()
+    )
+    seconds = sum(
+        n_learnt * phase.epochs * _seconds_a_photo(recipe, phase) for phase in training.phases()
+    )
     took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-    reporter.warn(f"no GPU: {recipe.name} will train for about {took} on this CPU; RECIPE={ON_CPU} is made for CPUs")
+    reporter.warn(
+        f"no GPU: {recipe.name} will train for about {took} on this CPU; RECIPE={ON_CPU} is made for CPUs"
+    )
 
 
 def _seconds_a_photo(recipe: Recipe, training: FineTune) -> float:
@@ -322,11 +424,19 @@ def show(run: Run, reporter: Reporter) -> None:
     losses = per_photo_logit_loss(oof["label"], oof["logit"])
     right = ((oof["logit"] > 0) == (oof["label"] > 0.5)).to_numpy()
     rows, split = [], run.recipe.folds.split is not None
-    for fold, name in enumerate(("validation", "test") if split else [f"fold {fold}" for fold in run.folds]):
+    for fold, name in enumerate(
+        ("validation", "test") if split else [f"fold {fold}" for fold in run.folds]
+    ):
         here = (oof["fold"] == fold).to_numpy()
-        rows.append((name, f"{here.sum():,}", float(losses[here].mean()), f"{right[here].mean():.2%}"))
+        rows.append(
+            (name, f"{here.sum():,}", float(losses[here].mean()), f"{right[here].mean():.2%}")
+        )
     rows.append(("all", f"{len(oof):,}", float(losses.mean()), f"{right.mean():.2%}"))
-    reporter.table(f"{run.name}, held out" if split else f"{run.name}, out of fold", ("", "photos", "log loss", "accuracy"), rows)
+    reporter.table(
+        f"{run.name}, held out" if split else f"{run.name}, out of fold",
+        ("", "photos", "log loss", "accuracy"),
+        rows,
+    )
     groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]
     low, high = bootstrap_interval(losses, groups.loc[list(oof["id"])].to_numpy(), seed=0)
     reporter.say(f"log loss {losses.mean():.5f}, 95 % interval {low:.5f} to {high:.5f} over photos")

@@ -31,13 +31,21 @@ def read_verdicts(path: Path) -> dict[str, str]:
     except (ValueError, UnicodeError) as error:
         raise DataError(f"{path} is not a readable CSV: {str(error).splitlines()[0]}") from error
     if tuple(table.columns) != COLUMNS:
-        raise DataError(f"{path} has the columns {', '.join(table.columns)}, not {', '.join(COLUMNS)}: mend its first line")
+        raise DataError(
+            f"{path} has the columns {', '.join(table.columns)}, not {', '.join(COLUMNS)}: mend its first line"
+        )
     if table["id"].duplicated().any():
-        raise DataError(f"{path} has more than one verdict on {table['id'][table['id'].duplicated()].iloc[0]}: keep one")
-    verdicts = {str(id): str(verdict) for id, verdict in zip(table["id"], table["verdict"], strict=True)}
+        raise DataError(
+            f"{path} has more than one verdict on {table['id'][table['id'].duplicated()].iloc[0]}: keep one"
+        )
+    verdicts = {
+        str(id): str(verdict) for id, verdict in zip(table["id"], table["verdict"], strict=True)
+    }
     for id, verdict in verdicts.items():
         if verdict not in KINDS[:3] and not _is_soft(verdict):
-            raise DataError(f"{path} says {verdict!r} of {id}: a verdict is keep, drop, flip or soft:P with P from 0 to 1")
+            raise DataError(
+                f"{path} says {verdict!r} of {id}: a verdict is keep, drop, flip or soft:P with P from 0 to 1"
+            )
     return verdicts
 
 
@@ -52,7 +60,11 @@ def _is_soft(verdict: str) -> bool:
 def chosen_verdicts(path: Path, wanted: str) -> dict[str, str]:
     """The verdicts that change a label and that `wanted` names: all, one kind of them, or one photo's. DataError if it names none."""
     verdicts = read_verdicts(path)
-    chosen = {id: text for id, text in verdicts.items() if text != "keep" and wanted in ("all", text.partition(":")[0], id)}
+    chosen = {
+        id: text
+        for id, text in verdicts.items()
+        if text != "keep" and wanted in ("all", text.partition(":")[0], id)
+    }
     if not chosen:
         raise DataError(
             f"folds.verdicts={wanted} names none of the {len(verdicts)} verdicts in {path}: all, drop, flip, soft or a photo's id"
@@ -65,7 +77,11 @@ def targets(photos: pd.DataFrame, verdicts: Mapping[str, str]) -> NDArray[np.flo
     learnt = photos["label"].to_numpy(np.float64)
     for row, id in enumerate(photos["id"]):
         kind, _, share = verdicts.get(id, "keep").partition(":")
-        learnt[row] = {"keep": learnt[row], "drop": np.nan, "flip": 1 - learnt[row]}[kind] if kind != "soft" else float(share)
+        learnt[row] = (
+            {"keep": learnt[row], "drop": np.nan, "flip": 1 - learnt[row]}[kind]
+            if kind != "soft"
+            else float(share)
+        )
     return learnt
 
 
@@ -73,9 +89,14 @@ def refuse_unknown(verdicts: Mapping[str, str], ids: "pd.Series[str]") -> None:
     """DataError if a verdict is on no training photo."""
     unknown = sorted(set(verdicts) - set(ids))
     if unknown:
-        raise DataError(f"{len(unknown)} verdicts are on no training photo, {unknown[0]} first: mend data/verdicts.csv")
+        raise DataError(
+            f"{len(unknown)} verdicts are on no training photo, {unknown[0]} first: mend data/verdicts.csv"
+        )
 
 
 def summed_up(verdicts: Mapping[str, str]) -> str:
     """How many verdicts of each kind, such as "2 drop, 1 flip"."""
-    return ", ".join(f"{n} {kind}" for kind, n in Counter(text.partition(":")[0] for text in verdicts.values()).items())
+    return ", ".join(
+        f"{n} {kind}"
+        for kind, n in Counter(text.partition(":")[0] for text in verdicts.values()).items()
+    )

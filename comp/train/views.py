@@ -63,7 +63,9 @@ class View:
 
 
 _CENTRE = View(name="centre")
-_CORNERS = tuple(View(name=f"corner-{x:.0f}{y:.0f}", x=x, y=y) for y in (0.0, 1.0) for x in (0.0, 1.0))
+_CORNERS = tuple(
+    View(name=f"corner-{x:.0f}{y:.0f}", x=x, y=y) for y in (0.0, 1.0) for x in (0.0, 1.0)
+)
 _PLAIN: dict[str, tuple[View, ...]] = {
     "flip": (_CENTRE,),
     "five_crop": (_CENTRE, *_CORNERS),
@@ -76,8 +78,14 @@ def views_of(name: ViewsName, *, has_room: bool) -> tuple[View, ...]:
     if name == "none":
         return (_CENTRE,)
     if name != "flip" and not has_room:
-        raise RecipeError(f"prediction.views={name} needs room around the input: set pixels.canvas above 1, such as 1.143, or views=flip")
-    return tuple(replace(view, name=view.name + "-flip" * flip, flip=flip) for view in _PLAIN[name] for flip in (False, True))
+        raise RecipeError(
+            f"prediction.views={name} needs room around the input: set pixels.canvas above 1, such as 1.143, or views=flip"
+        )
+    return tuple(
+        replace(view, name=view.name + "-flip" * flip, flip=flip)
+        for view in _PLAIN[name]
+        for flip in (False, True)
+    )
 
 
 def cut_square(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[np.uint8]:
@@ -92,7 +100,11 @@ def as_images(square: Tensor, view: Seen, size_px: int, shown: Input, dtype: tor
     """What the network is given: [n, 3, s, s] channels-last and normalised, from uint8 `square [n, s', s', 3]` on the same device."""
     images = square.permute(0, 3, 1, 2)
     if images.shape[-1] != size_px:
-        mode = InterpolationMode.BILINEAR if shown.interpolation == "bilinear" else InterpolationMode.BICUBIC
+        mode = (
+            InterpolationMode.BILINEAR
+            if shown.interpolation == "bilinear"
+            else InterpolationMode.BICUBIC
+        )
         images = transforms.resize(images, [size_px, size_px], interpolation=mode, antialias=True)
     return normalise(images.flip(3) if view.flip else images, shown, dtype)
 

@@ -66,7 +66,9 @@ class Workbench:
     device: Device
     shown: Input
     size_px: int
-    photos: pd.DataFrame  # id, label, group, fold, and what is learnt: target, see comp/train/verdicts.py
+    photos: (
+        pd.DataFrame
+    )  # id, label, group, fold, and what is learnt: target, see comp/train/verdicts.py
     test_ids: list[str]  # that can be decoded
     pixels: Pixels
     reporter: Reporter
@@ -98,11 +100,17 @@ class Workbench:
         mean, std = measured(self.pixels, [int(row) for row in self.pixels.rows(list(learns))])
         return replace(self.shown, mean=mean, std=std)
 
-    def embedder(self, network: nn.Module, shown: Input | None = None, boundary: Boundary | None = None) -> tuple[Embedder, str]:
+    def embedder(
+        self, network: nn.Module, shown: Input | None = None, boundary: Boundary | None = None
+    ) -> tuple[Embedder, str]:
         """`network` up to its head, or to `boundary`, made ready for inference and used up by it, and a line about its precision."""
         n_examples = min(N_EXAMPLES, len(self.pixels))
-        example = torch.from_numpy(View(name="centre").squares(self.pixels, range(n_examples), self.size_px))
-        return make_embedder(network, shown or self.shown, self.size_px, self.device, example, boundary)
+        example = torch.from_numpy(
+            View(name="centre").squares(self.pixels, range(n_examples), self.size_px)
+        )
+        return make_embedder(
+            network, shown or self.shown, self.size_px, self.device, example, boundary
+        )
 
     def frozen(self, network: nn.Module) -> tuple[Embedder, str]:
         """The part of `network`, the backbone, that all folds of a run on kept features or activations share; used up."""
@@ -132,28 +140,40 @@ class Workbench:
 
     def features(self, embedder: Embedder, ids: Sequence[str], view: Seen) -> Rows:
         """Features or activations of one view, kept on disk."""
-        return features_of(self.run.workspace.features, embedder, self.pixels, ids, view, self.reporter)
+        return features_of(
+            self.run.workspace.features, embedder, self.pixels, ids, view, self.reporter
+        )
 
-    def mean_features(self, embedder: Embedder, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
+    def mean_features(
+        self, embedder: Embedder, ids: Sequence[str], views: Sequence[View]
+    ) -> NDArray[np.float32]:
         """Features [n, d] averaged over `views`."""
         total = self.features(embedder, ids, views[0]).all()
         for view in views[1:]:
             total += self.features(embedder, ids, view).all()
         return total / np.float32(len(views))
 
-    def logits(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> NDArray[np.float64]:
+    def logits(
+        self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]
+    ) -> NDArray[np.float64]:
         """Logits [n] of `ids`, the mean over the recipe's views."""
         by_view = np.stack(list(self.view_logits(embedder, head, ids).values()))
         return np.asarray(by_view.mean(0), np.float64)
 
-    def view_logits(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    def view_logits(
+        self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
         """Logits [n] of `ids` under each of the recipe's views. What a frozen part makes is kept, what a tuned one makes is not."""
         views = self.views()
         if self.recipe.on_kept:
-            return {view.name: _logits_of(self.features(embedder, ids, view), head) for view in views}
+            return {
+                view.name: _logits_of(self.features(embedder, ids, view), head) for view in views
+            }
         return self.view_logits_of_pixels(embedder, head, ids)
 
-    def view_logits_of_pixels(self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    def view_logits_of_pixels(
+        self, embedder: Embedder, head: FeatureHead, ids: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
         """The same, with nothing kept."""
         views, rows = self.views(), [int(row) for row in self.pixels.rows(ids)]
         by_view = {}
@@ -168,11 +188,20 @@ class Workbench:
 
 
 def _logits_of(rows: Rows, head: FeatureHead) -> NDArray[np.float64]:
-    parts = [rows.take(range(start, min(start + N_AT_ONCE, len(rows)))) for start in range(0, len(rows), N_AT_ONCE)]
-    return torch.cat([head.logits(torch.from_numpy(part)) for part in parts]).numpy() if parts else np.empty(0)
+    parts = [
+        rows.take(range(start, min(start + N_AT_ONCE, len(rows))))
+        for start in range(0, len(rows), N_AT_ONCE)
+    ]
+    return (
+        torch.cat([head.logits(torch.from_numpy(part)) for part in parts]).numpy()
+        if parts
+        else np.empty(0)
+    )
 
 
-def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: bool = True) -> Workbench:
+def open_workbench(
+    run: Run, device: Device, reporter: Reporter, *, with_test: bool = True
+) -> Workbench:
     """Read the manifests, and decode what is not decoded yet; `with_test` asks for the test photos too."""
     recipe = run.recipe
     shown = input_for(recipe)
@@ -180,7 +209,9 @@ def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: b
     photos = select(train, recipe.folds, recipe.seed)
     photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
     seen = train[train["id"].isin(photos["id"])]
-    pixels = open_pixels(run.workspace, [seen, test] if with_test else [seen], geometry_of(recipe, shown), reporter)
+    pixels = open_pixels(
+        run.workspace, [seen, test] if with_test else [seen], geometry_of(recipe, shown), reporter
+    )
     return Workbench(
         run=run,
         device=device,
@@ -193,7 +224,9 @@ def open_workbench(run: Run, device: Device, reporter: Reporter, *, with_test: b
     )
 
 
-def _targets(run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Reporter) -> NDArray[np.float64]:
+def _targets(
+    run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Reporter
+) -> NDArray[np.float64]:
     wanted = run.recipe.folds.verdicts
     verdicts = chosen_verdicts(run.workspace.verdicts, wanted) if wanted is not None else {}
     refuse_unknown(verdicts, ids)
@@ -206,7 +239,11 @@ def _targets(run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Re
 
 
 def _network(recipe: Recipe, model: Model, seed: int) -> nn.Module:
-    network, shape, training = build(model, size_px=recipe.pixels.size_px), _shape(recipe), recipe.training
+    network, shape, training = (
+        build(model, size_px=recipe.pixels.size_px),
+        _shape(recipe),
+        recipe.training,
+    )
     if shape != HeadShape():
         set_head(network, shape, seed)
     if isinstance(training, FineTune) and training.fold_norms:
@@ -245,11 +282,15 @@ def load_network(path: Path, recipe: Recipe, device: Device) -> nn.Module:
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with whole(path) as scratch:
-        safetensors.torch.save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, scratch)
+        safetensors.torch.save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, scratch
+        )
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise StaleError(f"{path} cannot be read: delete it and run `make train` again ({error})") from error
+        raise StaleError(
+            f"{path} cannot be read: delete it and run `make train` again ({error})"
+        ) from error

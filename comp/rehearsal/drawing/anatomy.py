@@ -15,7 +15,9 @@ from comp.rehearsal.drawing.brush import Colour, Lot
 Choice = TypeVar("Choice")
 Ear = Literal["pointed", "folded", "floppy", "round"]
 Pattern = Literal["plain", "stripes", "spots", "patches", "saddle", "brindle"]
-Posture = Literal["portrait", "sitting", "perched", "standing", "lying"]  # perched: sitting, seen from the side
+Posture = Literal[
+    "portrait", "sitting", "perched", "standing", "lying"
+]  # perched: sitting, seen from the side
 
 
 def pick(lot: Lot, weights: Mapping[Choice, float]) -> Choice:
@@ -99,7 +101,12 @@ _EARS: tuple[dict[Ear, float], dict[Ear, float]] = (
     {"pointed": 0.86, "folded": 0.06, "floppy": 0.0, "round": 0.08},
     {"pointed": 0.18, "folded": 0.19, "floppy": 0.59, "round": 0.04},
 )
-_PALE_EYES: dict[Colour, float] = {(126, 168, 66): 1, (214, 176, 52): 1, (96, 160, 206): 0.7, (198, 128, 48): 1}
+_PALE_EYES: dict[Colour, float] = {
+    (126, 168, 66): 1,
+    (214, 176, 52): 1,
+    (96, 160, 206): 0.7,
+    (198, 128, 48): 1,
+}
 _DARK_EYES: dict[Colour, float] = {(74, 44, 24): 2, (110, 66, 30): 1}
 
 
@@ -156,9 +163,27 @@ _COATS: dict[Colour, float] = {
     (178, 138, 92): 1.0,  # tan
     (108, 118, 138): 0.6,  # blue
 }
-_PATTERNS: dict[Pattern, float] = {"plain": 1.3, "stripes": 1.2, "spots": 0.7, "patches": 1.0, "saddle": 0.7, "brindle": 0.6}
-_COLLARS: dict[Colour, float] = {(196, 40, 44): 1, (40, 90, 190): 1, (40, 150, 90): 1, (230, 190, 50): 1}
-_POSTURES: dict[Posture, float] = {"portrait": 1.5, "sitting": 1.1, "perched": 0.9, "standing": 1.2, "lying": 0.9}
+_PATTERNS: dict[Pattern, float] = {
+    "plain": 1.3,
+    "stripes": 1.2,
+    "spots": 0.7,
+    "patches": 1.0,
+    "saddle": 0.7,
+    "brindle": 0.6,
+}
+_COLLARS: dict[Colour, float] = {
+    (196, 40, 44): 1,
+    (40, 90, 190): 1,
+    (40, 150, 90): 1,
+    (230, 190, 50): 1,
+}
+_POSTURES: dict[Posture, float] = {
+    "portrait": 1.5,
+    "sitting": 1.1,
+    "perched": 0.9,
+    "standing": 1.2,
+    "lying": 0.9,
+}
 
 
 def coat(lot: Lot) -> Coat:
@@ -184,7 +209,9 @@ def coat(lot: Lot) -> Coat:
 
 def pose(lot: Lot) -> Pose:
     posture = pick(lot, _POSTURES)
-    ahead = 0.0 if posture in ("portrait", "sitting") else 0.45  # an animal seen from the side looks where it stands, more or less
+    ahead = (
+        0.0 if posture in ("portrait", "sitting") else 0.45
+    )  # an animal seen from the side looks where it stands, more or less
     return Pose(
         posture=posture,
         flip=lot.random() < 0.5,

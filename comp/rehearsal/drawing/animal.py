@@ -59,15 +59,32 @@ def paint_animal(brush: Brush, animal: Animal) -> None:
     posture = animal.pose.posture
     extent = EXTENTS[posture]
     brush.shape(ellipse((0, 0), (extent.width * 0.42, 0.3)), (0, 0, 0, 70))
-    brush = brush.at((extent.shift if animal.pose.flip else -extent.shift, 0), flip=animal.pose.flip)
-    brush = replace(brush, pelt=pelt(brush.at((0, -2), angle=animal.coat.turn), animal.coat, animal.hairs))
-    paint = {"portrait": _portrait, "sitting": _sitting, "perched": _perched, "standing": _standing, "lying": _lying}[posture]
+    brush = brush.at(
+        (extent.shift if animal.pose.flip else -extent.shift, 0), flip=animal.pose.flip
+    )
+    brush = replace(
+        brush, pelt=pelt(brush.at((0, -2), angle=animal.coat.turn), animal.coat, animal.hairs)
+    )
+    paint = {
+        "portrait": _portrait,
+        "sitting": _sitting,
+        "perched": _perched,
+        "standing": _standing,
+        "lying": _lying,
+    }[posture]
     throat, head = paint(brush, animal)
     if animal.coat.collar:
         brush.fur(ellipse(throat, (0.72, 0.26)), animal.coat.collar)
         brush.shape(ellipse((throat[0], throat[1] + 0.3), (0.15, 0.15)), (236, 200, 70))
     muzzle = WHITE if animal.coat.white_muzzle else animal.points
-    paint_head(brush.at(head, extent.head, animal.pose.roll), animal.anatomy, animal.coat, animal.pose, muzzle, animal.hairs)
+    paint_head(
+        brush.at(head, extent.head, animal.pose.roll),
+        animal.anatomy,
+        animal.coat,
+        animal.pose,
+        muzzle,
+        animal.hairs,
+    )
 
 
 def pelt(brush: Brush, coat: Coat, hairs: Lot) -> Image.Image:
@@ -80,10 +97,14 @@ def pelt(brush: Brush, coat: Coat, hairs: Lot) -> Image.Image:
             brush.line(bend, second, 0.1 + 0.16 * hairs.random())
     elif coat.pattern == "spots":
         for x, y, r in hairs.random((70, 3)):
-            brush.shape(ellipse((x * 9 - 4.5, y * 8 - 4), (0.1 + 0.22 * r, 0.1 + 0.18 * r), n=10), second)
+            brush.shape(
+                ellipse((x * 9 - 4.5, y * 8 - 4), (0.1 + 0.22 * r, 0.1 + 0.18 * r), n=10), second
+            )
     elif coat.pattern == "patches":
         for x, y, r in hairs.random((11, 3)):
-            blotch = tufted(ellipse((x * 8 - 4, y * 7 - 3.5), (0.5 + r, 0.4 + 0.8 * r), n=12), 0.4, hairs)
+            blotch = tufted(
+                ellipse((x * 8 - 4, y * 7 - 3.5), (0.5 + r, 0.4 + 0.8 * r), n=12), 0.4, hairs
+            )
             brush.shape(rounded(blotch, times=2), second if r > 0.3 else WHITE)
     elif coat.pattern == "saddle":
         brush.shape(tufted(ellipse((-0.5, -1.6), (2.6, 1.7)), 0.3, hairs), second)
@@ -94,10 +115,26 @@ def pelt(brush: Brush, coat: Coat, hairs: Lot) -> Image.Image:
     return image
 
 
-def _leg(brush: Brush, animal: Animal, hip: Place, swing: float = 0.0, bend: float = 0.0, shade: float = 1.0) -> None:
+def _leg(
+    brush: Brush,
+    animal: Animal,
+    hip: Place,
+    swing: float = 0.0,
+    bend: float = 0.0,
+    shade: float = 1.0,
+) -> None:
     """A leg from `hip` to the ground, its foot `swing` units ahead and its knee `bend` units back."""
     width, (x, y) = animal.anatomy.leg_width, hip
-    brush.fur(limb([(x, y, width * 1.5), (x - bend + swing * 0.4, y * 0.5, width), (x + swing, -0.15, width * 0.8)]), shade=shade)
+    brush.fur(
+        limb(
+            [
+                (x, y, width * 1.5),
+                (x - bend + swing * 0.4, y * 0.5, width),
+                (x + swing, -0.15, width * 0.8),
+            ]
+        ),
+        shade=shade,
+    )
     brush.fur(ellipse((x + swing + 0.1, -0.15), (width * 1.2, width * 0.75)), animal.paws, shade)
 
 
@@ -106,13 +143,17 @@ def _tail(brush: Brush, animal: Animal, root: Place, heading: float) -> None:
     build, steps = animal.anatomy, 6
     turn = heading + np.linspace(0, build.tail_curl, steps)
     x = root[0] - np.cumsum(np.cos(turn)) * build.tail_length / steps
-    y = np.minimum(root[1] - np.cumsum(np.sin(turn)) * build.tail_length / steps, -0.12)  # it lies on the ground, not under it
+    y = np.minimum(
+        root[1] - np.cumsum(np.sin(turn)) * build.tail_length / steps, -0.12
+    )  # it lies on the ground, not under it
     radius = build.tail_width * np.linspace(1.15, 0.7, steps)
     spine = [(*root, build.tail_width), *zip(x.tolist(), y.tolist(), radius.tolist(), strict=True)]
     brush.fur(animal.fluffy(limb(spine)), animal.points)
 
 
-def _chest(brush: Brush, animal: Animal, at: Place, radii: tuple[float, float], angle: float = 0.0) -> None:
+def _chest(
+    brush: Brush, animal: Animal, at: Place, radii: tuple[float, float], angle: float = 0.0
+) -> None:
     if animal.coat.white_chest:
         brush.fur(animal.fluffy(ellipse(at, radii, angle), 0.04), WHITE)
 
@@ -127,7 +168,11 @@ def _sitting(brush: Brush, animal: Animal) -> tuple[Place, Place]:
     build = animal.anatomy
     girth, top = build.depth * 1.25, -2.2 - build.leg_length * 0.55
     _tail(brush, animal, (-0.8, -0.35), animal.pose.tail_lift - 0.3)
-    brush.fur(animal.fluffy(limb([(0, top, 0.6), (0, top * 0.6, girth * 0.85), (0, -girth * 1.05, girth * 1.1)])))
+    brush.fur(
+        animal.fluffy(
+            limb([(0, top, 0.6), (0, top * 0.6, girth * 0.85), (0, -girth * 1.05, girth * 1.1)])
+        )
+    )
     _chest(brush, animal, (0, top * 0.72), (0.48, 0.95))
     for side in (-1, 1):
         brush.fur(animal.fluffy(ellipse((side * girth * 0.9, -0.75), (0.55, 0.75), side * 0.2)))
@@ -142,7 +187,11 @@ def _perched(brush: Brush, animal: Animal) -> tuple[Place, Place]:
     depth, top = build.depth, -2.1 - build.leg_length * 0.5
     _tail(brush, animal, (-1.2, -0.3), animal.pose.tail_lift - 0.4)
     _leg(brush, animal, (0.85, top * 0.7), swing=0.2, shade=0.75)
-    brush.fur(animal.fluffy(limb([(-0.7, -depth, depth), (0.1, top * 0.62, depth * 0.95), (0.65, top, 0.6)])))
+    brush.fur(
+        animal.fluffy(
+            limb([(-0.7, -depth, depth), (0.1, top * 0.62, depth * 0.95), (0.65, top, 0.6)])
+        )
+    )
     _chest(brush, animal, (0.95, top * 0.72), (0.32, 0.7), -0.25)
     brush.fur(animal.fluffy(ellipse((-0.75, -0.8), (0.85, 0.78))))
     brush.fur(ellipse((0.05, -0.16), (0.5, 0.2)), animal.paws)
@@ -159,7 +208,17 @@ def _standing(brush: Brush, animal: Animal) -> tuple[Place, Place]:
     _leg(brush, animal, (half + 0.25, middle), swing=stride, shade=0.7)
     _leg(brush, animal, (-half + 0.3, middle), swing=-stride, bend=0.2, shade=0.7)
     brush.fur(animal.fluffy(limb([(half - 0.1, middle, depth * 0.8), (x, y, 0.55)])))
-    brush.fur(animal.fluffy(limb([(-half, middle, depth * 0.92), (0, middle - 0.05, depth * 0.8), (half, middle, depth)])))
+    brush.fur(
+        animal.fluffy(
+            limb(
+                [
+                    (-half, middle, depth * 0.92),
+                    (0, middle - 0.05, depth * 0.8),
+                    (half, middle, depth),
+                ]
+            )
+        )
+    )
     _chest(brush, animal, (half + depth * 0.65, middle), (0.3, 0.65), 0.2)
     _leg(brush, animal, (-half, middle), swing=stride, bend=0.25)
     _leg(brush, animal, (half - 0.1, middle + 0.1), swing=-stride)
@@ -171,7 +230,17 @@ def _lying(brush: Brush, animal: Animal) -> tuple[Place, Place]:
     depth, half = build.depth, build.length * 1.15
     _tail(brush, animal, (-half - depth * 0.6, -0.4), animal.pose.tail_lift * 0.5)
     brush.fur(limb([(half - 0.2, -0.5, 0.3), (half + 1.3, -0.3, build.leg_width)]), shade=0.75)
-    brush.fur(animal.fluffy(limb([(-half, -depth, depth), (0, -depth * 1.05, depth * 1.02), (half - 0.3, -depth * 1.1, depth * 0.9)])))
+    brush.fur(
+        animal.fluffy(
+            limb(
+                [
+                    (-half, -depth, depth),
+                    (0, -depth * 1.05, depth * 1.02),
+                    (half - 0.3, -depth * 1.1, depth * 0.9),
+                ]
+            )
+        )
+    )
     _chest(brush, animal, (half, -depth), (0.45, 0.6))
     brush.fur(animal.fluffy(ellipse((-half + 0.3, -0.75), (0.95, 0.72))))
     brush.fur(ellipse((-half + 1.2, -0.17), (0.5, 0.2)), animal.paws)

@@ -55,11 +55,17 @@ class _Head:
         return tufted(outline, self.coat.tuft, self.hairs)
 
 
-def paint_head(brush: Brush, build: Anatomy, coat: Coat, pose: Pose, muzzle: Colour | None, hairs: Lot) -> None:
+def paint_head(
+    brush: Brush, build: Anatomy, coat: Coat, pose: Pose, muzzle: Colour | None, hairs: Lot
+) -> None:
     """The unit is the skull's radius and (0, 0) its middle; `muzzle` is its colour, None the pelt's."""
     head = _Head(brush, Skull.turned(pose.yaw, pose.pitch), build, coat, hairs)
     far, near = sorted((-1, 1), key=lambda side: head.skull.depth((side, 0, 0)))
-    hanging = [side for side in (far, near) if build.ear == "floppy" and head.skull.depth((side, 0, 0.3)) > 0]
+    hanging = [
+        side
+        for side in (far, near)
+        if build.ear == "floppy" and head.skull.depth((side, 0, 0.3)) > 0
+    ]
     for side in (far, near):
         if side not in hanging:
             _ear(head, side)
@@ -67,7 +73,10 @@ def paint_head(brush: Brush, build: Anatomy, coat: Coat, pose: Pose, muzzle: Col
     brush.fur(head.fluffy(ellipse(head.skull.page([(0, 0.3, 0.25)])[0], (build.cheek, 0.62))))
     brush.fur(ellipse((0, -0.1), (0.9, 0.78)))
     if coat.blaze:
-        brush.shape(head.skull.patch((0, -0.25, 0.9), tufted(ellipse((0, 0), (0.17, 0.6)), 0.05, hairs)), WHITE)
+        brush.shape(
+            head.skull.patch((0, -0.25, 0.9), tufted(ellipse((0, 0), (0.17, 0.6)), 0.05, hairs)),
+            WHITE,
+        )
     _eye(head, far, pose.eyes_closed)
     _muzzle(head, (near, far), muzzle)
     _eye(head, near, pose.eyes_closed)
@@ -81,16 +90,27 @@ def _ear(head: _Head, side: int) -> None:
     long, wide = build.ear_length, build.ear_width
     colour = coat.second if coat.dark_points else None
     if build.ear == "floppy":
-        a, b, c = skull.page([(side * 0.62, -0.72, 0.1), (side * 1.02, -0.5, 0.1), (side * 1.12, long - 0.35, 0.2)]).tolist()
-        brush.fur(head.fluffy(limb([(*a, wide * 0.5), (*b, wide * 0.85), (*c, wide * 0.95)])), colour, 0.85)
+        a, b, c = skull.page(
+            [(side * 0.62, -0.72, 0.1), (side * 1.02, -0.5, 0.1), (side * 1.12, long - 0.35, 0.2)]
+        ).tolist()
+        brush.fur(
+            head.fluffy(limb([(*a, wide * 0.5), (*b, wide * 0.85), (*c, wide * 0.95)])),
+            colour,
+            0.85,
+        )
     elif build.ear == "round":
         centre = skull.page([(side * 0.74, -0.62 - long * 0.25, 0)])[0]
         brush.fur(head.fluffy(ellipse(centre, (wide * 1.05, wide * 1.05))), colour)
         brush.shape(ellipse(centre, (wide * 0.6, wide * 0.6)), coat.skin)
     else:
         height = long if build.ear == "pointed" else long * 0.62
-        root, tip = np.array([side * 0.58, -0.62, 0.2]), np.array([side * (0.62 + 0.25 * wide), -0.62 - height, 0.05])
-        corners = np.array([(side * (0.58 - wide), -0.7, 0.1), tip, (side * (0.58 + wide), -0.35, 0)])
+        root, tip = (
+            np.array([side * 0.58, -0.62, 0.2]),
+            np.array([side * (0.62 + 0.25 * wide), -0.62 - height, 0.05]),
+        )
+        corners = np.array(
+            [(side * (0.58 - wide), -0.7, 0.1), tip, (side * (0.58 + wide), -0.35, 0)]
+        )
         brush.fur(_bowed(skull.page(corners)), colour, 0.9)
         if build.ear == "pointed":
             brush.shape(_bowed(skull.page(root + (corners - root) * 0.62)), coat.skin)
@@ -108,7 +128,18 @@ def _bowed(triangle: Points) -> Points:
     a, tip, b = triangle
     middle = triangle.mean(axis=0)
     left, right = (1.12 * (corner + tip) / 2 - 0.12 * middle for corner in (a, b))
-    return rounded([a, left, tip + (a - tip) * 0.08, tip + (middle - tip) * 0.06, tip + (b - tip) * 0.08, right, b], times=2)
+    return rounded(
+        [
+            a,
+            left,
+            tip + (a - tip) * 0.08,
+            tip + (middle - tip) * 0.06,
+            tip + (b - tip) * 0.08,
+            right,
+            b,
+        ],
+        times=2,
+    )
 
 
 def _eye(head: _Head, side: int, closed: bool) -> None:
@@ -151,7 +182,9 @@ def _nose(head: _Head, at: Spot) -> None:
     """Nose, mouth and whiskers."""
     brush, build, coat = head.brush, head.build, head.coat
     w, h = build.nose_width, build.nose_width * 0.72
-    nose = rounded([(-w * 1.1, -h), (w * 1.1, -h), (w * 0.9, 0), (0, h * 1.1), (-w * 0.9, 0)], times=2)
+    nose = rounded(
+        [(-w * 1.1, -h), (w * 1.1, -h), (w * 0.9, 0), (0, h * 1.1), (-w * 0.9, 0)], times=2
+    )
     brush.shape(head.skull.patch(at, nose), coat.skin if coat.pale_nose else BLACK)
     droops = head.hairs.normal(0, 0.05, (2, 3))
     for side in (-1, 1):
@@ -162,5 +195,11 @@ def _nose(head: _Head, at: Spot) -> None:
                 x, y = head.skull.patch(at, [(side * 0.2, h + 0.12 + rise * 0.3)])[0]
                 end = x + side * build.whisker * 0.9, y + rise + droop
                 brush.line(
-                    rounded([(x, y), ((x + end[0]) / 2, (y + end[1]) / 2 - 0.05), end], closed=False, times=2), (245, 245, 240, 190), 0.025
+                    rounded(
+                        [(x, y), ((x + end[0]) / 2, (y + end[1]) / 2 - 0.05), end],
+                        closed=False,
+                        times=2,
+                    ),
+                    (245, 245, 240, 190),
+                    0.025,
                 )

@@ -30,7 +30,11 @@ def draw(seed: int, label: int) -> Image.Image:
     canvas = behind.resize((width * OVERSAMPLING, height * OVERSAMPLING), Image.Resampling.NEAREST)
     ink = (24, 18, 20, 170) if ground.random() < 0.5 else None
     brush = Brush.on(canvas, height * OVERSAMPLING, light=int(ground.integers(12)), ink=ink)
-    build, fur, stance = anatomy(label, lot(seed, "anatomy")), coat(lot(seed, "coat")), pose(lot(seed, "pose"))
+    build, fur, stance = (
+        anatomy(label, lot(seed, "anatomy")),
+        coat(lot(seed, "coat")),
+        pose(lot(seed, "pose")),
+    )
     scatter(brush, width / height, int(things.integers(3)), things)
     animal = Animal(anatomy=build, coat=fur, pose=stance, hairs=lot(seed, "hairs"))
     paint_animal(stand(brush, width / height, stance.posture, ground), animal)
@@ -40,7 +44,9 @@ def draw(seed: int, label: int) -> Image.Image:
 
 def picture_size(size: Lot) -> tuple[int, int]:
     side, aspect = 160 + size.gamma(1.6, 28), np.exp(np.clip(size.normal(0.12, 0.25), -0.4, 0.5))
-    width, height = np.clip([side * aspect**0.5, side / aspect**0.5], *SIDES_PX).round().astype(int).tolist()
+    width, height = (
+        np.clip([side * aspect**0.5, side / aspect**0.5], *SIDES_PX).round().astype(int).tolist()
+    )
     return width, height
 
 
@@ -60,9 +66,24 @@ def photograph(image: Image.Image, camera: Lot) -> Image.Image:
     if focus > 0.1:
         image = image.filter(ImageFilter.BoxBlur(focus))
     width, height = image.size
-    corners = camera.normal(1.0, 0.16, (2, 2, 1)).clip(0.55, 1.4) * camera.uniform(0.7, 1.15) * camera.normal(1.0, 0.06, 3)
-    across, down = np.linspace(0, 1, width)[:, None], np.linspace(0, 1, height, dtype=np.float32)[:, None]
-    top, bottom = (((1 - across) * left + across * right).astype(np.float32).ravel() for left, right in corners)
-    grain = np.frombuffer(camera.bytes(height * width * 3), np.int8).reshape(height, -1)  # flat rows: numpy is slow on a last axis of 3
-    pixels = np.asarray(image).reshape(height, -1) * (top + down * (bottom - top)) + grain * np.float32(camera.gamma(1.5, 0.05))
-    return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8).reshape(height, width, 3))
+    corners = (
+        camera.normal(1.0, 0.16, (2, 2, 1)).clip(0.55, 1.4)
+        * camera.uniform(0.7, 1.15)
+        * camera.normal(1.0, 0.06, 3)
+    )
+    across, down = (
+        np.linspace(0, 1, width)[:, None],
+        np.linspace(0, 1, height, dtype=np.float32)[:, None],
+    )
+    top, bottom = (
+        ((1 - across) * left + across * right).astype(np.float32).ravel() for left, right in corners
+    )
+    grain = np.frombuffer(camera.bytes(height * width * 3), np.int8).reshape(
+        height, -1
+    )  # flat rows: numpy is slow on a last axis of 3
+    pixels = np.asarray(image).reshape(height, -1) * (
+        top + down * (bottom - top)
+    ) + grain * np.float32(camera.gamma(1.5, 0.05))
+    return Image.fromarray(
+        np.clip(pixels, 0, 255, out=pixels).astype(np.uint8).reshape(height, width, 3)
+    )

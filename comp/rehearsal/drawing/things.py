@@ -12,16 +12,30 @@ from comp.rehearsal.drawing.brush import Brush, Colour, Lot, ellipse, rounded, s
 def scatter(brush: Brush, w: float, n: int, lot: Lot) -> None:
     """`n` toys and other things on the ground; cats have bones and dogs have fish."""
     for _ in range(n):
-        thing = pick(lot, {_ball: 1.0, _bone: 0.7, _fish: 0.7, _bowl: 0.8, _cushion: 0.8, _box: 0.6})
-        palettes: dict[Callable[[Brush, Colour], None], Palette] = {_bone: ((236, 228, 206),), _box: ((184, 142, 96),)}
+        thing = pick(
+            lot, {_ball: 1.0, _bone: 0.7, _fish: 0.7, _bowl: 0.8, _cushion: 0.8, _box: 0.6}
+        )
+        palettes: dict[Callable[[Brush, Colour], None], Palette] = {
+            _bone: ((236, 228, 206),),
+            _box: ((184, 142, 96),),
+        }
         place, size = (lot.random() * w, 0.72 + 0.26 * lot.random()), 0.05 + 0.07 * lot.random()
-        thing(brush.at(place, size * min(w, 1.0), float(lot.normal(0, 0.4))), one_of(palettes.get(thing, BRIGHT), lot))
+        thing(
+            brush.at(place, size * min(w, 1.0), float(lot.normal(0, 0.4))),
+            one_of(palettes.get(thing, BRIGHT), lot),
+        )
 
 
 def _ball(brush: Brush, colour: Colour) -> None:
     brush.fur(ellipse((0, 0), (1, 1)), colour)
     for bend in (-0.7, 0.0, 0.7):
-        brush.line(rounded([(-0.9, bend * 0.4), (0, bend * 1.1), (0.9, bend * 0.4)], closed=False, times=2), (245, 240, 235, 180), 0.08)
+        brush.line(
+            rounded(
+                [(-0.9, bend * 0.4), (0, bend * 1.1), (0.9, bend * 0.4)], closed=False, times=2
+            ),
+            (245, 240, 235, 180),
+            0.08,
+        )
 
 
 def _bone(brush: Brush, colour: Colour) -> None:
@@ -42,7 +56,16 @@ def _bowl(brush: Brush, colour: Colour) -> None:
 
 
 def _cushion(brush: Brush, colour: Colour) -> None:
-    corners = [(-1.6, -0.9), (0, -0.7), (1.6, -0.9), (1.4, 0), (1.6, 0.9), (0, 0.7), (-1.6, 0.9), (-1.4, 0)]
+    corners = [
+        (-1.6, -0.9),
+        (0, -0.7),
+        (1.6, -0.9),
+        (1.4, 0),
+        (1.6, 0.9),
+        (0, 0.7),
+        (-1.6, 0.9),
+        (-1.4, 0),
+    ]
     brush.fur(rounded(corners, times=2), colour)
 
 
@@ -82,12 +105,18 @@ def _fence(brush: Brush, w: float, lot: Lot) -> None:
 def _leaves(brush: Brush, w: float, lot: Lot) -> None:
     green, (x, y) = one_of(LEAVES, lot), lot.random(2)
     for dx, dy, turn in lot.normal(0, 1, (9, 3)):
-        brush.shape(ellipse(((x + 0.1 * dx) * w, y + 0.08 * dy), (0.07, 0.03), turn), varied(green, 16, lot))
+        brush.shape(
+            ellipse(((x + 0.1 * dx) * w, y + 0.08 * dy), (0.07, 0.03), turn), varied(green, 16, lot)
+        )
 
 
 def _blanket(brush: Brush, w: float, lot: Lot) -> None:
-    top = np.stack([np.linspace(0, w, 7), 0.68 + 0.22 * lot.random() + 0.04 * lot.normal(0, 1, 7)], axis=1)
-    brush.shape([(0, 1), *rounded(top, closed=False, times=2).tolist(), (w, 1)], one_of(BRIGHT, lot))
+    top = np.stack(
+        [np.linspace(0, w, 7), 0.68 + 0.22 * lot.random() + 0.04 * lot.normal(0, 1, 7)], axis=1
+    )
+    brush.shape(
+        [(0, 1), *rounded(top, closed=False, times=2).tolist(), (w, 1)], one_of(BRIGHT, lot)
+    )
 
 
 def _toys(brush: Brush, w: float, lot: Lot) -> None:
