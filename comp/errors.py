@@ -5,6 +5,7 @@
     ├── DataError             photos, the manifest, or too few of either
     │   └── ArchiveError      the archive is cut, corrupt, incomplete or hostile
     ├── StaleError            an artefact that was made from something else
+    ├── StoreError            a lock that cannot be had
     ├── WeightsError          no weights to be had, or not this backbone's
     ├── TrainingError         the loss is not finite or explodes
     ├── SubmissionError       a CSV that Kaggle would refuse or that would waste a slot
@@ -37,6 +38,10 @@ class ArchiveError(DataError):
 
 class StaleError(UserError):
     """An artefact that was made from something else than what is here now."""
+
+
+class StoreError(UserError):
+    """A folder that another run is using, or whose file system cannot hold locks."""
 
 
 class WeightsError(UserError):

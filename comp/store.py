@@ -1,17 +1,27 @@
 """Artefacts on disk: whole or not at all, each with its origin."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
+
+from comp.errors import StoreError
+from comp.progress import Reporter
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what flock says on some network folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,49 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iterator[None]:
+    """Holds the lock file `path`: one process at a time. A killed process leaves nothing locked.
+
+    Says so when it has to wait. StoreError after `limit_s`, or where the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    started = time.monotonic()
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            reporter.say(f"waiting for another run that is using {path.parent}")
+            lock.acquire(timeout=-1 if limit_s == math.inf else limit_s)
+    except filelock.Timeout:
+        raise StoreError(
+            f"another run has been using {path.parent} for {time.monotonic() - started:,.0f} s:"
+            " wait for it or end it, then run this again"
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        raise StoreError(
+            f"the file system of {path.parent} has no file locks: use a local folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def link(source: Path, target: Path) -> None:
+    """`target` becomes another name of `source`, or a copy of it where hard links are not supported."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        raise
+    except OSError:
+        with whole(target) as scratch:
+            shutil.copyfile(source, scratch)
 
 
 def write_text(path: Path, text: str) -> None:

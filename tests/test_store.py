@@ -1,13 +1,20 @@
 """Artefacts are whole or not there, and fingerprints tell what is different."""
 
+import errno
+import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from kaggle_stand import Notebook
 
+from comp.errors import StoreError
 from comp.recipes import named
 from comp.seeds import derive_seed
-from comp.store import fingerprint, plain, read_json, whole, write_json, write_table
+from comp.store import fingerprint, link, locked, plain, read_json, whole, write_json, write_table
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
@@ -52,3 +59,61 @@ def test_seeds_of_different_purposes_differ_and_of_one_purpose_agree() -> None:
         != derive_seed(1, "augment", 1, 2)
     )
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_lock_lets_one_process_in_and_the_next_one_gives_up_after_its_limit(
+    tmp_path: Path,
+) -> None:
+    path, heard = tmp_path / "new" / ".lock", Notebook()
+    code = (
+        "import sys, pathlib; from comp.progress import Reporter; from comp.store import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), Reporter()): print('in', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with (
+            pytest.raises(StoreError, match="wait for it or end it"),
+            locked(path, heard, limit_s=0.1),
+        ):
+            pytest.fail("two processes hold one lock")
+        assert heard.lines == [f"waiting for another run that is using {path.parent}"]
+        other.kill()
+    with locked(path, heard, limit_s=0.1):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StoreError, match="has no file locks"), locked(tmp_path / "l", Notebook()):
+        pass
+
+
+def test_a_link_is_a_copy_where_hard_links_are_not_supported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a"
+    source.write_text("weights")
+    link(source, tmp_path / "b")
+    assert (tmp_path / "b").samefile(source)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link(source, tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "weights"
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError):
+        link(source, tmp_path / "b")
