@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-import pandas as pd
 
 from comp.errors import StoreError
 from comp.progress import Reporter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what flock says on some network folders
 
@@ -153,7 +155,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: "pd.DataFrame") -> None:
     """`table` as CSV with `\\n` line ends and floats that read back bit for bit."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 

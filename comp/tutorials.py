@@ -6,7 +6,7 @@ NLLLoss; here it is one logit with binary cross-entropy, which is the same: P(do
 and gradients (tests/test_heads.py). Their best figure is an accuracy of 98.95 % on another test set of this data.
 """
 
-from comp.recipe import FineTune, Folds, HeadShape, Model, Phase, Pixels, Prediction, Recipe, Svm
+from comp.recipe import Augmentation, FineTune, Folds, HeadShape, Model, Phase, Pixels, Prediction, Recipe, Svm
 
 # A tutorial's training: one learning rate for all layers and steps, no augmentation, decay, average or bound that it does not name.
 PLAIN = FineTune(
@@ -17,9 +17,7 @@ PLAIN = FineTune(
     weight_decay=0.0,
     clip_norm=None,
     ema=0.0,
-    crop="center-crop",
-    flip=False,
-    colour=0.0,
+    augment=Augmentation(crop="center-crop", flip=False, colour=0.0),
 )
 SQUASHED = Pixels(fit="squash", size_px=224, canvas=1.0)  # transforms.Resize((224, 224))
 ONE_VIEW = Prediction(views="none")
@@ -92,9 +90,7 @@ def vgg16_finetune() -> Recipe:
             decay=0.1,
             step_epochs=7,
             final_lr=0.0,
-            crop="pad-and-crop",
-            crop_pad_px=4,
-            flip=True,
+            augment=Augmentation(crop="pad-and-crop", colour=0.0),
         ),
         prediction=ONE_VIEW,
     )
@@ -117,7 +113,7 @@ def vgg16_last_block() -> Recipe:
             optimiser="sgd",
             peak_lr=1e-4,
             head_start=True,
-            flip=True,
+            augment=Augmentation(crop="center-crop", colour=0.0),
         ),
         prediction=ONE_VIEW,
     )

@@ -6,7 +6,7 @@ import sys
 import torch
 import torchvision
 
-from comp.train.device import find_device
+from comp.network.device import find_device
 
 
 def main() -> None:

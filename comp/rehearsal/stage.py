@@ -12,6 +12,7 @@ from comp.data.stage import prepare
 from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
 from comp.metric import log_loss, prior_logit, sigmoid
+from comp.network.preprocessing import geometry_of
 from comp.predict.ensemble import predict_all
 from comp.progress import Reporter
 from comp.recipe import FineTune, Recipe
@@ -20,11 +21,8 @@ from comp.rehearsal.server import RehearsalServer
 from comp.store import Workspace, read_json
 from comp.submit.ledger import LedgerRow
 from comp.submit.stage import submit
-from comp.train.backbone import input_of
-from comp.train.device import Device
 from comp.train.run import Run
 from comp.train.stage import train
-from comp.train.workbench import geometry_of
 
 N_TRAIN, N_TEST, SEED = 800, 200, 0  # drawn photos, when there is no archive
 DAILY_LIMIT = 100  # submissions; a rehearsal is for trying things
@@ -35,7 +33,7 @@ def rehearse(
     root: Path,
     competition: Competition,
     recipes: Sequence[Recipe],
-    device: Device,
+    device: str | None,
     archive: Path | None,
     solution: Path | None,
     reporter: Reporter,
@@ -66,7 +64,7 @@ def rehearse(
         archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT
     ) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
-        geometry = geometry_of(recipes[0], input_of(recipes[0].model))
+        geometry = geometry_of(recipes[0])
         prepare(
             workspace,
             competition,
@@ -108,7 +106,7 @@ def check_learning(run: Run) -> None:
         )
     if isinstance(run.recipe.training, FineTune) and not run.recipe.training.head_start:
         for fold in run.folds:
-            losses = pd.read_csv(run.folder / f"fold-{fold}-history.csv")["loss"]
+            losses = pd.read_csv(run.history(fold))["loss"]
             if len(losses) > 1 and losses.iloc[-1] >= losses.iloc[0]:
                 raise TrainingError(
                     f"{run.name}: the training loss of fold {fold} went from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}"

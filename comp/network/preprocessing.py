@@ -1,0 +1,74 @@
+"""How a backbone wants its input, and the canvas that a recipe decodes photos to. No torch."""
+
+from dataclasses import dataclass, replace
+
+from comp.data.geometry import Geometry
+from comp.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """What a backbone was trained on, from its own timm config."""
+
+    size_px: int
+    crop_pct: float  # side of the centre crop / side of the resized photo
+    interpolation: str = "bicubic"  # of the resize: bicubic or bilinear
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of red, green, blue in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+_HALF = (0.5, 0.5, 0.5)
+# timm's configs of the backbones that recipes name (a test compares them), so that `make data` need
+# not load timm, which takes seconds.
+KNOWN = {
+    "tf_efficientnet_lite0": Preprocessing(size_px=224, crop_pct=0.875, mean=_HALF, std=_HALF),
+    "tf_efficientnet_lite1": Preprocessing(size_px=240, crop_pct=0.882, mean=_HALF, std=_HALF),
+    "tf_efficientnet_lite2": Preprocessing(size_px=260, crop_pct=0.890, mean=_HALF, std=_HALF),
+    "convnext_tiny.in12k_ft_in1k": Preprocessing(size_px=224, crop_pct=0.95),
+    "convnext_base.fb_in22k_ft_in1k": Preprocessing(size_px=224, crop_pct=0.875),
+    "vit_small_patch14_dinov2.lvd142m": Preprocessing(size_px=518, crop_pct=1.0),
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k": Preprocessing(
+        size_px=224, crop_pct=0.9, mean=_HALF, std=_HALF
+    ),
+    "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k": Preprocessing(
+        size_px=448,
+        crop_pct=1.0,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    ),
+    "vgg16.tv_in1k": Preprocessing(size_px=224, crop_pct=0.875, interpolation="bilinear"),
+    "vgg19.tv_in1k": Preprocessing(size_px=224, crop_pct=0.875, interpolation="bilinear"),
+    "inception_v3.tf_in1k": Preprocessing(size_px=299, crop_pct=0.875, mean=_HALF, std=_HALF),
+}
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """What the recipe's network is given: its backbone's own, other than options that replace it.
+
+    RecipeError if timm knows no such backbone.
+    """
+    backbone, pixels = recipe.model.backbone, recipe.pixels
+    if backbone in KNOWN:
+        own = KNOWN[backbone]
+    else:
+        from comp.network.backbone import timm_config
+
+        own = Preprocessing(**timm_config(backbone))
+    if pixels.normalise == "constants":
+        own = replace(own, mean=pixels.mean, std=pixels.std)
+    return replace(own, size_px=pixels.size_px or own.size_px)
+
+
+def canvas_ratio(recipe: Recipe, preprocessing: Preprocessing) -> float:
+    """Side of the canvas / side of the network's input."""
+    return recipe.pixels.canvas or 1 / preprocessing.crop_pct
+
+
+def geometry_of(recipe: Recipe) -> Geometry:
+    """The canvas that `recipe` decodes each photo to."""
+    preprocessing = preprocessing_of(recipe)
+    return Geometry(
+        fit=recipe.pixels.fit,
+        size_px=round(preprocessing.size_px * canvas_ratio(recipe, preprocessing)),
+        interpolation="bilinear" if preprocessing.interpolation == "bilinear" else "bicubic",
+    )
