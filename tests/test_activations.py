@@ -8,6 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from comp.train.activations import find_boundary, given_to, resume
+from comp.train.backbone import build, input_of
+from comp.train.device import find_device
+from comp.train.folding import fold_batch_norm
+from comp.train.freezing import freeze, freeze_phases
+from comp.train.heads import finished
+from comp.train.kept import Store
+from comp.train.views import View, as_images, normalise
+from comp.train.workbench import load_network, open_workbench
 from torch import nn
 
 from comp.competition import COMPETITION
@@ -18,18 +27,9 @@ from comp.progress import Reporter
 from comp.recipe import FineTune, Model, Phase, Pixels, Recipe
 from comp.store import Workspace
 from comp.train import features
-from comp.train.activations import find_boundary, given_to, resume
-from comp.train.backbone import build, input_of
 from comp.train.batches import Draw, InMemory, kept_batches
-from comp.train.device import find_device
 from comp.train.finetune import fine_tune, set_training
-from comp.train.folding import fold_batch_norm
-from comp.train.freezing import freeze, freeze_phases
-from comp.train.heads import finished
-from comp.train.kept import Store
 from comp.train.stage import train
-from comp.train.views import View, as_images, normalise
-from comp.train.workbench import load_network, open_workbench
 
 CPU = find_device("cpu")
 TAIL = Recipe(

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from comp.train.backbone import PACKAGED, build, embed, input_of, parameter_groups
+from comp.train.folding import fold_batch_norm
 
 from comp.errors import RecipeError, WeightsError
 from comp.recipe import Model
-from comp.train.backbone import PACKAGED, build, embed, input_of, parameter_groups
-from comp.train.folding import fold_batch_norm
 
 RANDOM = "random"
 VARIED = [

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from comp.train.classical import fit_svm
+from comp.train.heads import head_from, tensors_of
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
 from comp.errors import DataError
 from comp.recipe import HeadShape, Kernel, Svm
 from comp.train import classical
-from comp.train.classical import fit_svm
-from comp.train.heads import head_from, tensors_of
 
 
 def problem(n: int = 120, d: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comp.train.device import find_device
+from comp.train.workbench import open_workbench
 from finished_run import edit_json
 from heard import Heard
 
@@ -18,10 +20,8 @@ from comp.progress import Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Prediction, Recipe, Svm
 from comp.store import Workspace, read_json
 from comp.submit.forecast import show_forecast
-from comp.train.device import find_device
 from comp.train.run import Run
 from comp.train.stage import solved_head, train
-from comp.train.workbench import open_workbench
 
 CPU = find_device("cpu")
 FIRST = Recipe(

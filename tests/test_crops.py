@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from comp.train.views import View, cut_square
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +10,6 @@ from comp.data.geometry import PAD, Geometry
 from comp.data.photos import to_canvas
 from comp.recipe import Crop, FineTune
 from comp.train.augment import make_augmentation
-from comp.train.views import View, cut_square
 
 PLAIN = FineTune(flip=False, colour=0.0)
 CENTRE = PLAIN.replace(crop="center-crop")

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from comp.train.backbone import build, embed, parameter_groups
+from comp.train.folding import fold_batch_norm
+from comp.train.freezing import freeze
 from torch import Tensor, nn
 
 from comp.errors import RecipeError
 from comp.recipe import Model
-from comp.train.backbone import build, embed, parameter_groups
 from comp.train.features import weights_key
-from comp.train.folding import fold_batch_norm
-from comp.train.freezing import freeze
 
 # A backbone, one of its layers, the size it can take.
 VARIED = [

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from comp.train.backbone import build, input_of
+from comp.train.device import Device, find_device
+from comp.train.freezing import freeze
 from torch import nn
 
 from comp.errors import TrainingError
 from comp.recipe import FineTune, Model, Phase
 from comp.train import finetune
-from comp.train.backbone import build, input_of
 from comp.train.batches import Batch, training_batches
-from comp.train.device import Device, find_device
 from comp.train.finetune import ema_decay, fine_tune, smoothed
-from comp.train.freezing import freeze
 
 MODEL = Model(backbone="mobilenetv3_small_050", weights="random")
 TRAINING = FineTune(epochs=2, batch_size=4, ema=0.0, peak_lr=1e-3)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from comp.train.backbone import build
+from comp.train.freezing import freeze
 from torch import nn
 
 from comp.errors import RecipeError
 from comp.recipe import Model
-from comp.train.backbone import build
-from comp.train.freezing import freeze
 
 # A backbone, a block in its middle, the size it can take.
 VARIED = [

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from comp.train.backbone import build, embed
+from comp.train.folding import fold_batch_norm
+from comp.train.fusing import fuse, packed
 from torch import Tensor, nn
 
 from comp.recipe import Model
 from comp.train import fusing
-from comp.train.backbone import build, embed
-from comp.train.folding import fold_batch_norm
-from comp.train.fusing import fuse, packed
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(
     memory_format=torch.channels_last

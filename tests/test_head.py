@@ -5,12 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from comp.train.head import fit_head, solve
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from comp.errors import DataError
-from comp.train.head import fit_head, solve
 
 
 def problem(n: int = 120, d: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:

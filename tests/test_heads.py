@@ -3,19 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    log_softmax,
-    nll_loss,
-)
-
-from comp.recipe import FineTune, HeadShape, Model
 from comp.train.backbone import build, embed, input_of
-from comp.train.batches import InMemory, kept_batches, training_batches
 from comp.train.device import find_device
-from comp.train.finetune import fine_tune
 from comp.train.freezing import freeze
 from comp.train.head import LinearHead
 from comp.train.heads import (
@@ -30,6 +19,17 @@ from comp.train.heads import (
     tensors_of,
 )
 from comp.train.views import normalise
+from torch import Tensor, nn
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    log_softmax,
+    nll_loss,
+)
+
+from comp.recipe import FineTune, HeadShape, Model
+from comp.train.batches import InMemory, kept_batches, training_batches
+from comp.train.finetune import fine_tune
 
 CPU = find_device("cpu")
 SHAPES = [

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comp.train.device import find_device
 from heard import Heard
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,6 @@ from comp.progress import Reporter
 from comp.recipe import FineTune, Folds, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train.device import find_device
 from comp.train.lr_finder import HIGHEST, LOWEST, RangeTest, find_lr, range_test, smoothed
 from comp.train.stage import train
 

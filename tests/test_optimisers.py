@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from comp.train.backbone import build
+from comp.train.freezing import freeze
+from comp.train.optimisers import make_optimiser, refuse_unknown
 from torch import nn
 
 from comp.errors import RecipeError
 from comp.recipe import FineTune, Model
-from comp.train.backbone import build
-from comp.train.freezing import freeze
-from comp.train.optimisers import make_optimiser, refuse_unknown
 
 NAMES = ["sgd", "rmsprop", "adam", "adamw", "lamb", "lion"]
 

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from comp.train.device import find_device
+from comp.train.workbench import open_workbench
 
 from comp.errors import RecipeError
 from comp.options import override
@@ -14,11 +16,9 @@ from comp.recipe import FineTune, Model, Phase, Pixels, Recipe
 from comp.seeds import derive_seed
 from comp.store import Workspace
 from comp.train import stage
-from comp.train.device import find_device
 from comp.train.finetune import fine_tune
 from comp.train.run import open_run
 from comp.train.stage import train
-from comp.train.workbench import open_workbench
 
 CPU = find_device("cpu")
 TWO = Recipe(

@@ -14,6 +14,12 @@ import pytest
 import safetensors.torch
 import timm.models.vgg
 import torch
+from comp.train.backbone import build
+from comp.train.device import find_device
+from comp.train.freezing import freeze
+from comp.train.heads import finished as finished_head
+from comp.train.heads import last_of, tensors_of
+from comp.train.workbench import open_workbench
 from conftest import SHARED
 from heard import Heard
 from torch import nn
@@ -33,15 +39,9 @@ from comp.seeds import derive_seed
 from comp.store import Workspace, read_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
-from comp.train.backbone import build
-from comp.train.device import find_device
 from comp.train.finetune import set_training
-from comp.train.freezing import freeze
-from comp.train.heads import finished as finished_head
-from comp.train.heads import last_of, tensors_of
 from comp.train.run import Run, open_run
 from comp.train.stage import train
-from comp.train.workbench import open_workbench
 
 CPU = find_device("cpu")
 # One fit of 29 photos, scored on two parts of 10.

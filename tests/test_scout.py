@@ -8,6 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from comp.train.backbone import build
+from comp.train.budget import Clock, OutOfTimeError, seconds
+from comp.train.device import find_device
+from comp.train.workbench import save_network
 from heard import Heard
 
 from comp.__main__ import main
@@ -16,11 +20,7 @@ from comp.progress import Reporter
 from comp.recipe import Head, Model
 from comp.store import Workspace
 from comp.train import budget, features
-from comp.train.backbone import build
-from comp.train.budget import Clock, OutOfTimeError, seconds
-from comp.train.device import find_device
 from comp.train.scout import Tried, advice, pareto, scout
-from comp.train.workbench import save_network
 
 CPU = find_device("cpu")
 TINY = ("mobilenetv3_small_050=random", "resnet10t=random")

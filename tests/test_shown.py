@@ -5,6 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from comp.train.backbone import Input, build, input_of
+from comp.train.colours import measured
+from comp.train.device import Device, find_device
+from comp.train.selection import learners
+from comp.train.views import View, normalise
+from comp.train.workbench import Workbench, input_for, open_workbench
 from torch import nn
 
 from comp.errors import RecipeError
@@ -14,15 +20,9 @@ from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
 from comp.train import lr_finder
-from comp.train.backbone import Input, build, input_of
-from comp.train.colours import measured
-from comp.train.device import Device, find_device
 from comp.train.features import Embedder, make_embedder
 from comp.train.run import open_run
-from comp.train.selection import learners
 from comp.train.stage import train
-from comp.train.views import View, normalise
-from comp.train.workbench import Workbench, input_for, open_workbench
 
 CPU = find_device("cpu")
 TINY = Recipe(

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from comp.train.device import find_device
+from comp.train.selection import learners, select
 from heard import Heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +17,6 @@ from comp.predict.stage import predict
 from comp.recipe import Folds
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train.device import find_device
-from comp.train.selection import learners, select
 from comp.train.stage import train
 
 

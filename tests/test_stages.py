@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from comp.train.device import find_device
+from comp.train.workbench import Workbench
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
@@ -29,10 +31,8 @@ from comp.store import Workspace, read_json, write_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train import features, stage
-from comp.train.device import find_device
 from comp.train.run import Run, open_run, trained_run
 from comp.train.stage import train
-from comp.train.workbench import Workbench
 
 CPU = find_device("cpu")
 HEAD = override(named("lite0_head"), ["pixels.size_px=96"])

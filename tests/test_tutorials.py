@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-from comp.options import override
-from comp.recipe import FineTune, Recipe
-from comp.recipes import RECIPES, named
 from comp.train.backbone import build
 from comp.train.freezing import freeze
 from comp.train.heads import set_head
 from comp.train.schedules import learning_rate
 from comp.train.workbench import geometry_of, input_for
+from torch import nn
+
+from comp.options import override
+from comp.recipe import FineTune, Recipe
+from comp.recipes import RECIPES, named
 
 VGG_HEAD = 4096 + 1
 VGG_DENSE = 25088 * 4096 + 4096 + 4096 * 4096 + 4096

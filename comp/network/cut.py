@@ -20,12 +20,7 @@ class CutNetwork(nn.Module):
     """A network that ends at a layer. It has the methods of timm's own networks that we call."""
 
     def __init__(
-        self,
-        below: nn.Module,
-        whole: Any,
-        model: Model,
-        depth: Mapping[str, int],
-        example: Tensor,
+        self, below: nn.Module, whole: Any, model: Model, depth: Mapping[str, int], example: Tensor
     ) -> None:
         """`below` maps images to {layer: its output} and is a part of the network `whole`.
 

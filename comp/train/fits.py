@@ -80,11 +80,7 @@ class HeadFit:
     """A head on cached features of the frozen backbone: solved, an SVM, or trained by gradients."""
 
     def __init__(
-        self,
-        inputs: Inputs,
-        device: Device,
-        reporter: Reporter,
-        network: nn.Module | None = None,
+        self, inputs: Inputs, device: Device, reporter: Reporter, network: nn.Module | None = None
     ) -> None:
         """`network`: the untrained backbone, if it is built already; consumed."""
         self.inputs, self._device, self._reporter = inputs, device, reporter
