@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from comp.recipe import HeadShape
 
-N_AT_ONCE = 256  # activations that a tail is given at once in prediction
+N_AT_ONCE = 256  # photos that a module is given at once
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -38,16 +38,18 @@ class LinearHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayeredHead:
-    """Hidden layers and a linear one, as trained."""
+class ModuleHead:
+    """Trained layers, or the last part of a network on cached activations; in evaluation mode."""
 
-    layers: nn.Module
+    module: nn.Module
 
     def logits(self, features: Tensor) -> Tensor:
-        weight = next(self.layers.parameters())
+        weight = next(self.module.parameters())
         with torch.inference_mode():
-            logits: Tensor = self.layers(features.to(weight))
-        return logits[:, 0].double().cpu()
+            parts = [
+                self.module(part.to(weight))[:, 0] for part in torch.split(features, N_AT_ONCE)
+            ]
+        return torch.cat(parts).double().cpu()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,21 +70,6 @@ class KernelHead:
     def logits(self, features: Tensor) -> Tensor:
         distance = torch.cdist((features.double() - self.mean) / self.scale, self.support)
         return self.slope * (torch.exp(-self.gamma * distance.square()) @ self.dual) + self.bias
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TailHead:
-    """The last part of a network, given cached activations; in evaluation mode."""
-
-    network: nn.Module  # after `resume_from`
-    where: torch.device
-
-    def logits(self, features: Tensor) -> Tensor:
-        with torch.inference_mode():
-            parts = [
-                self.network(part.to(self.where))[:, 0] for part in torch.split(features, N_AT_ONCE)
-            ]
-        return torch.cat(parts).double().cpu()
 
 
 def make_layers(n_features: int, shape: HeadShape, seed: int) -> nn.Module:
@@ -127,7 +114,7 @@ def trained_head(layers: nn.Module) -> FeatureHead:
     """A trained head: as a formula if it is linear, else as its layers."""
     layers.eval()
     if sum(isinstance(module, nn.Linear) for module in layers.modules()) > 1:
-        return LayeredHead(layers=layers)
+        return ModuleHead(module=layers)
     last = last_layer(layers)
     weight, bias = (value.detach().double().cpu()[0] for value in (last.weight, last.bias))
     return LinearHead(weight=weight, bias=bias)
@@ -135,8 +122,8 @@ def trained_head(layers: nn.Module) -> FeatureHead:
 
 def tensors_of(head: FeatureHead) -> dict[str, Tensor]:
     """Everything that `head_from` needs."""
-    if isinstance(head, LayeredHead):
-        return dict(head.layers.state_dict())
+    if isinstance(head, ModuleHead):
+        return dict(head.module.state_dict())
     if isinstance(head, KernelHead):
         return {name: getattr(head, name) for name in KernelHead.__dataclass_fields__}
     assert isinstance(head, LinearHead)
@@ -152,4 +139,4 @@ def head_from(tensors: dict[str, Tensor], shape: HeadShape) -> FeatureHead:
         return KernelHead(**tensors)
     layers = make_layers(tensors["0.weight"].shape[1], shape, seed=0)
     layers.load_state_dict(tensors)
-    return LayeredHead(layers=layers.eval())
+    return ModuleHead(module=layers.eval())

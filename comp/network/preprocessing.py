@@ -1,6 +1,7 @@
 """How a backbone wants its input, and the canvas that a recipe decodes photos to. No torch."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from comp.data.geometry import Geometry
 from comp.recipe import Recipe
@@ -17,28 +18,30 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-_HALF = (0.5, 0.5, 0.5)
-# timm's configs of the backbones that recipes name (a test compares them), so that `make data` need
-# not load timm, which takes seconds.
+_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_CLIP = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+_LINEAR = {"interpolation": "bilinear"}
+# timm's configs of the backbones that recipes name (a test compares them): side, crop_pct and what
+# differs from the defaults above. So `make data` need not load timm, which takes seconds.
+_KNOWN: dict[str, tuple[int, float, dict[str, Any]]] = {
+    "tf_efficientnet_lite0": (224, 0.875, _HALF),
+    "tf_efficientnet_lite1": (240, 0.882, _HALF),
+    "tf_efficientnet_lite2": (260, 0.890, _HALF),
+    "convnext_tiny.in12k_ft_in1k": (224, 0.95, {}),
+    "convnext_base.fb_in22k_ft_in1k": (224, 0.875, {}),
+    "vit_small_patch14_dinov2.lvd142m": (518, 1.0, {}),
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k": (224, 0.9, _HALF),
+    "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k": (448, 1.0, _CLIP),
+    "vgg16.tv_in1k": (224, 0.875, _LINEAR),
+    "vgg19.tv_in1k": (224, 0.875, _LINEAR),
+    "inception_v3.tf_in1k": (299, 0.875, _HALF),
+}
 KNOWN = {
-    "tf_efficientnet_lite0": Preprocessing(size_px=224, crop_pct=0.875, mean=_HALF, std=_HALF),
-    "tf_efficientnet_lite1": Preprocessing(size_px=240, crop_pct=0.882, mean=_HALF, std=_HALF),
-    "tf_efficientnet_lite2": Preprocessing(size_px=260, crop_pct=0.890, mean=_HALF, std=_HALF),
-    "convnext_tiny.in12k_ft_in1k": Preprocessing(size_px=224, crop_pct=0.95),
-    "convnext_base.fb_in22k_ft_in1k": Preprocessing(size_px=224, crop_pct=0.875),
-    "vit_small_patch14_dinov2.lvd142m": Preprocessing(size_px=518, crop_pct=1.0),
-    "vit_base_patch16_224.augreg2_in21k_ft_in1k": Preprocessing(
-        size_px=224, crop_pct=0.9, mean=_HALF, std=_HALF
-    ),
-    "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k": Preprocessing(
-        size_px=448,
-        crop_pct=1.0,
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-    ),
-    "vgg16.tv_in1k": Preprocessing(size_px=224, crop_pct=0.875, interpolation="bilinear"),
-    "vgg19.tv_in1k": Preprocessing(size_px=224, crop_pct=0.875, interpolation="bilinear"),
-    "inception_v3.tf_in1k": Preprocessing(size_px=299, crop_pct=0.875, mean=_HALF, std=_HALF),
+    name: Preprocessing(size_px=size_px, crop_pct=crop_pct, **rest)
+    for name, (size_px, crop_pct, rest) in _KNOWN.items()
 }
 
 

@@ -18,7 +18,7 @@ from comp.network.cpu import fuse_activations
 from comp.network.device import Device, has_fast_bf16
 from comp.network.embedder import make_embedder
 from comp.network.freezing import freeze, freeze_phases
-from comp.network.heads import N_AT_ONCE, TailHead, start_from, trained_head
+from comp.network.heads import N_AT_ONCE, ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
 from comp.network.views import CENTRE, View
 from comp.progress import Reporter
@@ -263,7 +263,7 @@ class TailFit:
         run = self.inputs.run
         network = load_network(run.checkpoint(fold), run.recipe, self._device)
         resume_from(network, self.boundary, self._size_px)
-        head = TailHead(network=network, where=self._device.where)
+        head = ModuleHead(module=network)
         return {view.name: self._frozen.logits(head, ids, view) for view in self._views}
 
 
