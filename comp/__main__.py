@@ -7,6 +7,7 @@ stage that is done needs it.
 
 import argparse
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -268,6 +269,8 @@ def main(arguments: Strings | None = None) -> int:
     command, home = options.pop("command"), options.pop("workspace")
     reporter = Reporter()
     try:
+        if "set" in options:
+            options["set"] = _words(options["set"])
         command(Workspace(home.resolve()), reporter, **options)
     except UserError as error:
         reporter.fail(str(error))
@@ -303,6 +306,16 @@ def _parser() -> argparse.ArgumentParser:
                     default, options["action"] = [], "extend"
                 stage.add_argument(f"--{name}", default=default, **options)
     return parser
+
+
+def _words(settings: Strings) -> list[str]:
+    """`settings`, each of which may hold several: make passes SET as one word."""
+    try:
+        return [word for text in settings for word in shlex.split(text)]
+    except ValueError as error:
+        raise UserError(
+            f"SET cannot be read: {str(error).lower()} in {' '.join(settings)}"
+        ) from None
 
 
 def _run_folder(workspace: Workspace, recipe: str, set: Strings, run: str | None) -> Path:
