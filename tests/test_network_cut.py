@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from comp.train.backbone import build, embed, parameter_groups
-from comp.train.folding import fold_batch_norm
-from comp.train.freezing import freeze
 from torch import Tensor, nn
 
 from comp.errors import RecipeError
+from comp.network.backbone import build, embed, parameter_groups
+from comp.network.batchnorm import fuse_batch_norm
+from comp.network.embedder import weights_key
+from comp.network.freezing import freeze
 from comp.recipe import Model
-from comp.train.features import weights_key
 
 # A backbone, one of its layers, the size it can take.
 VARIED = [
@@ -80,7 +80,7 @@ def test_batch_norms_of_a_cut_backbone_fold_as_well() -> None:
             nn.init.uniform_(statistic, 0.5, 2.0)
     with torch.no_grad():
         before = embed(network, images(2, 64))
-        assert fold_batch_norm(network, lambda: network(images(1, 64))) > 10
+        assert fuse_batch_norm(network, lambda: network(images(1, 64))) > 10
         torch.testing.assert_close(
             embed(network, images(2, 64)), before, atol=1e-3 * float(before.abs().max()), rtol=1e-3
         )

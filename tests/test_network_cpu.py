@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from comp.train.backbone import build, embed
-from comp.train.folding import fold_batch_norm
-from comp.train.fusing import fuse, packed
 from torch import Tensor, nn
 
+from comp.network import cpu
+from comp.network.backbone import build, embed
+from comp.network.batchnorm import fuse_batch_norm
+from comp.network.cpu import fuse_activations, packed
 from comp.recipe import Model
-from comp.train import fusing
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(
     memory_format=torch.channels_last
@@ -35,13 +35,13 @@ def folded(backbone: str) -> nn.Module:
         nn.init.normal_(
             norm.bias, std=0.3, generator=random
         )  # fresh norms would fold to biases of 0
-    fold_batch_norm(network, lambda: network(IMAGES[:1]))
+    fuse_batch_norm(network, lambda: network(IMAGES[:1]))
     return network.requires_grad_()
 
 
 def has_bf16() -> bool:
     """Whether oneDNN has bfloat16 for this CPU."""
-    return fusing.is_here() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return cpu.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="oneDNN has no bfloat16 for this CPU")
@@ -53,7 +53,7 @@ def n_idle(network: nn.Module) -> int:
 
 @pytest.fixture(autouse=True)
 def needs_onednn() -> None:
-    if not fusing.is_here():
+    if not cpu.is_available():
         pytest.skip("torch has no oneDNN on this machine")
 
 
@@ -110,7 +110,7 @@ def test_a_fused_network_trains_as_before(backbone: str) -> None:
 
     plain, fused = folded(backbone), folded(backbone)
     before = dict(fused.named_parameters())
-    assert fuse(fused, IMAGES[:1]) > 5
+    assert fuse_activations(fused, IMAGES[:1]) > 5
     assert {name: id(parameter) for name, parameter in fused.named_parameters()} == {
         name: id(one) for name, one in before.items()
     }
@@ -132,7 +132,7 @@ def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_fl
         return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])  # type: ignore[union-attr]
 
     plain, half = folded(backbone), folded(backbone)
-    assert fuse(half, IMAGES[:1], half=True) == sum(
+    assert fuse_activations(half, IMAGES[:1], half=True) == sum(
         isinstance(module, nn.Conv2d) for module in plain.modules()
     )
     expected, made = gradient(plain), gradient(half)
@@ -145,14 +145,14 @@ def test_in_half_precision_gradients_point_where_they_did_and_weights_stay_in_fl
 def test_a_network_with_layers_that_take_no_half_precision_stays_what_it_was() -> None:
     network = build(Model(backbone="eca_resnet33ts", weights="random"), size_px=64)
     kinds, expected = [type(module) for module in network.modules()], embed(network, IMAGES)
-    assert fuse(network, IMAGES[:1], half=True) == 0
+    assert fuse_activations(network, IMAGES[:1], half=True) == 0
     assert [type(module) for module in network.modules()] == kinds
     assert torch.equal(embed(network, IMAGES), expected)
 
 
 def test_frozen_parts_of_a_fused_network_get_no_gradient() -> None:
     network = folded(RELU)
-    fuse(network, IMAGES[:1])
+    fuse_activations(network, IMAGES[:1])
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("layer4", "fc")))
     network(IMAGES).sum().backward()
@@ -185,7 +185,7 @@ class Doubled(nn.ReLU):
     "change",
     [
         lambda network: packed(network, IMAGES, embed),
-        lambda network: fuse(network, IMAGES[:1]) and network,
+        lambda network: fuse_activations(network, IMAGES[:1]) and network,
     ],
 )
 @pytest.mark.parametrize(
@@ -207,14 +207,14 @@ def test_an_activation_that_something_else_waits_at_stays() -> None:
     network = folded(RELU)
     assert type(packed(network, IMAGES, embed).get_submodule("layer1.0.act1")) is nn.Identity
     assert (
-        type(packed(network, IMAGES, embed, keep="layer1.0.act1").get_submodule("layer1.0.act1"))
+        type(packed(network, IMAGES, embed, exclude="layer1.0.act1").get_submodule("layer1.0.act1"))
         is nn.ReLU
     )
 
 
 @torch.inference_mode()
 def test_without_onednn_a_network_stays_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusing, "is_here", lambda: False)
+    monkeypatch.setattr(cpu, "is_available", lambda: False)
     network = folded(RELU)
     assert packed(network, IMAGES, embed) is network
-    assert fuse(network, IMAGES[:1]) == 0
+    assert fuse_activations(network, IMAGES[:1]) == 0

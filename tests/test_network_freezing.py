@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from comp.train.backbone import build
-from comp.train.freezing import freeze
 from torch import nn
 
 from comp.errors import RecipeError
+from comp.network.backbone import build
+from comp.network.freezing import freeze
 from comp.recipe import Model
 
 # A backbone, a block in its middle, the size it can take.

@@ -5,12 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from comp.train.head import fit_head, solve
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from comp.errors import DataError
+from comp.recipe import Head
+from comp.train.solver import fit_head, solve
 
 
 def problem(n: int = 120, d: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ def test_rows_of_weight_zero_have_no_say() -> None:
 def test_separable_classes_and_features_of_any_scale_still_give_finite_heads() -> None:
     x, y = problem()
     x = torch.cat([x * 1e4, (y * 2 - 1)[:, None], torch.full((len(y), 1), 7.0, dtype=x.dtype)], 1)
-    head = fit_head(x, y, list(range(len(y))), penalties=(1e-6, 1e-3), n_inner=3, seed=0)
+    head = fit_head(x, y, list(range(len(y))), Head(penalties=(1e-6, 1e-3), n_inner=3), seed=0)
     logits = head.logits(x)
     assert torch.isfinite(logits).all()
     assert bool(((logits > 0) == (y > 0.5)).all())
@@ -90,8 +91,8 @@ def test_the_penalty_is_chosen_by_the_inner_folds_small_for_signal_and_large_for
     signal[:, 0] += 8 * (coin - 0.5)
     penalties = (1e-6, 1e-3, 1e-1, 10.0)
     groups = list(range(200))
-    assert fit_head(noise, coin, groups, penalties=penalties, n_inner=4, seed=0).penalty >= 0.1
-    assert fit_head(signal, coin, groups, penalties=penalties, n_inner=4, seed=0).penalty < 0.1
+    assert fit_head(noise, coin, groups, Head(penalties=penalties), seed=0).penalty >= 0.1
+    assert fit_head(signal, coin, groups, Head(penalties=penalties), seed=0).penalty < 0.1
 
 
 def test_constant_features_are_refused_in_one_line() -> None:
@@ -100,7 +101,6 @@ def test_constant_features_are_refused_in_one_line() -> None:
             torch.ones(20, 4),
             torch.arange(20) % 2,
             list(range(20)),
-            penalties=(1.0,),
-            n_inner=2,
+            Head(penalties=(1.0,), n_inner=2),
             seed=0,
         )

@@ -3,22 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from comp.train.backbone import build, embed, input_of
-from comp.train.device import find_device
-from comp.train.freezing import freeze
-from comp.train.head import LinearHead
-from comp.train.heads import (
-    KernelHead,
-    LayeredHead,
-    finished,
-    head_from,
-    last_of,
-    make_layers,
-    set_head,
-    start_from,
-    tensors_of,
-)
-from comp.train.views import normalise
 from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -27,11 +11,30 @@ from torch.nn.functional import (
     nll_loss,
 )
 
-from comp.recipe import FineTune, HeadShape, Model
-from comp.train.batches import InMemory, kept_batches, training_batches
+from comp.network.backbone import build, embed
+from comp.network.device import find_device
+from comp.network.freezing import freeze
+from comp.network.heads import (
+    KernelHead,
+    LinearHead,
+    ModuleHead,
+    head_from,
+    last_layer,
+    make_layers,
+    set_head,
+    start_from,
+    tensors_of,
+    trained_head,
+)
+from comp.network.preprocessing import KNOWN
+from comp.network.views import normalise
+from comp.recipe import Augmentation, FineTune, HeadShape, Model
+from comp.train.batches import AugmentedPhotos, CachedPhotos, batches_of
 from comp.train.finetune import fine_tune
+from comp.train.fits import _InMemory as InMemory
 
 CPU = find_device("cpu")
+FIXED = Augmentation(crop="center-crop", flip=False, colour=0.0)
 SHAPES = [
     HeadShape(),
     HeadShape(dropout=0.5),
@@ -98,10 +101,10 @@ def test_the_head_of_the_vgg16_tutorial_is_built_as_it_is_written_there() -> Non
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_kept_of_a_trained_head_says_the_same(shape: HeadShape) -> None:
     layers = make_layers(6, shape, 0).eval()
-    nn.init.normal_(last_of(layers).weight, generator=torch.Generator().manual_seed(1))
+    nn.init.normal_(last_layer(layers).weight, generator=torch.Generator().manual_seed(1))
     expected = layers(numbers(9, 6))[:, 0].double()
-    head = finished(layers.train())
-    assert isinstance(head, LayeredHead if shape.widths else LinearHead)
+    head = trained_head(layers.train())
+    assert isinstance(head, ModuleHead if shape.widths else LinearHead)
     tensors = {
         name: tensor.clone() for name, tensor in sorted(tensors_of(head).items())
     }  # in the order in which safetensors keeps them
@@ -122,7 +125,7 @@ def test_support_vectors_are_kept_as_tensors_too() -> None:
 
 def test_every_parameter_of_a_deep_head_gets_a_finite_gradient_from_the_second_step_on() -> None:
     head = make_layers(6, SHAPES[-1], 0).train()
-    nn.init.normal_(last_of(head).weight)
+    nn.init.normal_(last_layer(head).weight)
     head(numbers(20, 6)).sum().backward()
     assert all(
         p.grad is not None and bool(torch.isfinite(p.grad).all()) and bool(p.grad.any())
@@ -152,9 +155,9 @@ def test_a_network_with_a_deep_head_still_freezes_and_embeds(
     set_head(network, HeadShape(widths=(5,)), 0)
     torch.testing.assert_close(embed(network, numbers(2, 3, 32, 32)), before)
     assert freeze(network, "head")[0] == before.shape[1] * 5 + 5 + 5 + 1
-    nn.init.normal_(last_of(network.get_classifier()).weight)  # type: ignore[operator]
+    nn.init.normal_(last_layer(network.get_classifier()).weight)  # type: ignore[operator]
     torch.testing.assert_close(
-        finished(network.get_classifier()).logits(before).float(),
+        trained_head(network.get_classifier()).logits(before).float(),
         network(numbers(2, 3, 32, 32))[:, 0],
     )  # type: ignore[operator]
 
@@ -165,6 +168,7 @@ class Canvases:
     def __init__(self, n: int) -> None:
         rng = np.random.default_rng(0)
         self.labels = [row % 2 for row in range(n)]
+        self.sha256s = tuple(map(str, range(n)))
         self.squares = [
             (rng.integers(0, 100, (32, 32, 3)) + 120 * label).astype(np.uint8)
             for label in self.labels
@@ -181,9 +185,7 @@ def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_comput
     model, canvases = Model(backbone="resnet18", weights="random"), Canvases(24)
     training = FineTune(
         trainable="head",
-        crop="center-crop",
-        flip=False,
-        colour=0.0,
+        augment=FIXED,
         epochs=4,
         batch_size=8,
         head=shape,
@@ -196,12 +198,23 @@ def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_comput
     freeze(network, "head")
     squares = torch.from_numpy(np.stack(canvases.squares)).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        features = embed(network, normalise(squares, input_of(model), torch.float32)).numpy()
+        features = embed(
+            network, normalise(squares, KNOWN["convnext_tiny.in12k_ft_in1k"], torch.float32)
+        ).numpy()
     alone = make_layers(512, shape, seed=3)
-    steps = training_batches(canvases, range(24), canvases.labels, training, 32, CPU, 5)
-    same_steps = kept_batches([InMemory(features)], range(24), canvases.labels, training, 5)
+    augmented = AugmentedPhotos(canvases, range(24), canvases.labels, FIXED, 32, 5)
+    cached = CachedPhotos([InMemory(features)], range(24), canvases.labels)
+    steps, same_steps = (batches_of(photos, 24, training, 5) for photos in (augmented, cached))
     assert len(steps) == len(same_steps) == 12
-    whole = fine_tune(network, steps, 12, training, input_of(model), CPU, lambda n=1, note="": None)
+    whole = fine_tune(
+        network,
+        steps,
+        12,
+        training,
+        KNOWN["convnext_tiny.in12k_ft_in1k"],
+        CPU,
+        lambda n=1, note="": None,
+    )
     short = fine_tune(alone, same_steps, 12, training, None, CPU, lambda n=1, note="": None)
     assert short[-1].loss < 0.95 * short[0].loss
     assert [point.loss for point in short] == pytest.approx(
@@ -219,18 +232,17 @@ def test_a_linear_head_starts_from_the_solved_one() -> None:
         head = make_layers(6, shape, 0)
         start_from(head, solved)
         torch.testing.assert_close(
-            finished(head).logits(numbers(4, 6)), solved.logits(numbers(4, 6)), atol=1e-6, rtol=1e-6
+            trained_head(head).logits(numbers(4, 6)),
+            solved.logits(numbers(4, 6)),
+            atol=1e-6,
+            rtol=1e-6,
         )
 
 
-def test_features_are_kept_only_where_a_photo_is_seen_the_same_way_in_every_epoch() -> None:
-    fixed = FineTune(trainable="head", crop="center-crop", flip=False, colour=0.0)
+def test_features_are_cached_only_where_a_photo_looks_the_same_in_every_epoch() -> None:
+    fixed = FineTune(trainable="head", augment=FIXED)
     assert fixed.on_features
-    for change in (
-        {"trainable": "last:1"},
-        {"crop": "pad-and-crop"},
-        {"flip": True},
-        {"colour": 0.1},
-    ):
-        assert not fixed.replace(**change).on_features
+    assert not fixed.replace(trainable="last:1").on_features
+    for change in ({"crop": "pad-and-crop"}, {"flip": True}, {"colour": 0.1}):
+        assert not fixed.replace(augment=FIXED.replace(**change)).on_features
     assert not fixed.replace(trainable="all", first=fixed.first.replace(epochs=1)).on_features

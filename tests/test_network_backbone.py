@@ -1,15 +1,20 @@
 """Backbones from timm: their weights, what of them trains, and batch norms folded away."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from comp.train.backbone import PACKAGED, build, embed, input_of, parameter_groups
-from comp.train.folding import fold_batch_norm
 
 from comp.errors import RecipeError, WeightsError
+from comp.network.backbone import build, embed, parameter_groups, timm_config
+from comp.network.batchnorm import fuse_batch_norm
+from comp.network.preprocessing import KNOWN, Preprocessing
+from comp.network.weights import PACKAGED
 from comp.recipe import Model
+from comp.recipes import RECIPES, named
 
 RANDOM = "random"
 VARIED = [
@@ -101,9 +106,11 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
 def test_with_no_hub_in_reach_the_message_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("comp.train.backbone._reachable", lambda endpoint: False)
-    monkeypatch.setattr("comp.train.backbone.try_to_load_from_cache", lambda repo, file: None)
-    with pytest.raises(WeightsError, match=r"out of reach; name a file by SET=model.weights=PATH"):
+    monkeypatch.setattr("comp.network.weights._is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("comp.network.weights.try_to_load_from_cache", lambda repo, file: None)
+    with pytest.raises(
+        WeightsError, match=r"cannot be reached; name a file by SET=model.weights=PATH"
+    ):
         build(Model(backbone="convnext_tiny.in12k_ft_in1k"))
 
 
@@ -112,10 +119,39 @@ def test_an_unknown_backbone_is_refused_with_its_neighbours() -> None:
         build(Model(backbone="resnet19x"))
 
 
-def test_what_a_backbone_sees_comes_from_its_own_config() -> None:
-    assert input_of(Model(backbone="tf_efficientnet_lite2")).size_px == 260
-    assert input_of(Model(backbone="legacy_xception")).crop_pct == 0.8975
-    assert input_of(Model(backbone="vgg16")).interpolation == "bilinear"
+def test_the_input_of_a_backbone_comes_from_its_own_config() -> None:
+    assert timm_config("tf_efficientnet_lite2")["size_px"] == 260
+    assert timm_config("legacy_xception")["crop_pct"] == 0.8975
+    assert timm_config("vgg16")["interpolation"] == "bilinear"
+
+
+def test_preprocessing_known_without_timm_is_timms_own_and_covers_every_recipe() -> None:
+    assert {named(name).model.backbone for name in RECIPES} == set(KNOWN)
+    for name, known in KNOWN.items():
+        assert known == Preprocessing(**timm_config(name)), name
+
+
+def test_the_canvas_of_a_recipe_is_known_without_torch() -> None:
+    code = (
+        "import sys; from comp.network.preprocessing import geometry_of; from comp.recipes import"
+        " RECIPES, named; [geometry_of(named(name)) for name in RECIPES];"
+        " sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_a_backbone_without_drop_path_is_told_that_it_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RecipeError, match="vgg11 has no drop_path_rate"):
+        build(Model(backbone="vgg11", weights=RANDOM, drop_path=0.1))
+
+    def create(*_: object, **__: object) -> None:
+        raise TypeError("something else")
+
+    monkeypatch.setattr("timm.create_model", create)
+    with pytest.raises(TypeError, match="something else"):
+        build(Model(backbone="resnet18", weights=RANDOM, drop_path=0.1), size_px=32)
 
 
 @pytest.mark.parametrize("backbone", VARIED)
@@ -153,7 +189,7 @@ def test_folding_batch_norms_leaves_the_features_as_they_were(backbone: str) -> 
     with torch.inference_mode():
         before = embed(network, images)
     n_norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
-    n_folded = fold_batch_norm(network, lambda: network(images[:1]))
+    n_folded = fuse_batch_norm(network, lambda: network(images[:1]))
     with torch.inference_mode():
         after = embed(network, images)
     assert 0 < n_folded <= n_norms

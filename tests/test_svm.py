@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from comp.train.classical import fit_svm
-from comp.train.heads import head_from, tensors_of
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
 from comp.errors import DataError
-from comp.recipe import HeadShape, Kernel, Svm
-from comp.train import classical
+from comp.network.heads import head_from, tensors_of
+from comp.recipe import HeadShape, Svm
+from comp.train import svm
+from comp.train.svm import fit_svm
 
 
 def problem(n: int = 120, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -29,13 +29,13 @@ def splits_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndar
         seen.extend(cv)
         return CalibratedClassifierCV(*machine, cv=cv, **rest)
 
-    monkeypatch.setattr(classical, "CalibratedClassifierCV", spied)
+    monkeypatch.setattr(svm, "CalibratedClassifierCV", spied)
     return seen
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_probabilities_are_those_of_scikit_learn(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = problem()
     splits = splits_of(monkeypatch)
