@@ -134,7 +134,7 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
         (False, 0.5, (0.7, 0.3), None),
         (False, 0.5, (0.3, 0.4), "the training loss of fold 0 went from 0.3000 to 0.4000"),
         (True, 0.5, (0.004, 0.0056), None),
-        (True, 0.8, (0.7, 0.3), "has learnt nothing"),
+        (True, 0.8, (0.7, 0.3), "has learned nothing"),
     ],
 )
 def test_a_rehearsal_fails_unless_something_was_learnt(

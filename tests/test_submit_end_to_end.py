@@ -3,10 +3,11 @@
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from finished_run import SAMPLE_IDS, make_run, make_workspace
-from twin.server import Submitted, Twin
+from twin.server import Twin
 
 from comp.competition import COMPETITION
 from comp.errors import KaggleError, SubmissionError, UserError
@@ -55,7 +56,7 @@ class Bench:
         return read_ledger(self.workspace.ledger).rows
 
     @property
-    def submissions(self) -> list[Submitted]:
+    def submissions(self) -> list[SimpleNamespace]:
         """What has arrived in this test."""
         return self.server.submissions[self._n_before[0] :]
 

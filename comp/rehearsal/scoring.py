@@ -37,14 +37,9 @@ def score_csv(content: bytes, solution: Mapping[str, int], columns: tuple[str, s
     missing = [key for key in solution if key not in texts.index]
     unknown = [key for key in texts.index if key not in solution]
     if missing or unknown:
-        wrong = [
-            f"{len(keys)} {kind}, such as '{keys[0]}'"
-            for kind, keys in (("missing", missing), ("unknown", unknown))
-            if keys
-        ]
         raise UnscorableError(
-            f"Submission must have {len(solution)} rows with the ids of the solution; "
-            f"found {len(texts)}: {'; '.join(wrong)}"
+            f"Submission must have the {len(solution)} ids of the solution; {len(missing)} are "
+            f"missing and {len(unknown)} are unknown, such as '{(missing + unknown)[0]}'"
         )
     probs = pd.to_numeric(texts, errors="coerce")
     bad = texts[~probs.between(0, 1)]
@@ -60,9 +55,7 @@ def _values_by_id(content: bytes, columns: tuple[str, str]) -> pd.Series:
     """The second of `columns` as text, indexed by the first; UnscorableError for anything odd."""
     key, value = columns
     try:
-        table = pd.read_csv(
-            io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UnscorableError(f"Submission is not a CSV file in UTF-8 ({reason})") from None
@@ -75,7 +68,6 @@ def _values_by_id(content: bytes, columns: tuple[str, str]) -> pd.Series:
     repeated = table.loc[table[key].duplicated(), key]
     if len(repeated):
         raise UnscorableError(
-            f"Submission has {len(repeated)} duplicate values in column '{key}', "
-            f"such as '{repeated.iloc[0]}'"
+            f"Submission has {len(repeated)} duplicate ids, such as '{repeated.iloc[0]}'"
         )
     return table.set_index(key)[value]

@@ -121,13 +121,11 @@ class RehearsalServer(ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), self.handler)
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.shutdown()
-        self._thread.join()
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ class BadReply(Reply):
     ending: Literal["", "cut", "reset", "silence"] = ""  # what happens to the connection then
     chunked: bool = False  # without Content-Length
     mib_per_s: float | None = None
-    seen: Seen = field(default_factory=lambda: Seen(target="", range=""))
+    seen: Seen | None = None
 
 
 def spoil(reply: Reply, **changes: Any) -> BadReply:
@@ -162,6 +162,16 @@ def ignore_range(call: Call) -> Reply:
     return without(call.proceed(replace(call.request, headers=headers)), "Accept-Ranges")
 
 
+def throttle(call: Call) -> Reply:
+    """The number is MiB/s."""
+    return spoil(call.reply, mib_per_s=call.armed.number)
+
+
+def promise_less(call: Call) -> Reply:
+    """Content-Length says half, and half is sent."""
+    return spoil(call.reply, body=call.reply.body[: len(call.reply.body) // 2])
+
+
 def promise_more(call: Call) -> Reply:
     """Content-Length says 1000 bytes more than are sent before the connection closes."""
     length = {"Content-Length": str(len(call.reply.body) + 1000)}
@@ -232,9 +242,7 @@ def refuse_to_resume(call: Call) -> Reply | None:
 
 def expire(call: Call) -> Reply | None:
     """A link is good for one request."""
-    body, headers = b"<Error><Code>ExpiredToken</Code></Error>", {"Content-Type": "application/xml"}
-    used = call.twin.n_asked[call.request.url] > 1
-    return Reply(status=403, headers=headers, body=body) if used else None
+    return send_page(403, "Expired")(call) if call.twin.n_asked[call.request.url] > 1 else None
 
 
 def lose_answer(call: Call) -> Reply | None:
@@ -285,6 +293,10 @@ def as_pending(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [row | {"status": "PENDING", "publicScore": ""}]
 
 
+def on_file(act: Callable[[Call], Reply | None], **settings: Any) -> Fault:
+    return Fault(FILE, act, needs_file=True, **settings)
+
+
 DOWNLOAD, CREATE, TOKEN, FILE, UPLOAD = (
     frozenset({name})
     for name in ("DownloadDataFiles", "CreateSubmission", "IntrospectToken", "file", "upload")
@@ -310,23 +322,17 @@ FAULTS = {
     "cut": Fault(FILE, break_off("cut")),
     "reset": Fault(FILE, break_off("reset")),
     "stall": Fault(FILE, break_off("silence")),
-    "slow": Fault(
-        FILE, lambda call: spoil(call.reply, mib_per_s=call.armed.number), True, False, 1.0
-    ),
+    "slow": on_file(throttle, is_count=False, default=1.0),
     "no-range": Fault(FILE, ignore_range),
-    "no-length": Fault(FILE, lambda call: spoil(call.reply, chunked=True), True),
-    "no-validator": Fault(FILE, lambda call: without(call.reply, "ETag", "Last-Modified"), True),
-    "short-length": Fault(
-        FILE,
-        lambda call: spoil(call.reply, body=call.reply.body[: len(call.reply.body) // 2]),
-        True,
-    ),
-    "long-length": Fault(FILE, promise_more, True),
-    "gzip": Fault(FILE, pack, True),
-    "flipped-bytes": Fault(FILE, invert_middle, True),
-    "bad-zip": Fault(FILE, invert_end, True),
-    "changed-file": Fault(FILE, change_file, True, False, 1),
-    "wrong-206": Fault(FILE, send_start, True),
+    "no-length": on_file(lambda call: spoil(call.reply, chunked=True)),
+    "no-validator": on_file(lambda call: without(call.reply, "ETag", "Last-Modified")),
+    "short-length": on_file(promise_less),
+    "long-length": on_file(promise_more),
+    "gzip": on_file(pack),
+    "flipped-bytes": on_file(invert_middle),
+    "bad-zip": on_file(invert_end),
+    "changed-file": on_file(change_file, is_count=False, default=1),
+    "wrong-206": on_file(send_start),
     "error-on-resume": Fault(FILE, refuse_to_resume),
     "expired-url": Fault(FILE, expire),
     "upload-503": Fault(UPLOAD, send_page(503, "Service Unavailable")),

@@ -12,29 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from comp.rehearsal.server import FIRST_REF, Handler, RehearsalServer, Reply, Request
 from twin.faults import NO_HEAD, Armed, BadReply, Seen, spoil, target_of
 
 BLOCK = 16 * 2**10  # bytes sent at a time
-
-
-class Account(NamedTuple):
-    """Credentials that the twin accepts: the token, or the user name with the key."""
-
-    token: str
-    username: str
-    key: str
-
-
-class Submitted(NamedTuple):
-    """A row of the journal."""
-
-    ref: int
-    sha256: str
-    description: str
-    score: float | None
 
 
 class TwinHandler(Handler):
@@ -87,7 +71,9 @@ class Twin(RehearsalServer):
     def __init__(self, archive: Path, solution: Path, *, token: str = "", **settings: Any) -> None:
         super().__init__(archive, solution, **settings)
         self.token = token or self.token
-        self.account = Account(self.token, "rehearsal", secrets.token_hex(16))
+        self.account = SimpleNamespace(
+            token=self.token, username="rehearsal", key=secrets.token_hex(16)
+        )
         self.requests: list[Seen] = []  # in the order of their answers
         self.n_asked: Counter[str] = Counter()  # by URL
         self.stopping = threading.Event()
@@ -114,12 +100,11 @@ class Twin(RehearsalServer):
         return [armed.name for armed in self._armed if armed.n_struck]
 
     @property
-    def submissions(self) -> list[Submitted]:
+    def submissions(self) -> list[SimpleNamespace]:
+        """The journal, with `score` as a number."""
         scores = [row.get("publicScore") for row in self.journal]
         return [
-            Submitted(
-                row["ref"], row["sha256"], row["description"], float(score) if score else None
-            )
+            SimpleNamespace(**row, score=float(score) if score else None)
             for row, score in zip(self.journal, scores, strict=True)
         ]
 
@@ -127,7 +112,7 @@ class Twin(RehearsalServer):
     def n_uploads(self) -> int:
         return sum((seen.target, seen.status) == ("upload", 201) for seen in self.requests)
 
-    def add(self, file_name: str, description: str, score: float) -> Submitted:
+    def add(self, file_name: str, description: str, score: float) -> SimpleNamespace:
         """Records a submission that was not made through the client."""
         date = datetime.now(UTC).isoformat()
         row = {
