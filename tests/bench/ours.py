@@ -14,8 +14,7 @@ import pandas as pd
 from comp.competition import COMPETITION
 from comp.data.manifest import SPLITS, read_manifest, write_manifest
 from comp.data.pixels import open_pixels, open_writer
-from comp.data.scan import scan
-from comp.data.stage import manifests_of
+from comp.data.scan import manifests_of, scan
 from comp.metric import logit_log_loss
 from comp.network.device import find_device
 from comp.network.preprocessing import geometry_of
