@@ -289,9 +289,9 @@ def _ablate(options: argparse.Namespace, reporter: Reporter) -> None:
 
 def _forecast(options: argparse.Namespace, reporter: Reporter) -> None:
     from comp.predict.finished import read_run
-    from comp.submit.forecast import show_forecast
+    from comp.submit.forecast import print_forecast
 
-    show_forecast(_workspace(options), COMPETITION, read_run(_run_folder(options)), reporter)
+    print_forecast(_workspace(options), COMPETITION, read_run(_run_folder(options)), reporter)
 
 
 def _submit(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -308,21 +308,21 @@ def _submit(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _scores(options: argparse.Namespace, reporter: Reporter) -> None:
-    from comp.submit.stage import scores
+    from comp.submit.stage import fetch_scores
 
-    scores(_workspace(options), COMPETITION, _kaggle(reporter), reporter)
+    fetch_scores(_workspace(options), COMPETITION, _kaggle(reporter), reporter)
 
 
 def _leaderboard(options: argparse.Namespace, reporter: Reporter) -> None:
-    from comp.submit.leaderboard import leaderboard
+    from comp.submit.leaderboard import print_standings
 
-    leaderboard(
+    print_standings(
         _workspace(options), COMPETITION, _kaggle(reporter), reporter, refresh=options.refresh
     )
 
 
 def _doctor(options: argparse.Namespace, reporter: Reporter) -> None:
-    from comp.doctor.stage import PATIENCE, Quiet, examine
+    from comp.doctor import PATIENCE, Quiet, examine
     from comp.kaggle import Kaggle
 
     examine(

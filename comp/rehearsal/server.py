@@ -63,7 +63,7 @@ class RehearsalServer:
         self._plan = Plan(faults, FAULTS)
         self._daily_limit = daily_limit
         self._submissions = Submissions(journal, daily_limit, clock)
-        self._scores = archived_scores().tolist() if scores is None else scores
+        self._scores = archived_scores(competition).tolist() if scores is None else scores
 
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-")
