@@ -24,8 +24,8 @@ from comp.progress import Reporter
 from comp.recipes import DEFAULT, ON_CPU
 from comp.store import Workspace
 
-HERE = Path(__file__).resolve().parents[1]
-RENEW = "delete .venv and run any make target, which installs the lock"
+ROOT = Path(__file__).resolve().parents[1]
+FIX = "delete .venv and run any make target, which installs the lock"
 PATIENCE = Patience(connect_s=5.0, read_s=20.0, n_tries=2, retry_s=20.0)  # someone is waiting
 PROBE_S = 300.0  # for torch to load, which takes half a minute on a busy machine
 MAX_SKEW_S = 60.0  # of the clock, beyond which dates mislead; certificates fail only at days
@@ -97,8 +97,8 @@ def run_probes(probes: Probes) -> Iterator[Check]:
 
 
 def machine_probes(workspace: Workspace, competition: Competition) -> Probes:
-    project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lock = (HERE / "requirements.txt").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     torch: dict[str, Any] = {}
     return {
         "Python": lambda: f"{platform.python_version()} in {sys.prefix}",
@@ -121,9 +121,9 @@ def find_packages(wanted: Sequence[str], lock: str) -> str:
     other = [need for need in locked if not _is_met(need)]
     first = ", ".join(f"{need.name}{need.specifier}" for need in (unmet or other)[:3])
     if unmet:
-        raise UserError(f"{len(unmet)} of {len(wanted)} are missing or too old ({first}): {RENEW}")
+        raise UserError(f"{len(unmet)} of {len(wanted)} are missing or too old ({first}): {FIX}")
     if other:
-        raise Doubt(f"{len(other)} of {len(locked)} are not as locked ({first}): {RENEW}")
+        raise Doubt(f"{len(other)} of {len(locked)} are not as locked ({first}): {FIX}")
     return f"{len(locked)} are as locked"
 
 
@@ -137,13 +137,13 @@ def _is_met(need: Requirement) -> bool:
 def find_torch(found: dict[str, Any]) -> str:
     """Fills `found` with what `print_torch` prints, in a process that a bad pair may crash."""
     command = [sys.executable, "-m", "comp.doctor"]
-    options: Any = {"cwd": HERE, "capture_output": True, "text": True, "timeout": PROBE_S}
+    options: Any = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": PROBE_S}
     try:
         found |= json.loads(subprocess.run(command, **options, check=True).stdout)
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "Error" in line]
         cause = lines[-1] if lines else f"status {error.returncode}"
-        raise UserError(f"torch and torchvision do not work ({cause}): {RENEW}") from None
+        raise UserError(f"torch and torchvision do not work ({cause}): {FIX}") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"no answer in {PROBE_S:.0f} s: is this machine busy?") from None
     return f"torch {found['torch']} and torchvision {found['torchvision']} work together"

@@ -100,7 +100,6 @@ def test_without_credentials_or_a_network_one_line_says_why_and_the_rest_is_unkn
     scene.arm()
     kaggle, _ = scene.another(replace(HASTE, n_tries=2), **variables)
     checks = account(kaggle)
-    kaggle.close()
     assert list(checks) == ASKED
     assert bad(checks) == [name]
     assert words in checks[name].text

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import make_run, make_workspace
+from finished_run import add_score, make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION, Competition
@@ -14,7 +14,6 @@ from comp.errors import DataError
 from comp.metric import Floats, log_loss, sigmoid
 from comp.predict.calibrate import Settings, board_losses
 from comp.predict.finished import read_run
-from comp.progress import Reporter
 from comp.store import Workspace
 from comp.submit import forecast as module
 from comp.submit.forecast import (
@@ -25,7 +24,6 @@ from comp.submit.forecast import (
     forecast,
     print_forecast,
 )
-from comp.submit.ledger import LedgerRow, write_row
 
 SETTINGS = Settings(noise_rate=0.004, clip=0.005)
 
@@ -138,26 +136,6 @@ def workspace(tmp_path: Path) -> Workspace:
     return make_workspace(tmp_path)
 
 
-def add_score(workspace: Workspace, run: Path, score: float | None, ref: int) -> None:
-    recipe, _, fingerprint = run.name.rpartition("-")
-    row = LedgerRow(
-        when="2026-01-01T00:00:00Z",
-        file=f"{run.name}.csv",
-        sha256=f"{ref:064d}",
-        recipe=recipe,
-        fingerprint=fingerprint,
-        commit="none",
-        cv_raw=None,
-        cv_calibrated=None,
-        cv_clipped=None,
-        public_score=score,
-        status="pending" if score is None else "complete",
-        ref=ref,
-        message="",
-    )
-    write_row(workspace.ledger, row, Reporter())
-
-
 def printed(
     workspace: Workspace, run: Path, competition: Competition = COMPETITION
 ) -> tuple[Forecast, str]:
@@ -177,10 +155,9 @@ def test_scored_runs_with_the_same_photos_on_disk_are_learnt_from_and_any_may_be
         make_run(workspace, name, "0" * 10, seed) for seed, name in enumerate("abcd")
     )
     cut_oof(other, -8)
-    gone = workspace.runs / "gone-1"
-    scores = [(first, 0.2), (second, None), (other, 0.25), (gone, 0.1), (run, 0.15)]
-    for ref, (name, score) in enumerate(scores):
-        add_score(workspace, name, score, ref)
+    scores = {first: 0.2, second: None, other: 0.25, Path("gone-1"): 0.1, run: 0.15}
+    for ref, (folder, score) in enumerate(scores.items()):
+        add_score(workspace, folder.name, score, ref)
     made, text = printed(workspace, run)
     assert made.n_pairs == 1
     assert "label-noise rate of the leaderboard, estimated from 1 score in the ledger: " in text
@@ -196,9 +173,9 @@ def test_a_gain_below_its_standard_deviation_gets_a_warning(workspace: Workspace
     assert "warning" not in text
     assert "no score yet in the ledger" in text
     assert "rank among 1,315" in text
-    add_score(workspace, first, made.score.mean, 1)
+    add_score(workspace, first.name, made.score.mean, 1)
     assert "less than its standard deviation" in printed(workspace, run)[1]
-    add_score(workspace, first, 3.0, 1)
+    add_score(workspace, first.name, 3.0, 1)
     clear, text = printed(workspace, run)
     assert clear.gain is not None
     assert clear.gain.mean > clear.gain.spread
@@ -230,7 +207,7 @@ def test_a_noise_rate_that_contradicts_the_scores_is_reported_and_not_changed(
     wide = replace(COMPETITION, noise_rate=0.05, noise_spread=0.045)
     monkeypatch.setattr(module, "MISFIT", 0.0)
     runs = [make_run(workspace, name, "0" * 10, 0) for name in "ab"]
-    add_score(workspace, runs[1], 2.0, 1)
+    add_score(workspace, runs[1].name, 2.0, 1)
     made, text = printed(workspace, runs[0], wide)
     assert made.noise_rate.low > 0.05
     assert f"SET=prediction.noise_rate={made.noise_rate.mean:.4f} fits the scores better" in text

@@ -4,17 +4,19 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import add_score
 from heard import Heard
 from kaggle_stand import Stand, stand
 
 from comp.board import archived_scores, ranks, score_at, sort_scores
 from comp.competition import COMPETITION, Competition
 from comp.errors import DataError, SubmissionError
-from comp.progress import Reporter
+from comp.kaggle import Submission
 from comp.store import Workspace
 from comp.submit.leaderboard import (
     Board,
@@ -24,7 +26,6 @@ from comp.submit.leaderboard import (
     read_board,
     standing,
 )
-from comp.submit.ledger import LedgerRow, write_row
 
 # Rank -> score, as published, noted independently of the file.
 PUBLISHED = {1: 0.03302, 2: 0.03305, 3: 0.03483, 4: 0.03507, 5: 0.03518, 10: 0.03807, 12: 0.03882}
@@ -43,21 +44,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
-
-
-def add_score(workspace: Workspace, score: float | None, ref: int = 1) -> None:
-    texts = dict.fromkeys(("when", "recipe", "fingerprint", "commit", "message"), "")
-    numbers = dict.fromkeys(("cv_raw", "cv_calibrated", "cv_clipped"))
-    row = LedgerRow(
-        file=f"run-{ref}.csv",
-        sha256=f"{ref}",
-        status="complete" if score else "pending",
-        public_score=score,
-        ref=ref,
-        **texts,
-        **numbers,
-    )
-    write_row(workspace.ledger, row, Reporter())
 
 
 def printed(
@@ -142,31 +128,41 @@ def test_rank_and_next_medal_on_the_archived_leaderboard_are_printed(
     scene: Stand, workspace: Workspace, score: float, rank: int, words: str
 ) -> None:
     scene.arm()
-    add_score(workspace, score)
+    add_score(workspace, "run-1", score, ref=1)
     text = printed(workspace, scene)
     assert f"\narchived {rank} 1,315 " in text
     assert f"\narchived: {words}" in text
     assert f"own best {score:.5f} (run-1.csv, in the ledger)" in text
 
 
-def test_the_best_score_of_ledger_and_kaggle_counts(scene: Stand, workspace: Workspace) -> None:
-    scene.arm()
-    made = scene.server._submissions.add(
-        file_name="by-hand.csv", description="", sha256="", n_bytes=1, score=0.06, error=""
+def test_the_best_score_of_ledger_and_kaggle_counts(
+    scene: Stand, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = Submission(
+        ref=7,
+        date=datetime(2026, 11, 21, tzinfo=UTC),
+        file_name="by-hand.csv",
+        message="",
+        status="complete",
+        public_score=0.06,
+        private_score=None,
+        error="",
     )
-    add_score(workspace, None, ref=1)
-    add_score(workspace, 0.07, ref=2)
-    on_kaggle = f"own best 0.06000 (by-hand.csv (ref {made.ref}), on Kaggle)"
+    others = [replace(by_hand, public_score=None), replace(by_hand, status="error")]
+    monkeypatch.setattr(scene.kaggle, "submissions", lambda: [*others, by_hand])
+    scene.arm()
+    add_score(workspace, "run-1", None, ref=1)
+    add_score(workspace, "run-2", 0.07, ref=2)
+    on_kaggle = "own best 0.06000 (by-hand.csv (ref 7), on Kaggle)"
     assert on_kaggle in printed(workspace, scene)
-    add_score(workspace, 0.05, ref=3)
+    add_score(workspace, "run-3", 0.05, ref=3)
     assert "own best 0.05000 (run-3.csv, in the ledger)" in printed(workspace, scene)
-    scene.server._submissions._all.clear()
 
 
 def test_a_leaderboard_is_downloaded_once_an_hour_or_on_request_and_its_age_is_printed(
     scene: Stand, workspace: Workspace
 ) -> None:
-    add_score(workspace, 0.045)
+    add_score(workspace, "run-1", 0.045, ref=1)
     path = workspace.submissions / "leaderboard.csv"
 
     def download(age_s: float = 0.0, refresh: bool = False) -> tuple[int, str]:
@@ -193,7 +189,7 @@ def test_a_leaderboard_is_downloaded_once_an_hour_or_on_request_and_its_age_is_p
 def test_without_kaggle_the_ledger_the_old_copy_and_the_archived_leaderboard_are_used(
     scene: Stand, workspace: Workspace
 ) -> None:
-    add_score(workspace, 0.045)
+    add_score(workspace, "run-1", 0.045, ref=1)
     scene.arm("500")
     text = printed(workspace, scene)
     assert f"\narchived {int(ranks(0.045, ARCHIVED))} 1,315 " in text
@@ -207,7 +203,7 @@ def test_without_kaggle_the_ledger_the_old_copy_and_the_archived_leaderboard_are
 
 def test_without_a_score_there_is_nothing_to_print(scene: Stand, workspace: Workspace) -> None:
     scene.arm()
-    add_score(workspace, None)
+    add_score(workspace, "run-1", None, ref=1)
     with pytest.raises(SubmissionError, match="`make scores` if one is pending"):
         printed(workspace, scene)
 

@@ -1,4 +1,7 @@
-"""The submit stage through the real Kaggle client to the stand-in on loopback, with its faults."""
+"""The submit stage through the real Kaggle client to the stand-in on loopback.
+
+tests/test_faults.py plays the other faults against whole runs.
+"""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from finished_run import make_run, make_workspace
 from kaggle_stand import Stand, stand
 
 from comp.competition import COMPETITION
-from comp.errors import KaggleError, SubmissionError, UnavailableError, UserError
+from comp.errors import KaggleError, RulesError, UnavailableError, UserError
 from comp.metric import log_loss
 from comp.submit import stage
 from comp.submit.ledger import LedgerRow, read_ledger
@@ -80,50 +83,25 @@ def test_a_run_is_scored_once_by_the_bytes_on_disk_and_no_token_is_left_behind(
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "kind", "words"),
     [
-        "submit-lost:1",
-        "upload-503:1",
-        "upload-reset:1",
-        "score-delayed:3",
-        "list-delayed:2",
-        "503:2:on=ListSubmissions",
+        ("403-rules", RulesError, "accept the rules"),
+        ("daily-limit:on=CreateSubmission", KaggleError, "400"),
+        ("upload-400", UnavailableError, "400"),
+        ("submit-silent", KaggleError, "is not in the list"),
     ],
 )
-def test_after_a_fault_that_passes_there_is_one_submission_with_a_score_in_one_row(
-    trial: Trial, fault: str
-) -> None:
-    trial.scene.arm(fault)
-    row = trial.submit()
-    assert row.status == "complete"
-    assert trial.rows == (row,)
-    assert trial.refs == [row.ref]
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind", "words", "statuses"),
-    [
-        ("daily-limit", SubmissionError, "no submission is left today", []),
-        ("score-error", SubmissionError, "The scoring of this submission failed", ["error"]),
-        ("submit-silent", KaggleError, "is not in the list", []),
-        ("403-rules", KaggleError, "accept the rules", []),
-        ("daily-limit:on=CreateSubmission", KaggleError, "400", []),
-        ("upload-400", UnavailableError, "400", []),
-    ],
-)
-def test_a_fault_that_stays_ends_in_one_line_with_a_true_ledger_and_nothing_to_wait_for(
-    trial: Trial, fault: str, kind: type[UserError], words: str, statuses: list[str]
+def test_a_refused_submission_leaves_nothing_that_the_next_run_waits_for(
+    trial: Trial, fault: str, kind: type[UserError], words: str
 ) -> None:
     trial.scene.arm(fault)
     with pytest.raises(kind, match=words) as caught:
         trial.submit()
     assert "\n" not in str(caught.value)
-    assert [row.status for row in trial.rows] == statuses
-    assert len(trial.refs) == len(statuses)
+    assert (trial.rows, trial.refs) == ((), [])
     trial.scene.arm()
     started = time.monotonic()
-    if not statuses:
-        assert trial.submit().status == "complete"
+    assert trial.submit().status == "complete"
     assert time.monotonic() - started < stage.LISTED_S / 4
     assert len(trial.refs) == 1
 
@@ -142,14 +120,3 @@ def test_a_crash_after_the_upload_is_repaired_from_kaggles_list(
     row = trial.submit()
     assert row.status == "complete"
     assert (trial.refs, trial.rows, trial.n_uploads) == ([row.ref], (row,), 1)
-
-
-def test_a_score_that_comes_late_is_fetched(trial: Trial) -> None:
-    trial.scene.arm("score-delayed")
-    assert trial.submit(limit_s=0.1).status == "pending"
-    assert [row.status for row in trial.rows] == ["pending"]
-    trial.scene.arm()
-    kaggle, notebook = trial.scene.kaggle, trial.scene.notebook
-    (row,) = stage.fetch_scores(trial.workspace, COMPETITION, kaggle, notebook)
-    assert row.status == "complete"
-    assert trial.rows == (row,)

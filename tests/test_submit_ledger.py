@@ -11,7 +11,7 @@ from heard import Heard
 from comp.errors import SubmissionError
 from comp.progress import Reporter
 from comp.store import Workspace, code_commit
-from comp.submit.ledger import COLUMNS, LedgerRow, read_ledger, read_rows, write_row
+from comp.submit.ledger import LEDGER_COLUMNS, LedgerRow, read_ledger, read_rows, write_row
 
 ROW = LedgerRow(
     when="2026-11-21T20:28:37Z",
@@ -56,7 +56,7 @@ def test_a_row_is_a_line_of_these_bytes_and_reads_back(path: Path) -> None:
     assert read_ledger(path).rows == (ROW, rows(2)[1])
     assert read_ledger(path).remarks == ()
     header, first, second = path.read_bytes().splitlines(keepends=True)
-    assert header == ",".join(COLUMNS).encode() + b"\n"
+    assert header == ",".join(LEDGER_COLUMNS).encode() + b"\n"
     assert first == (
         b"2026-11-21T20:28:37Z,lite0_head-0123456789.csv," + b"ab" * 32 + b",lite0_head,0123456789,"
         b"c0ffee-dirty,0.0341,0.03395,0.0362,,pending,40000001,"
@@ -87,7 +87,7 @@ def test_a_score_fills_its_row_and_keeps_the_text_of_every_other_cell(path: Path
 
 def test_columns_that_were_added_or_moved_by_hand_stay_where_they_are(path: Path) -> None:
     path.parent.mkdir()
-    header = ",".join([*reversed(COLUMNS), "note"])
+    header = ",".join([*reversed(LEDGER_COLUMNS), "note"])
     path.write_bytes(b"\xef\xbb\xbf" + header.encode() + b"\r\n")  # as a spreadsheet saves it
     write(path, ROW)
     assert read_ledger(path).rows == (ROW,)

@@ -30,7 +30,7 @@ class LedgerRow:
     message: str  # as uploaded; ends with the first 12 digits of sha256
 
 
-COLUMNS = tuple(field.name for field in fields(LedgerRow))
+LEDGER_COLUMNS = tuple(field.name for field in fields(LedgerRow))
 _FLOATS = ("cv_raw", "cv_calibrated", "cv_clipped", "public_score")
 _NUMBERS: dict[str, type[float]] = {"ref": int, **dict.fromkeys(_FLOATS, float)}
 
@@ -52,7 +52,7 @@ def read_ledger(path: Path) -> Ledger:
         if not cells["sha256"]:
             remarks.append(f"{path.name} line {line} has no sha256 and is ignored")
             continue
-        values = {column: cells[column] for column in COLUMNS}
+        values = {column: cells[column] for column in LEDGER_COLUMNS}
         for column, kind in _NUMBERS.items():
             values[column] = _number(cells[column], kind)
             if cells[column] and values[column] is None:
@@ -93,7 +93,7 @@ def write_row(path: Path, row: LedgerRow, reporter: Reporter) -> None:
 def _read_cells(path: Path) -> pd.DataFrame:
     """Every cell as text, under the file's own header."""
     if not path.exists() or not path.read_bytes().strip():
-        return pd.DataFrame(columns=list(COLUMNS), dtype=str)
+        return pd.DataFrame(columns=list(LEDGER_COLUMNS), dtype=str)
     try:
         table = pd.read_csv(
             path,
@@ -108,7 +108,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
         raise SubmissionError(
             f"{path.name} cannot be read ({cause}): correct it, or restore it from git"
         ) from None
-    missing = [column for column in COLUMNS if column not in table.iloc[0].tolist()]
+    missing = [column for column in LEDGER_COLUMNS if column not in table.iloc[0].tolist()]
     if missing:
         raise SubmissionError(
             f"{path.name} has no column {', '.join(missing)}: correct its first line,"

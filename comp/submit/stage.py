@@ -29,7 +29,7 @@ from comp.submit.forecast import print_forecast
 from comp.submit.ledger import LedgerRow, read_ledger, read_rows, write_row
 
 CODE = Path(__file__).resolve().parents[1]
-WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
+SCORE_WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
 LISTED_S = 60.0  # from the start of an upload until Kaggle lists it, or never will
 LOOK_EVERY_S = 5.0
 
@@ -42,7 +42,7 @@ def submit(
     reporter: Reporter,
     *,
     force: bool = False,
-    limit_s: float = WAIT_S,
+    limit_s: float = SCORE_WAIT_S,
 ) -> LedgerRow:
     """The ledger's row of this run's submission, with its score if that came within `limit_s`.
 
@@ -50,14 +50,7 @@ def submit(
     file has a problem, no submission is left today, or Kaggle could not score it.
     """
     finished = read_run(run)
-    ids = _read_sample_ids(workspace, competition)
-    train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
-    check_current(workspace, finished)
-    predictions, clip = finished.predictions, finished.settings.clip
-    for warning in check_submission(
-        predictions, ids, competition, clip=clip, oof=finished.oof, train=train, test=test
-    ):
-        reporter.warn(warning)
+    ids = _check_run(workspace, competition, finished, reporter)
     try:
         print_forecast(workspace, competition, finished, reporter)
     except DataError as error:  # too few photos for a forecast are enough for a submission
@@ -65,12 +58,15 @@ def submit(
     # Two runs of this stage at the same time must not both upload the file.
     with locked(workspace.submissions / ".submit.lock", reporter):
         path = workspace.submissions / f"{finished.folder}.csv"
-        probs = predictions.set_index("id")["prob"].loc[ids].to_numpy(np.float64)
+        probs = finished.predictions.set_index("id")["prob"].loc[ids].to_numpy(np.float64)
         write_submission(path, ids, probs, competition)
         row = _upload_once(workspace, kaggle, finished, path, reporter, force=force)
     if row.status == "pending":
         row = _await_score(workspace, kaggle, row, reporter, limit_s)
-    _print_scores(row, reporter)
+    scores = [("CV raw", row.cv_raw), ("CV calibrated", row.cv_calibrated)]
+    scores += [("CV clipped", row.cv_clipped), ("public score", row.public_score)]
+    cells = [(name, _or_dash(score)) for name, score in scores]
+    reporter.table(row.file, ("log loss", row.status), cells)
     return row
 
 
@@ -93,22 +89,36 @@ def fetch_scores(
     n_left = len(pending) - len(settled)
     left = f"; {n_left:,} left for the next `make scores`" if n_left else ""
     reporter.say(f"{len(pending):,} pending in the ledger, {len(settled):,} now settled{left}")
-    reporter.table(
-        f"{competition.title}: log loss",
-        ("submission", "CV clipped", "public score", "status"),
-        [
-            (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status)
-            for row in read_ledger(workspace.ledger).rows
-        ],
-    )
+    cells = [
+        (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status)
+        for row in read_ledger(workspace.ledger).rows
+    ]
+    columns = ("submission", "CV clipped", "public score", "status")
+    reporter.table(f"{competition.title}: log loss", columns, cells)
     return settled
 
 
-def _read_sample_ids(workspace: Workspace, competition: Competition) -> list[str]:
-    path = workspace.data / competition.sample
-    if not path.exists():
-        raise DataError(f"{path}, which has the order of the ids, does not exist: run `make data`")
-    return read_sample(path.read_bytes(), competition)
+def _check_run(
+    workspace: Workspace, competition: Competition, finished: FinishedRun, reporter: Reporter
+) -> list[str]:
+    """The ids in the order of the sample submission, once the run has passed all checks."""
+    sample = workspace.data / competition.sample
+    if not sample.exists():
+        raise DataError(f"{sample}, which lists the ids in order, does not exist: run `make data`")
+    ids = read_sample(sample.read_bytes(), competition)
+    train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
+    check_current(workspace, finished)
+    for warning in check_submission(
+        finished.predictions,
+        ids,
+        competition,
+        clip=finished.settings.clip,
+        oof=finished.oof,
+        train=train,
+        test=test,
+    ):
+        reporter.warn(warning)
+    return ids
 
 
 def _upload_once(
@@ -123,15 +133,13 @@ def _upload_once(
     """The row of the file `path`: that of an earlier upload, or that of an upload made now.
 
     A file `mark` exists during an upload. If a crash leaves it behind, the next run gives Kaggle
-    time to list the submission. An upload that ends with an error removes it: either Kaggle has
-    refused and there is nothing to find, or `Kaggle.upload` has already waited for the list.
+    time to list the submission.
     """
     rows = read_rows(workspace, reporter)
     draft = _draft_row(finished, path)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
     if earlier and not force:
-        _explain_skip(earlier[-1], reporter)
-        return earlier[-1]
+        return _explain_skip(earlier[-1], reporter)
     mark = path.with_name(f".{draft.sha256[:12]}.uploading")
     lost = _find_lost(kaggle, draft, rows, mark, reporter)
     if lost:
@@ -141,13 +149,7 @@ def _upload_once(
             " ledger: added to it, not uploaded again"
         )
     else:
-        _check_limits(kaggle, reporter)
-        mark.touch()
-        try:
-            ref = kaggle.upload(path, draft.message)
-        except UserError:
-            mark.unlink(missing_ok=True)
-            raise
+        ref = _upload(kaggle, path, draft.message, mark, reporter)
         row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
     write_row(workspace.ledger, row, reporter)
     mark.unlink(missing_ok=True)
@@ -175,8 +177,8 @@ def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
     )
 
 
-def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
-    """Say why the file is not uploaded. SubmissionError if Kaggle could not score it before."""
+def _explain_skip(row: LedgerRow, reporter: Reporter) -> LedgerRow:
+    """`row`, of an earlier upload of the file. SubmissionError if Kaggle could not score it."""
     earlier = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref})"
     if row.status == "error":
         raise SubmissionError(
@@ -185,6 +187,7 @@ def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
     score = row.public_score
     result = "is waiting for its score" if score is None else f"scored {score:.5f}"
     reporter.say(f"{earlier} and {result}: not uploaded again (FORCE=1 does)")
+    return row
 
 
 def _find_lost(
@@ -213,7 +216,8 @@ def _find_lost(
         time.sleep(min(left_s, LOOK_EVERY_S))
 
 
-def _check_limits(kaggle: Kaggle, reporter: Reporter) -> None:
+def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Reporter) -> int:
+    """Kaggle's reference of the submission, made now if the limits allow it."""
     limits = kaggle.limits()
     if limits.n_allowed_now < 1:
         raise SubmissionError(
@@ -221,6 +225,14 @@ def _check_limits(kaggle: Kaggle, reporter: Reporter) -> None:
             " try again after midnight UTC"
         )
     reporter.say(f"uploading; {limits.n_allowed_now:,} submissions left today, including this one")
+    mark.touch()
+    try:
+        return kaggle.upload(path, message)
+    except UserError:
+        # Kaggle has refused, and there is nothing to find; or the answer was lost, and `upload`
+        # has already waited for the list to show the submission.
+        mark.unlink(missing_ok=True)
+        raise
 
 
 def _await_score(
@@ -262,17 +274,6 @@ def _ref(row: LedgerRow) -> int:
             " submissions, or delete the line"
         )
     return row.ref
-
-
-def _print_scores(row: LedgerRow, reporter: Reporter) -> None:
-    scores = {
-        "CV raw": row.cv_raw,
-        "CV calibrated": row.cv_calibrated,
-        "CV clipped": row.cv_clipped,
-        "public score": row.public_score,
-    }
-    rows = [(name, _or_dash(score)) for name, score in scores.items()]
-    reporter.table(row.file, ("log loss", row.status), rows)
 
 
 def _or_dash(score: float | None) -> float | str:
