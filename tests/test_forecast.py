@@ -155,8 +155,8 @@ def test_scored_runs_with_the_same_photos_on_disk_are_learnt_from_and_any_may_be
         make_run(workspace, name, "0" * 10, seed) for seed, name in enumerate("abcd")
     )
     cut_oof(other, -8)
-    scores = {first: 0.2, second: None, other: 0.25, Path("gone-1"): 0.1, run: 0.15}
-    for ref, (folder, score) in enumerate(scores.items()):
+    scores = [(first, 0.3), (first, 0.2), (second, None), (other, 0.25), (run, 0.15)]
+    for ref, (folder, score) in enumerate([*scores, (Path("gone-1"), 0.1)]):
         add_score(workspace, folder.name, score, ref)
     made, text = printed(workspace, run)
     assert made.n_pairs == 1

@@ -100,7 +100,6 @@ def _read_cells(path: Path) -> pd.DataFrame:
             header=None,
             dtype=str,
             keep_default_na=False,
-            encoding="utf-8-sig",
             skip_blank_lines=False,
         ).map(str.strip)
     except ValueError as error:  # of pandas' parser, or bytes that are not UTF-8
