@@ -36,10 +36,3 @@ def sort_scores(scores: Sequence[float] | Sequence[str]) -> Floats:
 def ranks(values: ArrayLike, board: Floats) -> NDArray[np.int64]:
     """The rank of each of `values` on `board`, best first: 1 + the number of better scores."""
     return np.searchsorted(board, np.asarray(values, np.float64), side="left").astype(np.int64) + 1
-
-
-def score_at(rank: int, board: Floats) -> float:
-    """The score needed for `rank` on `board`, best first; an equal score shares the rank."""
-    if not 1 <= rank <= board.size:
-        raise DataError(f"the leaderboard has ranks 1 to {board.size:,}, not {rank:,}")
-    return float(board[rank - 1])

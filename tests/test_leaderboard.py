@@ -13,7 +13,7 @@ from finished_run import add_score
 from heard import Heard
 from kaggle_stand import Stand, stand
 
-from comp.board import archived_scores, ranks, score_at, sort_scores
+from comp.board import archived_scores, ranks, sort_scores
 from comp.competition import COMPETITION, Competition
 from comp.errors import DataError, SubmissionError
 from comp.kaggle import Submission
@@ -60,7 +60,7 @@ def printed(
 
 def test_the_archived_leaderboard_has_the_published_scores() -> None:
     assert ARCHIVED.size == 1315
-    assert {rank: score_at(rank, ARCHIVED) for rank in PUBLISHED} == PUBLISHED
+    assert {rank: ARCHIVED[rank - 1] for rank in PUBLISHED} == PUBLISHED
     assert np.median(ARCHIVED) == pytest.approx(0.12216, abs=5e-6)
     assert archived_scores(UNARCHIVED).size == 0
 
@@ -68,9 +68,6 @@ def test_the_archived_leaderboard_has_the_published_scores() -> None:
 def test_a_score_ranks_after_all_better_ones_and_equal_scores_share_a_rank() -> None:
     board = sort_scores([0.3, 0.1, 0.2, 0.2, 0.5])
     assert ranks([0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.6], board).tolist() == [1, 1, 2, 2, 4, 5, 6]
-    assert [int(ranks(score_at(rank, board), board)) for rank in (1, 2, 3, 4, 5)] == [1, 2, 2, 4, 5]
-    with pytest.raises(DataError, match="ranks 1 to 5, not 6"):
-        score_at(6, board)
 
 
 @pytest.mark.parametrize("scores", [[], [0.1, float("nan")]])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comp.board import archived_scores, ranks, score_at, sort_scores
+from comp.board import archived_scores, ranks, sort_scores
 from comp.competition import Competition
 from comp.errors import DataError, KaggleError, SubmissionError
 from comp.kaggle import Kaggle
@@ -97,7 +97,7 @@ def next_medal(score: float, scores: Floats) -> str:
         return f"no medal thresholds for {scores.size:,} teams, fewer than {MEDALS_FROM:,}"
     for medal, rank in medals.items():
         if ranks(score, scores) > rank:
-            need = score_at(rank, scores)
+            need = scores[rank - 1]  # an equal score shares the rank
             return f"{medal} needs rank {rank:,}, a score of {need:.5f} ({score - need:.5f} better)"
     return "good enough for gold"
 
