@@ -9,6 +9,7 @@ from torch import nn
 
 from comp.errors import RecipeError
 from comp.network.backbone import build
+from comp.network.batchnorm import fuse_batch_norm
 from comp.network.boundary import find_boundary, input_to, resume_from
 from comp.network.device import find_device
 from comp.network.embedder import BF16_TOLERANCE, make_embedder
