@@ -89,7 +89,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def make_parser(commands: Mapping[Callable[[Call], None], str]) -> argparse.ArgumentParser:
-    """A parser of `commands` and the names of their options, some with =default; their docstrings are the help."""
+    """A parser of `commands` and the names of their options, some with =default."""
     text = "Dogs vs. Cats Redux, from Kaggle's archive to a score."
     parser = argparse.ArgumentParser(prog="python -m comp", description=text)
     stages = parser.add_subparsers(required=True, metavar="STAGE")
@@ -111,9 +111,9 @@ def _argument(name: str, default: str) -> dict[str, Any]:
     options = ARGUMENTS[name].copy()
     if default:
         options["default"] = default
-    default = default or getattr(Call, name, None)
-    if isinstance(default, (str, int)) and name != "verdicts" and "action" not in options:
-        options["help"] += f" (default: {default})"
+    shown: object = default or getattr(Call, name, None)
+    if isinstance(shown, (str, int)) and name != "verdicts" and "action" not in options:
+        options["help"] += f" (default: {shown})"
     if name == "set":
         options["action"] = "extend"
     return options
