@@ -114,7 +114,6 @@ def test_without_credentials_or_a_network_all_lines_come_and_one_says_why(
     scene.arm()
     kaggle, _ = scene.another(replace(HASTE, n_tries=2), **variables)
     checks = by_name(kaggle)
-    kaggle.close()
     assert list(checks) == ASKED
     assert bad(checks) == [name]
     assert words in checks[name].text

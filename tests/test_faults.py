@@ -43,7 +43,7 @@ from comp.submit.leaderboard import leaderboard
 from comp.submit.ledger import read_ledger, write_row
 
 TOKEN = "KGAT_canary0123456789abcdef"
-RAW = {ARCHIVE, f"{ARCHIVE}.json", f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"}
+RAW = {".lock", ARCHIVE, f"{ARCHIVE}.json", f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"}
 WAIT_S = 0.3  # for a score
 
 
@@ -80,7 +80,6 @@ class Bench:
 
     def __exit__(self, *error: object) -> None:
         self.show_figures()
-        self.kaggle.close()
         self.server.__exit__(None, None, None)
 
     def arm(self, faults: str) -> None:

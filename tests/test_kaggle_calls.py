@@ -22,7 +22,7 @@ from comp.errors import (
     UserError,
 )
 from comp.kaggle import Kaggle, Limits
-from comp.kaggle.values import submission
+from comp.kaggle.submissions import submission_of as submission
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_files_and_user_and_limits_are_what_the_server_tells(scene: Stand) -> No
     scene.arm()
     with zipfile.ZipFile(scene.archive) as bundle:
         expected = {member.filename: member.file_size for member in bundle.infolist()}
-    assert {file.name: file.total_bytes for file in scene.kaggle.files()} == expected
+    assert scene.kaggle.files() == expected
     assert scene.kaggle.whoami() == "rehearsal"
     assert scene.kaggle.limits() == Limits(n_today=0, n_allowed_now=100_000)
 
@@ -102,7 +102,7 @@ def test_a_refusal_becomes_one_line_with_its_remedy(
         line = str(caught.value)
         assert "\n" not in line
         assert [word for word in words if word not in line] == []
-    assert [*tmp_path.rglob("*.*")] == []
+    assert [*tmp_path.rglob("*.zip*")] == []
 
 
 @pytest.mark.parametrize("fault", ["401", "403-rules", "404"])

@@ -79,7 +79,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rehearsal
             COMPETITION, Reporter(), env=server.environment(folder / "home"), patience=HASTE
         )
         yield server, kaggle
-        kaggle.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What a run needs of Kaggle, of this account there, and of the archive."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,8 +7,7 @@ from comp.competition import Competition
 from comp.doctor.check import Check
 from comp.errors import UserError
 from comp.kaggle import Kaggle
-from comp.kaggle.archive import MB, Archive
-from comp.kaggle.download import Part
+from comp.kaggle.download import MB, Archive
 
 MAX_SKEW_S = (
     60.0  # beyond it, dates in the ledger and "today" mislead; certificates fail only at days
@@ -108,28 +106,21 @@ def archive_state(folder: Path, competition: Competition) -> Check:
     archive = Archive(folder / f"{competition.slug}.zip")
     if archive.path.exists():
         size = f"{archive.path.stat().st_size / MB:,.1f} MB"
-        if archive.known():
+        if archive.is_checked():
             return Check("archive", "ok", f"complete and checked, {size}")
         return Check(
             "archive",
             "warn",
             f"{size} that `make data` has not brought, or that changed since: it will check them",
         )
-    if archive.part.exists():
-        return Check("archive", "ok", partial(archive))
+    if archive.part.path.exists():
+        return Check("archive", "ok", partial(archive.part))
     return Check("archive", "ok", "absent: `make data` downloads it")
 
 
-def partial(archive: Archive) -> str:
-    fd = os.open(archive.part, os.O_RDONLY)
-    try:
-        part = Part(fd, archive.part_note)
-        version, have = part.version(), f"{part.n_bytes / MB:,.1f}"
-        total = (
-            f"{version.length / MB:,.1f}" if version and version.length else "an unknown number of"
-        )
-        if part.resume_at():
-            return f"partial and resumable, {have} of {total} MB: `make data` goes on from there"
-        return f"partial, {have} MB of a version that cannot be told: `make data` starts over"
-    finally:
-        os.close(fd)
+def partial(part: Archive) -> str:
+    version, have = part.version(), f"{part.n_bytes / MB:,.1f}"
+    total = f"{version.length / MB:,.1f}" if version and version.length else "an unknown number of"
+    if part.resume_at():
+        return f"partial and resumable, {have} of {total} MB: `make data` goes on from there"
+    return f"partial, {have} MB of a version that cannot be told: `make data` starts over"

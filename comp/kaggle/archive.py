@@ -1,37 +1,28 @@
-"""The competition's archive in a folder: whole, checked and the server's current one, or a partial file that the next run continues.
+"""The competition's archive: downloaded, verified, and whole or not there.
 
-<slug>.zip             complete, its outer members' CRCs checked
-<slug>.zip.json        of which version on the server, and its size and time here
-<slug>.zip.part        what has arrived so far; locked by the run that writes it
-<slug>.zip.part.json   of which version on the server
+<slug>.zip             complete; the CRCs of its members have been checked
+<slug>.zip.json        which version on the server it is
+<slug>.zip.part        what has arrived so far
+<slug>.zip.part.json   which version on the server it is a part of
 """
 
-import json
-import os
 import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from comp.errors import ArchiveError, UnavailableError
-from comp.kaggle.failures import AgainError
-from comp.kaggle.lock import locked
-from comp.kaggle.process import Event
-from comp.kaggle.retries import GaveUpError, patiently
-from comp.kaggle.values import Patience
-from comp.progress import Advance, Reporter
+from comp.kaggle.download import BLOCK, MB, Archive, Version, receive, refuse_pages
+from comp.store import locked, write_json
 
-N_DOWNLOADS = (
-    2  # before an archive that arrives complete but corrupt is believed to be so on the server
-)
-MB = 1_000_000
-# What zipfile raises for damage.
-UNSOUND = (
+if TYPE_CHECKING:
+    from comp.kaggle.client import Kaggle
+
+N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
+ZIP_DAMAGE = (  # what zipfile raises
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -41,188 +32,105 @@ UNSOUND = (
     RuntimeError,
     OverflowError,
 )
-Ask = Callable[
-    ..., Any
-]  # one call to the client: ask(call, on_event=, fd=, **arguments); raises AgainError or another UserError
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """Where the archive is or will be, and beside it what we know of it."""
-
-    path: Path
-
-    @property
-    def note(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.json")
-
-    @property
-    def part(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.part")
-
-    @property
-    def part_note(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.part.json")
-
-    def known(self) -> dict[str, Any] | None:
-        """The version that is here, if the file has not been touched since it was noted."""
+def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
+    """The competition's archive in `folder`: whole, checked, and the one Kaggle has now."""
+    archive = Archive(folder / f"{kaggle.competition.slug}.zip")
+    part = archive.part
+    with locked(folder / ".lock", kaggle.reporter, limit_s=kaggle.patience.other_run_s):
+        if archive.path.exists() and _is_current(archive, kaggle):
+            return archive.path
         try:
-            note: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
-            return note if note["here"] == _here(self.path) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def remember(self, version: dict[str, Any], file: Path) -> None:
-        """Notes of which version on the server `file` is a copy."""
-        scratch = self.note.with_suffix(".new")
-        scratch.write_text(json.dumps(version | {"here": _here(file)}), encoding="utf-8")
-        scratch.replace(self.note)
-
-
-def fetch(archive: Archive, ask: Ask, reporter: Reporter, patience: Patience) -> Path:
-    """The archive, downloaded if need be; `ask` calls the client."""
-    archive.path.parent.mkdir(parents=True, exist_ok=True)
-    before = _here(archive.path)
-    if before and _is_current(archive, ask, reporter, patience):
-        return archive.path
-    waiting = f"another run is downloading {archive.path.name}"
-    with locked(archive.part, waiting, reporter, patience.other_run_s) as fd:
-        if _here(archive.path) != before and _is_current(archive, ask, reporter, patience):
-            return archive.path  # another run, which held the lock until now, has brought it
-        try:
-            version = _sound(archive, fd, ask, reporter, patience)
+            version = _fetch_intact(part, kaggle)
+            part.path.replace(archive.path)
+            write_json(archive.note, asdict(version))
         finally:
-            if not os.fstat(fd).st_size:
-                archive.part_note.unlink(missing_ok=True)
-        archive.remember(version, archive.part)
-        archive.part.replace(archive.path)
-        archive.part_note.unlink(missing_ok=True)
+            if not part.n_bytes:
+                part.path.unlink(missing_ok=True)
+                part.note.unlink(missing_ok=True)
     return archive.path
 
 
-def _sound(
-    archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Patience
-) -> dict[str, Any]:
-    """Completes the partial file, checks it as a zip, and does so once more if it is corrupt; returns its version."""
-    for n in range(1, N_DOWNLOADS + 1):
-        version = _complete(archive, fd, ask, reporter, patience)
-        problem = zip_problem(archive.part)
-        if not problem:
-            return version
-        os.ftruncate(fd, 0)
-        if n < N_DOWNLOADS:
-            reporter.warn(
-                f"{archive.path.name} arrived complete, but {problem}; downloading it once more"
-            )
-    again = f"arrived complete {N_DOWNLOADS} times, but {problem}"
-    raise ArchiveError(f"{archive.path.name} {again}; nothing of it is kept: try again later")
+def remote_version(kaggle: "Kaggle") -> Version:
+    """The version that the server has now, from the head of a download that is not read."""
+
+    def look() -> Version:
+        with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
+            refuse_pages(response.headers)
+            return Version.of(response.headers)
+
+    return kaggle.retried(look)
 
 
 def zip_problem(path: Path) -> str:
-    """What is wrong with a zip, "" if its structure and every member's CRC are right. Members are read, none is written."""
-    name = ""
+    """What is wrong with a zip: "" if its structure and the CRC of every member are right."""
+    name = "it"
     try:
         with zipfile.ZipFile(path) as outer:
             for member in outer.infolist():
-                name = repr(member.filename)
+                name = f"its member {member.filename!r}"
                 with outer.open(member) as content:
-                    while content.read(1 << 20):
+                    while content.read(BLOCK):
                         pass
-    except UNSOUND as error:
-        return (
-            f"{f'its member {name}' if name else 'it'} is corrupt ({error or type(error).__name__})"
-        )
+    except ZIP_DAMAGE as error:
+        return f"{name} is corrupt ({error or type(error).__name__})"
     return ""
 
 
-def _is_current(archive: Archive, ask: Ask, reporter: Reporter, patience: Patience) -> bool:
-    """Whether the file here is still what the server has; says which. Where a validator is missing, the length tells."""
-    there = patiently(lambda: ask("version"), patience, reporter.warn)
-    here, size = archive.known(), archive.path.stat().st_size
-    if here is not None and here["validator"] and there["validator"]:
-        if here["validator"] == there["validator"] and there["length"] in (None, size):
-            reporter.say(
-                f"{archive.path.name} is here ({size / MB:,.1f} MB) and is what the server has"
-            )
+def _is_current(archive: Archive, kaggle: "Kaggle") -> bool:
+    """Whether the archive is what the server has. Without validators, its length decides."""
+    name, size = archive.path.name, archive.n_bytes
+    here, there = archive.version() if archive.is_checked() else None, remote_version(kaggle)
+    here_is = f"{name} is here ({size / MB:,.1f} MB)"
+    if here and here.validator and there.validator:
+        if here.validator == there.validator and there.length in (None, size):
+            kaggle.reporter.say(f"{here_is} and is what the server has")
             return True
-    elif there["length"] == size and not zip_problem(archive.path):
-        archive.remember(there, archive.path)
-        reporter.say(
-            f"{archive.path.name} is here, of the server's length ({size / MB:,.1f} MB) and intact"
-        )
+    elif there.length == size and not zip_problem(archive.path):
+        write_json(archive.note, asdict(there))
+        kaggle.reporter.say(f"{here_is}, is intact and as long as what the server has")
         return True
-    reporter.warn(
-        f"{archive.path.name} is here but is not what the server has; downloading that beside it"
-    )
+    kaggle.reporter.warn(f"{here_is} but is not what the server has; downloading that")
     return False
 
 
-def _complete(
-    archive: Archive, fd: int, ask: Ask, reporter: Reporter, patience: Patience
-) -> dict[str, Any]:
-    """Tries until the partial file is complete; the count starts anew whenever the file has become longer than it ever was in this run."""
-    longest = os.fstat(fd).st_size
-
-    def one_try() -> dict[str, Any]:
-        with _Bar(archive.path.name, reporter) as bar:
-            version: dict[str, Any] = ask(
-                "archive", on_event=bar.on_event, fd=fd, note=str(archive.part_note.absolute())
-            )
+def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
+    """Completes the part and checks it as a zip; once more if it is corrupt."""
+    name = part.path.stem
+    for n_left in reversed(range(N_DOWNLOADS)):
+        version = _fetch(part, kaggle)
+        problem = zip_problem(part.path)
+        if not problem:
             return version
+        part.restart(None)
+        if n_left:
+            kaggle.reporter.warn(f"{name} is complete, but {problem}; downloading it once more")
+    times = f"{name} arrived {N_DOWNLOADS} times, but {problem}"
+    raise ArchiveError(f"{times}; nothing of it is kept: try again later")
 
-    def only_without_progress(_: AgainError) -> bool:
-        return os.fstat(fd).st_size <= longest
 
-    while True:
+def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
+    """Tries until the part is complete. The count starts anew when it is longer than ever."""
+    longest = part.n_bytes
+
+    def try_once() -> Version | None:
+        """None if the part has grown but is not complete."""
+        nonlocal longest
         try:
-            return patiently(one_try, patience, reporter.warn, only=only_without_progress)
-        except GaveUpError as error:
-            have = os.fstat(fd).st_size
-            if have <= longest:
-                kept = f"{have / MB:,.1f} MB have arrived and are kept, and the next run goes on from there"
-                raise UnavailableError(
-                    f"{error}; {kept if have else 'nothing has arrived'}"
-                ) from None
-            longest = have
-            reporter.warn(f"{error.last} after {have / MB:,.1f} MB; going on from there")
-            time.sleep(patience.wait_first_s)
+            with kaggle.session.archive(part.request_headers()) as response:
+                return receive(response, part, kaggle.reporter)
+        except UnavailableError as error:
+            if part.n_bytes <= longest:
+                raise
+            longest = part.n_bytes
+            kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
+            return None
 
-
-class _Bar:
-    """The progress of one try, from the client's events."""
-
-    def __init__(self, name: str, reporter: Reporter) -> None:
-        self._name = name
-        self._reporter = reporter
-        self._stack = ExitStack()
-        self._advance: Advance | None = None
-        self._start = self._shown = 0
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.__exit__(*exception)
-
-    def on_event(self, event: Event) -> None:
-        if "start" in event:
-            self._start, total = event["start"], event["total"]
-            label = f"downloading {self._name}" + (
-                f" from {self._start / MB:,.1f} MB on" if self._start else ""
-            )
-            if total is not None:  # without a length there is nothing to show progress towards
-                n_mb = (total - self._start + MB - 1) // MB
-                self._advance = self._stack.enter_context(self._reporter.track(label, n_mb, "MB"))
-        elif self._advance is not None:
-            n_mb = (event["position"] - self._start + MB - 1) // MB
-            self._advance(n_mb - self._shown)
-            self._shown = n_mb
-
-
-def _here(path: Path) -> list[int]:
-    """Size and time of a file, which change when it does; nothing if there is none."""
     try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return []
-    return [stat.st_size, stat.st_mtime_ns]
+        while (version := kaggle.retried(try_once)) is None:
+            time.sleep(kaggle.patience.wait_first_s)
+    except UnavailableError as error:
+        kept = f"{part.n_bytes / MB:,.1f} MB are kept, and the next run goes on from there"
+        raise UnavailableError(f"{error}; {kept if part.n_bytes else 'nothing arrived'}") from None
+    return version
