@@ -18,6 +18,8 @@ from finished_run import SAMPLE_IDS, make_run, make_workspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kaggle_stand import ARCHIVE, HASTE, Notebook, make_competition
+from twin.faults import FAULTS
+from twin.server import Twin
 
 from comp.competition import COMPETITION
 from comp.doctor.account import account
@@ -34,9 +36,7 @@ from comp.errors import (
 from comp.kaggle import Kaggle
 from comp.kaggle.archive import zip_problem
 from comp.kaggle.download import OVERLAP
-from comp.rehearsal.catalogue import FAULTS
-from comp.rehearsal.exchange import RefusedError
-from comp.rehearsal.server import RehearsalServer
+from comp.rehearsal.server import RehearsalServer, refuse
 from comp.store import Workspace, file_sha256
 from comp.submit import stage, upload
 from comp.submit.leaderboard import leaderboard
@@ -64,7 +64,7 @@ class Bench:
         solution.write_text(
             "id,label\n" + "".join(f"{name},{place % 2}\n" for place, name in enumerate(SAMPLE_IDS))
         )
-        self.server = RehearsalServer(self.archive, solution, token=TOKEN, daily_limit=100_000)
+        self.server = Twin(self.archive, solution, token=TOKEN, daily_limit=100_000)
         self.notebook = Notebook()
         self.home = folder / "home"
         self.figures: list[Figure] = []
@@ -87,7 +87,7 @@ class Bench:
         self.notebook.lines.clear()
 
     def struck(self) -> list[str]:
-        return [armed.fault.name for armed in self.server._plan._armed if armed.n_struck]
+        return self.server.struck
 
     def download(self, workspace: Workspace) -> Path:
         was_here, n_before = (workspace.raw / ARCHIVE).exists(), len(self.server.requests)
@@ -318,9 +318,9 @@ def test_no_stage_shows_a_token_that_the_service_throws_back(
     stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, limit_s=0)
     write_row(workspace.ledger, replace(read_ledger(workspace.ledger).rows[0], status="pending"))
     monkeypatch.setattr(
-        bench.server,
-        "_answer",
-        lambda ask: RefusedError(400, f"no: {ask.headers} {ask.body!r}").reply(),
+        RehearsalServer,
+        "answer",
+        lambda _, request: refuse(400, f"no: {request.headers} {request.body!r}"),
     )
     stages = (
         lambda: bench.download(workspace),
@@ -404,7 +404,7 @@ def test_after_any_sequence_of_faults_a_download_is_equal_bit_for_bit_or_can_be_
         line = problem(lambda: bench.download(workspace))
         assert "\n" not in line
         assert line or archive.exists()
-        changed = bench.server._scene.scratch / "changed.zip"
+        changed = bench.archive.with_name("changed.zip")
         good = [bench.archive.read_bytes(), *([changed.read_bytes()] if changed.exists() else [])]
         assert not archive.exists() or archive.read_bytes() in good
         assert {path.name for path in workspace.raw.iterdir()} <= RAW

@@ -275,14 +275,7 @@ def test_a_score_is_waited_for_but_not_forever(scene: Stand, csv: Path) -> None:
 def test_all_pages_of_submissions_are_read(scene: Stand) -> None:
     scene.arm()
     for number in range(230):
-        scene.server._submissions.add(
-            file_name="x.csv",
-            description=f"page {number}",
-            sha256="",
-            n_bytes=1,
-            score=0.5,
-            error="",
-        )
+        scene.server.add(file_name="x.csv", description=f"page {number}", score=0.5)
     listed = [known.message for known in scene.kaggle.submissions()]
     assert [message for message in listed if message.startswith("page ")] == [
         f"page {number}" for number in reversed(range(230))

@@ -106,9 +106,7 @@ def test_the_next_threshold_is_told_on_the_archived_board(
 
 def test_the_best_of_ledger_and_kaggle_counts(scene: Stand, workspace: Workspace) -> None:
     scene.arm()
-    made = scene.server._submissions.add(
-        file_name="by-hand.csv", description="", sha256="", n_bytes=1, score=0.06, error=""
-    )
+    made = scene.server.add(file_name="by-hand.csv", description="", score=0.06)
     scored(workspace, None, ref=1)
     scored(workspace, 0.07, ref=2)
     assert (
@@ -116,7 +114,7 @@ def test_the_best_of_ledger_and_kaggle_counts(scene: Stand, workspace: Workspace
     )
     scored(workspace, 0.05, ref=3)
     assert "own best 0.05000 (run-3.csv, in the ledger)" in show(workspace, scene)[1]
-    scene.server._submissions._all.clear()
+    scene.server.journal.clear()
 
 
 def test_a_board_is_downloaded_once_an_hour_or_when_asked_for_and_its_age_is_shown(

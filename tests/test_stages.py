@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from twin.server import Twin
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
@@ -18,12 +18,12 @@ from comp.data.manifest import natural_order, read_manifest
 from comp.data.stage import prepare
 from comp.errors import DataError, RecipeError, StaleError, TrainingError
 from comp.kaggle import Kaggle
+from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import FineTune, Model, Pixels, Recipe, override
+from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.rehearsal.drawing import write_edition
-from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
 from comp.store import Workspace, read_json, write_json
 from comp.submit.ledger import read_ledger
@@ -81,8 +81,8 @@ def workspace(prepared: Workspace, tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def server(edition: tuple[Path, Path]) -> Iterator[RehearsalServer]:
-    with RehearsalServer(*edition, daily_limit=100) as running:
+def server(edition: tuple[Path, Path]) -> Iterator[Twin]:
+    with Twin(*edition, daily_limit=100) as running:
         yield running
 
 
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
-    server: RehearsalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, heard = Workspace(tmp_path / "w"), Heard()
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
@@ -134,7 +134,7 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
         (False, 0.5, (0.7, 0.3), None),
         (False, 0.5, (0.3, 0.4), "the training loss of fold 0 went from 0.3000 to 0.4000"),
         (True, 0.5, (0.004, 0.0056), None),
-        (True, 0.8, (0.7, 0.3), "has learnt nothing"),
+        (True, 0.8, (0.7, 0.3), "has learned nothing"),
     ],
 )
 def test_a_rehearsal_fails_unless_something_was_learnt(
@@ -260,13 +260,13 @@ def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
 
 
 def test_a_fine_tune_goes_through_train_predict_and_submit(
-    workspace: Workspace, server: RehearsalServer, tmp_path: Path
+    workspace: Workspace, server: Twin, tmp_path: Path
 ) -> None:
     recipe = override(
         TUNE,
         [
             "prediction.views=multi_scale",
-            "training.trains=last:2",
+            "training.trainable=last:2",
             "folds.n=2",
             "training.epochs=1",
         ],
@@ -325,9 +325,7 @@ def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_pa
 
 
 def test_a_run_does_not_go_on_with_other_weights(workspace: Workspace) -> None:
-    recipe = replace(
-        TUNE, training=FineTune(epochs=1, batch_size=32), folds=replace(TUNE.folds, n=2)
-    )
+    recipe = TUNE.replace(training=FineTune(epochs=1, batch_size=32), folds=TUNE.folds.replace(n=2))
     run = train(workspace, recipe, CPU, Reporter())
     run.oof.unlink()
     began = read_json(run.folder / "run.json")

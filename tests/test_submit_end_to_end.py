@@ -3,17 +3,17 @@
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from finished_run import SAMPLE_IDS, make_run, make_workspace
+from twin.server import Twin
 
 from comp.competition import COMPETITION
 from comp.errors import KaggleError, SubmissionError, UserError
 from comp.kaggle import Kaggle, Patience
 from comp.metric import log_loss
 from comp.progress import Reporter
-from comp.rehearsal.server import RehearsalServer
-from comp.rehearsal.submissions import Submission
 from comp.submit import stage, upload
 from comp.submit.ledger import LedgerRow, read_ledger
 
@@ -31,7 +31,7 @@ HASTE = Patience(
 class Bench:
     """A workspace and a run of its own, and the server and client that all tests share: the client takes a second to start."""
 
-    def __init__(self, root: Path, server: RehearsalServer, kaggle: Kaggle) -> None:
+    def __init__(self, root: Path, server: Twin, kaggle: Kaggle) -> None:
         self.workspace = make_workspace(root)
         self.server = server
         self.kaggle = kaggle
@@ -56,7 +56,7 @@ class Bench:
         return read_ledger(self.workspace.ledger).rows
 
     @property
-    def submissions(self) -> list[Submission]:
+    def submissions(self) -> list[SimpleNamespace]:
         """What has arrived in this test."""
         return self.server.submissions[self._n_before[0] :]
 
@@ -66,7 +66,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RehearsalServer, Kaggle]]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Twin, Kaggle]]:
     folder = tmp_path_factory.mktemp("kaggle")
     archive, solution = folder / "archive.zip", folder / "solution.csv"
     with zipfile.ZipFile(archive, "w") as bundle:
@@ -74,7 +74,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rehearsal
     solution.write_text(
         "id,label\n" + "".join(f"{name},{label}\n" for name, label in LABELS.items())
     )
-    with RehearsalServer(archive, solution, daily_limit=1000) as server:
+    with Twin(archive, solution, daily_limit=1000) as server:
         kaggle = Kaggle(
             COMPETITION, Reporter(), env=server.environment(folder / "home"), patience=HASTE
         )
@@ -82,7 +82,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rehearsal
 
 
 @pytest.fixture
-def start(tmp_path: Path, shared: tuple[RehearsalServer, Kaggle]) -> Callable[..., Bench]:
+def start(tmp_path: Path, shared: tuple[Twin, Kaggle]) -> Callable[..., Bench]:
     """Arms the server with faults, and gives what submits to it."""
 
     def started(*faults: str) -> Bench:
