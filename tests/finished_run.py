@@ -17,7 +17,7 @@ SAMPLE_IDS = [
     "1",
     "10",
     "2",
-    "100",
+    "40",
     *map(str, range(3, 10)),
     *map(str, range(11, 40)),
 ]  # an order that no sorting gives
