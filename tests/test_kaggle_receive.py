@@ -30,10 +30,10 @@ class Answer:
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status_code, self.headers, self.raw = status, headers, self
-        self._body = io.BytesIO(body)
+        self._body, self.n_block = io.BytesIO(body), 1500
 
     def read1(self, amount: int, decode_content: bool) -> bytes:
-        return self._body.read(min(amount, 1500))
+        return self._body.read(min(amount, self.n_block))
 
 
 @contextmanager
@@ -137,13 +137,16 @@ def test_too_little_room_is_found_before_a_byte_is_written(monkeypatch: pytest.M
             assert part.path.read_bytes() == OLD[:30_000]
 
 
-def test_a_disk_that_fills_up_keeps_what_has_arrived() -> None:
+@pytest.mark.parametrize("n_block", [1500, 40_000])
+def test_a_disk_that_fills_up_keeps_what_has_arrived(n_block: int) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     with partial() as part:
+        answer = good_answer(OLD, part)
+        answer.n_block = n_block
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, unlimited[1]))
         try:
             with pytest.raises(DataError, match=r"cannot be written to .* make room"):
-                attempt(part, good_answer(OLD, part))
+                attempt(part, answer)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         assert part.path.read_bytes() == OLD[:6000]

@@ -189,7 +189,7 @@ class Session:
             remedy = "unset it to ask Kaggle, or set it to LOCALHOST to ask a stand-in"
             raise KaggleError(f"KAGGLE_API_ENVIRONMENT={name} is not supported: {remedy}")
         environment, endpoint = ENVIRONMENTS[name]
-        # The empty token keeps the SDK from looking for one, which would win over our key.
+        # The empty token keeps the SDK from looking for one, in places that may not even be ours.
         with self._errors(), KaggleClient(environment, api_token="") as sdk:
             http = sdk.http_client()
             if http._endpoint != endpoint:
