@@ -32,8 +32,7 @@ from comp.errors import (
     UnavailableError,
     UserError,
 )
-from comp.kaggle.archive import zip_problem
-from comp.kaggle.download import OVERLAP
+from comp.kaggle.archive import OVERLAP, zip_problem
 from comp.rehearsal.server import RehearsalServer, refuse
 from comp.store import Workspace, file_sha256
 from comp.submit import stage, upload

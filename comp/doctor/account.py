@@ -7,7 +7,7 @@ from comp.competition import Competition
 from comp.doctor.check import Check
 from comp.errors import UserError
 from comp.kaggle import Kaggle
-from comp.kaggle.download import MB, Archive
+from comp.kaggle.archive import MB, Archive
 
 MAX_SKEW_S = (
     60.0  # beyond it, dates in the ledger and "today" mislead; certificates fail only at days

@@ -1,27 +1,25 @@
-"""The competition's archive: downloaded, verified, and whole or not there.
+"""The competition's archive on the disk, whole or partial, and which version on the server it is.
 
 <slug>.zip             complete; the CRCs of its members have been checked
-<slug>.zip.json        which version on the server it is
+<slug>.zip.json        its version
 <slug>.zip.part        what has arrived so far
-<slug>.zip.part.json   which version on the server it is a part of
+<slug>.zip.part.json   the version that it is a part of
 """
 
 import struct
-import time
 import zipfile
 import zlib
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from comp.errors import ArchiveError, UnavailableError
-from comp.kaggle.download import BLOCK, MB, Archive, Version, receive, refuse_pages
-from comp.store import locked, write_json
+from comp.errors import DataError
+from comp.store import read_json, write_json
 
-if TYPE_CHECKING:
-    from comp.kaggle.client import Kaggle
-
-N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
+OVERLAP = 4096  # bytes asked for again: few to send, enough to recognise another file
+MB = 1_000_000
+MAKE_ROOM = "make room and run this again; what is here already is kept"
 ZIP_DAMAGE = (  # what zipfile raises
     zipfile.BadZipFile,
     zlib.error,
@@ -34,103 +32,95 @@ ZIP_DAMAGE = (  # what zipfile raises
 )
 
 
-def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
-    """The competition's archive in `folder`: whole, checked, and the one Kaggle has now."""
-    archive = Archive(folder / f"{kaggle.competition.slug}.zip")
-    part = archive.part
-    with locked(folder / ".lock", kaggle.reporter, limit_s=kaggle.patience.other_run_s):
-        if archive.path.exists() and _is_current(archive, kaggle):
-            return archive.path
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What distinguishes one version of a file on a server from another."""
+
+    validator: str  # a strong ETag, else Last-Modified, else ""
+    length: int | None  # bytes, if known
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "Version":
+        """From the headers of a complete answer; those of a compressed one say nothing."""
+        if encoding_of(headers):
+            return cls(validator="", length=None)
+        etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
+        validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
+        return cls(validator=validator, length=int(length) if length.isdigit() else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A file from a server, complete or partial, with a note of its version beside it."""
+
+    path: Path
+
+    @property
+    def part(self) -> "Archive":
+        return Archive(self.path.with_name(f"{self.path.name}.part"))
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def n_bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def version(self) -> Version | None:
+        """The version on the server, if it is known."""
         try:
-            version = _fetch_intact(part, kaggle)
-            part.path.replace(archive.path)
-            write_json(archive.note, asdict(version))
-        finally:
-            if not part.n_bytes:
-                part.path.unlink(missing_ok=True)
-                part.note.unlink(missing_ok=True)
-    return archive.path
+            return Version(**read_json(self.note))
+        except (OSError, ValueError, TypeError):
+            return None
 
+    def is_checked(self) -> bool:
+        """Whether the file is as it was when its download was complete."""
+        return self.note.exists() and self.note.stat().st_mtime >= self.path.stat().st_mtime
 
-def remote_version(kaggle: "Kaggle") -> Version:
-    """The version that the server has now, from the head of a download that is not read."""
+    def resume_at(self) -> int:
+        """The first byte to ask for."""
+        version, have = self.version(), self.n_bytes
+        if not version or not version.validator or have > (version.length or have):
+            return 0
+        return max(0, have - OVERLAP)
 
-    def look() -> Version:
-        with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
-            refuse_pages(response.headers)
-            return Version.of(response.headers)
+    def request_headers(self) -> dict[str, str]:
+        """Those that ask for the rest, or for everything."""
+        headers = {"Accept-Encoding": "identity"}
+        if (start := self.resume_at()) and (version := self.version()):
+            headers |= {"Range": f"bytes={start}-", "If-Range": version.validator}
+        return headers
 
-    return kaggle.retried(look)
+    def restart(self, version: Version | None) -> None:
+        """Empties the file, to be a part of `version`. Without a note it is not resumed."""
+        with disk_errors():
+            self.note.unlink(missing_ok=True)
+            self.path.write_bytes(b"")
+            if version:
+                write_json(self.note, asdict(version))
 
 
 def zip_problem(path: Path) -> str:
-    """What is wrong with a zip: "" if its structure and the CRC of every member are right."""
-    name = "it"
+    """What is wrong with a zip; "" if its structure and the CRCs of its members are right."""
     try:
         with zipfile.ZipFile(path) as outer:
-            for member in outer.infolist():
-                name = f"its member {member.filename!r}"
-                with outer.open(member) as content:
-                    while content.read(BLOCK):
-                        pass
+            damaged = outer.testzip()
     except ZIP_DAMAGE as error:
-        return f"{name} is corrupt ({error or type(error).__name__})"
-    return ""
+        return f"it is corrupt ({error or type(error).__name__})"
+    return f"its member {damaged!r} is corrupt (wrong CRC)" if damaged else ""
 
 
-def _is_current(archive: Archive, kaggle: "Kaggle") -> bool:
-    """Whether the archive is what the server has. Without validators, its length decides."""
-    name, size = archive.path.name, archive.n_bytes
-    here, there = archive.version() if archive.is_checked() else None, remote_version(kaggle)
-    here_is = f"{name} is here ({size / MB:,.1f} MB)"
-    if here and here.validator and there.validator:
-        if here.validator == there.validator and there.length in (None, size):
-            kaggle.reporter.say(f"{here_is} and is what the server has")
-            return True
-    elif there.length == size and not zip_problem(archive.path):
-        write_json(archive.note, asdict(there))
-        kaggle.reporter.say(f"{here_is}, is intact and as long as what the server has")
-        return True
-    kaggle.reporter.warn(f"{here_is} but is not what the server has; downloading that")
-    return False
-
-
-def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
-    """Completes the part and checks it as a zip; once more if it is corrupt."""
-    name = part.path.stem
-    for n_left in reversed(range(N_DOWNLOADS)):
-        version = _fetch(part, kaggle)
-        problem = zip_problem(part.path)
-        if not problem:
-            return version
-        part.restart(None)
-        if n_left:
-            kaggle.reporter.warn(f"{name} is complete, but {problem}; downloading it once more")
-    times = f"{name} arrived {N_DOWNLOADS} times, but {problem}"
-    raise ArchiveError(f"{times}; nothing of it is kept: try again later")
-
-
-def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
-    """Tries until the part is complete. The count starts anew when it is longer than ever."""
-    longest = part.n_bytes
-
-    def try_once() -> Version | None:
-        """None if the part has grown but is not complete."""
-        nonlocal longest
-        try:
-            with kaggle.session.archive(part.request_headers()) as response:
-                return receive(response, part, kaggle.reporter)
-        except UnavailableError as error:
-            if part.n_bytes <= longest:
-                raise
-            longest = part.n_bytes
-            kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
-            return None
-
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """DataErrors for errors of the disk; those of the network are OSErrors too."""
     try:
-        while (version := kaggle.retried(try_once)) is None:
-            time.sleep(kaggle.patience.wait_first_s)
-    except UnavailableError as error:
-        kept = f"{part.n_bytes / MB:,.1f} MB are kept, and the next run goes on from there"
-        raise UnavailableError(f"{error}; {kept if part.n_bytes else 'nothing arrived'}") from None
-    return version
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"the disk cannot be written to ({reason}): {MAKE_ROOM}") from error
+
+
+def encoding_of(headers: Mapping[str, str]) -> str:
+    name = headers.get("Content-Encoding", "").strip().lower()
+    return "" if name == "identity" else name

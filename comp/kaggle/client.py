@@ -14,8 +14,8 @@ import stamina
 
 from comp.competition import Competition
 from comp.errors import NotFoundError, RulesError, UnavailableError
-from comp.kaggle.archive import download_archive, remote_version
 from comp.kaggle.credentials import Credentials, first_credentials
+from comp.kaggle.download import download_archive, remote_version
 from comp.kaggle.submissions import (
     Limits,
     Submission,

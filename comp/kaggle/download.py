@@ -1,101 +1,131 @@
-"""One try at a file over HTTP, resumed where the try before broke off.
+"""The archive downloaded: resumed where a try broke off, verified, and whole or not there.
 
-`kaggle` itself appends whatever a server sends, error pages too. Here a file is resumed only if
-its part has a validator (a strong ETag, else Last-Modified): with Range and If-Range, and from a
-little before its end, so that the pieces are seen to fit. An answer is written only if it is no web
-page and has status 200, or 206 with the Content-Range, validator and length expected.
+`kaggle` itself appends whatever a server sends, error pages too. Here a part is resumed only if it
+has a validator (a strong ETag, else Last-Modified): with Range and If-Range, and from a little
+before its end, so that the pieces are seen to fit. An answer is written only if it is no web page
+and has status 200, or 206 with the Content-Range, validator and length expected.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
 
-from comp.errors import DataError
+from comp.errors import ArchiveError, DataError, UnavailableError
+from comp.kaggle.archive import (
+    MAKE_ROOM,
+    MB,
+    Archive,
+    Version,
+    disk_errors,
+    encoding_of,
+    zip_problem,
+)
 from comp.kaggle.failures import AnswerError
 from comp.progress import Reporter
-from comp.store import read_json, write_json
+from comp.store import locked, write_json
 
-OVERLAP = 4096  # bytes asked for again: few to send, enough to recognise another file
+if TYPE_CHECKING:
+    from comp.kaggle.client import Kaggle
+
+N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
 BLOCK = 1 << 20  # bytes read at most at once; what has arrived is written at once
 SPARE = 16 << 20  # bytes that stay free on the disk
-MB = 1_000_000
-MAKE_ROOM = "make room and run this again; what is here already is kept"
 PAGES = ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """What distinguishes one version of a file on a server from another."""
-
-    validator: str  # a strong ETag, else Last-Modified, else ""
-    length: int | None  # bytes, if known
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str]) -> "Version":
-        """From the headers of a complete answer; those of a compressed one say nothing."""
-        if _encoding(headers):
-            return cls(validator="", length=None)
-        etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
-        validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
-        return cls(validator=validator, length=int(length) if length.isdigit() else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """A file from a server, complete or partial, with a note of its version beside it."""
-
-    path: Path
-
-    @property
-    def part(self) -> "Archive":
-        return Archive(self.path.with_name(f"{self.path.name}.part"))
-
-    @property
-    def note(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.json")
-
-    @property
-    def n_bytes(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def version(self) -> Version | None:
-        """The version on the server, if it is known."""
+def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
+    """The competition's archive in `folder`: whole, checked, and the one Kaggle has now."""
+    archive = Archive(folder / f"{kaggle.competition.slug}.zip")
+    part = archive.part
+    with locked(folder / ".lock", kaggle.reporter, limit_s=kaggle.patience.other_run_s):
+        if archive.path.exists() and _is_current(archive, kaggle):
+            return archive.path
         try:
-            return Version(**read_json(self.note))
-        except (OSError, ValueError, TypeError):
+            version = _fetch_intact(part, kaggle)
+            part.path.replace(archive.path)
+            write_json(archive.note, asdict(version))
+        finally:
+            if not part.n_bytes:
+                part.path.unlink(missing_ok=True)
+                part.note.unlink(missing_ok=True)
+    return archive.path
+
+
+def remote_version(kaggle: "Kaggle") -> Version:
+    """The version that the server has now, from the head of a download that is not read."""
+
+    def look() -> Version:
+        with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
+            refuse_pages(response.headers)
+            return Version.of(response.headers)
+
+    return kaggle.retried(look)
+
+
+def _is_current(archive: Archive, kaggle: "Kaggle") -> bool:
+    """Whether the archive is what the server has. Without validators, its length decides."""
+    name, size = archive.path.name, archive.n_bytes
+    here, there = archive.version() if archive.is_checked() else None, remote_version(kaggle)
+    here_is = f"{name} is here ({size / MB:,.1f} MB)"
+    if here and here.validator and there.validator:
+        if here.validator == there.validator and there.length in (None, size):
+            kaggle.reporter.say(f"{here_is} and is what the server has")
+            return True
+    elif there.length == size and not zip_problem(archive.path):
+        write_json(archive.note, asdict(there))
+        kaggle.reporter.say(f"{here_is}, is intact and as long as what the server has")
+        return True
+    kaggle.reporter.warn(f"{here_is} but is not what the server has; downloading that")
+    return False
+
+
+def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
+    """Completes the part and checks it as a zip; once more if it is corrupt."""
+    name = part.path.stem
+    for n_left in reversed(range(N_DOWNLOADS)):
+        version = _fetch(part, kaggle)
+        problem = zip_problem(part.path)
+        if not problem:
+            return version
+        part.restart(None)
+        if n_left:
+            kaggle.reporter.warn(f"{name} is complete, but {problem}; downloading it once more")
+    times = f"{name} arrived {N_DOWNLOADS} times, but {problem}"
+    raise ArchiveError(f"{times}; nothing of it is kept: try again later")
+
+
+def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
+    """Tries until the part is complete. The count starts anew when it is longer than ever."""
+    longest = part.n_bytes
+
+    def try_once() -> Version | None:
+        """None if the part has grown but is not complete."""
+        nonlocal longest
+        try:
+            with kaggle.session.archive(part.request_headers()) as response:
+                return receive(response, part, kaggle.reporter)
+        except UnavailableError as error:
+            if part.n_bytes <= longest:
+                raise
+            longest = part.n_bytes
+            kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
             return None
 
-    def is_checked(self) -> bool:
-        """Whether the file is as it was when its download was complete."""
-        return self.note.exists() and self.note.stat().st_mtime >= self.path.stat().st_mtime
-
-    def resume_at(self) -> int:
-        """The first byte to ask for."""
-        version, have = self.version(), self.n_bytes
-        if not version or not version.validator or have > (version.length or have):
-            return 0
-        return max(0, have - OVERLAP)
-
-    def request_headers(self) -> dict[str, str]:
-        """Those that ask for the rest, or for everything."""
-        headers = {"Accept-Encoding": "identity"}
-        if (start := self.resume_at()) and (version := self.version()):
-            headers |= {"Range": f"bytes={start}-", "If-Range": version.validator}
-        return headers
-
-    def restart(self, version: Version | None) -> None:
-        """Empties the file, to be a part of `version`. Without a note it is not resumed."""
-        with _disk_errors():
-            self.note.unlink(missing_ok=True)
-            self.path.write_bytes(b"")
-            if version:
-                write_json(self.note, asdict(version))
+    try:
+        while (version := kaggle.retried(try_once)) is None:
+            time.sleep(kaggle.patience.wait_first_s)
+    except UnavailableError as error:
+        kept = f"{part.n_bytes / MB:,.1f} MB are kept, and the next run goes on from there"
+        raise UnavailableError(f"{error}; {kept if part.n_bytes else 'nothing arrived'}") from None
+    return version
 
 
 def receive(response: requests.Response, part: Archive, reporter: Reporter) -> Version:
@@ -122,8 +152,8 @@ def refuse_pages(headers: Mapping[str, str]) -> None:
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind in PAGES:
         raise AnswerError(f"a body of type {kind}")
-    if _encoding(headers) not in ("", "gzip", "deflate"):
-        raise AnswerError(f"Content-Encoding {_encoding(headers)}")
+    if encoding_of(headers) not in ("", "gzip", "deflate"):
+        raise AnswerError(f"Content-Encoding {encoding_of(headers)}")
 
 
 def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version:
@@ -136,7 +166,7 @@ def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version
     length = known.length if piece[3] == "*" else int(piece[3])
     name = "ETag" if known.validator.startswith('"') else "Last-Modified"
     is_same = headers.get(name, known.validator) == known.validator
-    if not is_same or known.length not in (None, length) or _encoding(headers):
+    if not is_same or known.length not in (None, length) or encoding_of(headers):
         part.restart(None)
         raise AnswerError("the file has changed since its first part arrived; starting over")
     return Version(validator=known.validator, length=length)
@@ -150,7 +180,7 @@ def _copy(
     reporter: Reporter,
 ) -> int:
     """Where the body ends. Bytes that are here already are compared, not written."""
-    have, is_packed = part.n_bytes, bool(_encoding(response.headers))
+    have, is_packed = part.n_bytes, bool(encoding_of(response.headers))
     label = f"downloading {part.path.stem}"
     if position:
         label += f" from {position / MB:,.1f} MB on"
@@ -164,25 +194,15 @@ def _copy(
                 part.restart(None)
                 raise AnswerError("its bytes differ from those already here; starting over")
             rest = memoryview(block)[n_again:]
-            with _disk_errors():
+            with disk_errors():
                 while rest:
                     rest = rest[file.write(rest) :]
             if advance:
                 advance((position + len(block)) // MB - position // MB)
             position += len(block)
-        with _disk_errors():
+        with disk_errors():
             os.fsync(file.fileno())
     return position
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """DataErrors for errors of the disk; those of the network are OSErrors too."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"the disk cannot be written to ({reason}): {MAKE_ROOM}") from error
 
 
 def _require_room(part: Archive, version: Version) -> None:
@@ -191,8 +211,3 @@ def _require_room(part: Archive, version: Version) -> None:
     if missing + SPARE > free:
         room = f"{missing / MB:,.0f} MB are to come, {free / MB:,.0f} MB are free"
         raise DataError(f"{room} in {part.path.parent}: {MAKE_ROOM}")
-
-
-def _encoding(headers: Mapping[str, str]) -> str:
-    name = headers.get("Content-Encoding", "").strip().lower()
-    return "" if name == "identity" else name

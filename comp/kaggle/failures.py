@@ -5,14 +5,16 @@ import math
 import socket
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3
 
-from comp.competition import Competition
 from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
-from comp.kaggle.credentials import RENEW, Credentials
+from comp.kaggle.credentials import RENEW
+
+if TYPE_CHECKING:
+    from comp.kaggle.client import Kaggle
 
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
 N_WORDS = 300  # characters of someone else's words that fit into a message
@@ -22,12 +24,12 @@ class AnswerError(requests.RequestException):
     """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
 
 
-def error_of(error: Exception, competition: Competition, credentials: Credentials) -> KaggleError:
+def error_of(error: Exception, kaggle: "Kaggle") -> KaggleError:
     """The error for one of FAILURES. It names no address, whose query may be a signature."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return _refusal(error.response, competition, credentials)
+        return _refusal(error.response, kaggle)
     if isinstance(error, (AnswerError, json.JSONDecodeError)):
-        came = _told(error, credentials) if isinstance(error, AnswerError) else "no JSON object"
+        came = _told(error, kaggle) if isinstance(error, AnswerError) else "no JSON object"
         sent = "Kaggle, or a proxy in between, sent something else than was asked for"
         return UnavailableError(f"{sent} ({came})", link_refused=True)
     root: BaseException = error
@@ -35,7 +37,7 @@ def error_of(error: Exception, competition: Competition, credentials: Credential
         root = below
     words = "the answer broke off"
     if isinstance(root, OSError):
-        words = _told(root.strerror or str(root) or type(root).__name__, credentials)
+        words = _told(root.strerror or str(root) or type(root).__name__, kaggle)
     is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
     if is_refused or isinstance(error, requests.ConnectTimeout):
         return UnavailableError(f"Kaggle cannot be reached ({words})", not_done=True)
@@ -44,11 +46,10 @@ def error_of(error: Exception, competition: Competition, credentials: Credential
     return UnavailableError(f"the connection to Kaggle broke ({words})")
 
 
-def _refusal(
-    response: requests.Response, competition: Competition, credentials: Credentials
-) -> KaggleError:
+def _refusal(response: requests.Response, kaggle: "Kaggle") -> KaggleError:
     status, words = _status_and_words(response)
-    answer = f'{status}, "{_told(words, credentials)}"' if words else str(status)
+    competition, credentials = kaggle.competition, kaggle.credentials
+    answer = f'{status}, "{_told(words, kaggle)}"' if words else str(status)
     wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
     if response.history or response.request.method == "PUT":  # a signed link, perhaps expired
         return UnavailableError(
@@ -61,9 +62,7 @@ def _refusal(
         return CredentialsError(f"Kaggle refuses {used} ({answer}): {RENEW}")
     if status == 403:
         rules = f"accept the rules at {competition.rules_url} with this account"
-        typo = (
-            f"a competition that does not exist gets the same answer, so check '{competition.slug}'"
-        )
+        typo = f"a competition that does not exist is refused alike: check '{competition.slug}'"
         return RulesError(f"Kaggle refuses access ({answer}): {rules}; {typo}")
     if status == 404:
         missing = f"Kaggle finds no such thing in '{competition.slug}' ({answer})"
@@ -72,7 +71,7 @@ def _refusal(
         message = f"Kaggle asks for fewer requests ({answer})"
         return UnavailableError(message, retry_after_s=wait_s, not_done=True)
     if status >= 500:
-        return UnavailableError(f"Kaggle is out of order ({answer})", retry_after_s=wait_s)
+        return UnavailableError(f"Kaggle has an error ({answer})", retry_after_s=wait_s)
     return KaggleError(f"Kaggle refuses the request ({answer})")
 
 
@@ -88,9 +87,9 @@ def _status_and_words(response: requests.Response) -> tuple[int, Any]:
     return status, body.get("message") or response.reason
 
 
-def _told(words: object, credentials: Credentials) -> str:
+def _told(words: object, kaggle: "Kaggle") -> str:
     """Someone else's words: on one line, without secrets, cut short."""
-    return str(credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
+    return str(kaggle.credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
 
 
 def _retry_after_s(header: str) -> float | None:

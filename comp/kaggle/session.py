@@ -203,8 +203,7 @@ class Session:
         try:
             yield
         except FAILURES as error:
-            kaggle = self._kaggle
-            raise error_of(error, kaggle.competition, kaggle.credentials) from None
+            raise error_of(error, self._kaggle) from None
 
     def _json(self, response: requests.Response) -> dict[str, Any]:
         answer = response.json()

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,10 +17,8 @@ from comp.store import whole
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle
 
-N_PAGES = 1000  # a longer list does not end
 PAGE_SIZE = 100  # rows that we ask for
 SMALLEST_PAGE = 20  # rows; Kaggle may send fewer than we ask for, but a shorter page is the last
-BOARD_BYTES = 64 << 20  # at most, unpacked
 SAY_EVERY_S = 15.0  # that a submission is still pending
 
 
@@ -52,7 +51,7 @@ def list_submissions(kaggle: "Kaggle") -> Iterator[Submission]:
     """
     seen: set[int] = set()
     token, by_token = "", False
-    for page in range(1, N_PAGES):
+    for page in count(1):
         which = {"page_token": token} if token else {"page": page}
         answer = kaggle.call("ListSubmissions", page_size=PAGE_SIZE, **which)
         rows = [submission_of(row) for row in answer.get("submissions") or []]
@@ -70,8 +69,8 @@ def make_submission(kaggle: "Kaggle", csv: Path, message: str) -> int:
     """Submits `csv` once and returns Kaggle's reference, under which it is now listed.
 
     The upload submits nothing yet and is repeated as needed. The call that submits it is repeated
-    only if nothing has been done; if its answer is lost, the list tells. So `message` must be this
-    file's own, best with its hash.
+    only if it has certainly had no effect. If its answer is lost, the list of submissions tells; so
+    `message` must be this file's own, best with its hash.
     """
     if not message.strip():
         raise ValueError("a submission needs a message to be found by")
@@ -79,14 +78,27 @@ def make_submission(kaggle: "Kaggle", csv: Path, message: str) -> int:
         raise SubmissionError(f"{csv} is missing or empty: nothing was uploaded")
     earlier = {known.ref for known in list_submissions(kaggle) if _is_same(known.message, message)}
     token = kaggle.retried(lambda: _upload(kaggle, csv))
-    answer, lost = _create(kaggle, token, message)
-    if lost:
-        kaggle.reporter.warn(f"{lost}; looking whether the submission has arrived all the same")
-    ref = _listed_ref(kaggle, int(answer.get("ref") or 0), message, earlier)
-    if ref:
+    lost: UnavailableError | None = None
+
+    def create() -> dict[str, Any]:
+        nonlocal lost
+        fields = {"blob_file_tokens": token, "submission_description": message}
+        try:
+            return kaggle.session.call("CreateSubmission", **fields)
+        except UnavailableError as error:
+            if error.not_done:
+                raise
+            kaggle.reporter.warn(
+                f"{error}; looking whether the submission has arrived all the same"
+            )
+            lost = error
+            return {}
+
+    answer = kaggle.retried(create)
+    if ref := _listed_ref(kaggle, int(answer.get("ref") or 0), message, earlier):
         return ref
-    url = f"https://www.kaggle.com/competitions/{kaggle.competition.slug}/submissions"
     missing = f"is not in the list of submissions after {kaggle.patience.listed_s:.0f} s"
+    url = f"https://www.kaggle.com/competitions/{kaggle.competition.slug}/submissions"
     look = f"look at {url} before submitting again"
     if lost:
         raise UnavailableError(f"{lost}, and the submission {missing}; {look}")
@@ -107,27 +119,9 @@ def _upload(kaggle: "Kaggle", csv: Path) -> str:
     return str(link.get("token") or "")
 
 
-def _create(
-    kaggle: "Kaggle", token: str, message: str
-) -> tuple[dict[str, Any], UnavailableError | None]:
-    """Kaggle's answer to the submission, or why it's not known whether it has been made."""
-
-    def create_once() -> tuple[dict[str, Any], UnavailableError | None]:
-        try:
-            fields = {"blob_file_tokens": token, "submission_description": message}
-            return kaggle.session.call("CreateSubmission", **fields), None
-        except UnavailableError as error:
-            if error.not_done:
-                raise
-            return {}, error
-
-    return kaggle.retried(create_once)
-
-
 def _listed_ref(kaggle: "Kaggle", ref: int, message: str, earlier: set[int]) -> int:
     """The reference of the submission just made, once it is listed; 0 if it takes too long."""
-    start, pause_s = time.monotonic(), kaggle.patience.poll_first_s
-    while True:
+    for _ in _looks(kaggle, kaggle.patience.listed_s):
         try:
             for known in list_submissions(kaggle):
                 is_new = known.ref not in earlier and _is_same(known.message, message)
@@ -135,32 +129,36 @@ def _listed_ref(kaggle: "Kaggle", ref: int, message: str, earlier: set[int]) -> 
                     return known.ref
         except UnavailableError as error:
             kaggle.reporter.warn(str(error))
-        if time.monotonic() - start > kaggle.patience.listed_s:
-            return 0
-        time.sleep(pause_s)
-        pause_s = min(1.5 * pause_s, kaggle.patience.poll_most_s)
+    return 0
 
 
 def wait_for_score(kaggle: "Kaggle", ref: int, limit_s: float) -> Submission:
     """The submission once it is no longer pending, or as it is after `limit_s`."""
-    start = said = time.monotonic()
-    latest, problem = None, "no answer"
-    pause_s = kaggle.patience.poll_first_s
-    while True:
+    latest, problem, said_at_s = None, "no answer", limit_s
+    for left_s in _looks(kaggle, limit_s):
         try:
             latest = submission_of(kaggle.session.call("GetSubmission", ref=ref))
         except UnavailableError as error:
             problem = str(error)
-        now = time.monotonic()
-        left_s = start + limit_s - now
-        if latest and (latest.status != "pending" or left_s <= 0):
+        if latest and latest.status != "pending":
             return latest
-        if left_s <= 0:
-            raise UnavailableError(f"no score of submission {ref} in {limit_s:.0f} s: {problem}")
-        if now - said > SAY_EVERY_S:
-            said = now
-            so_far = f"submission {ref} has been pending for {now - start:.0f} s"
-            kaggle.reporter.say(f"{so_far}; waiting {left_s:.0f} s more at most")
+        if said_at_s - left_s > SAY_EVERY_S:
+            said_at_s = left_s
+            so_far = f"submission {ref} has been pending for {limit_s - left_s:.0f} s"
+            kaggle.reporter.say(f"{so_far}; waiting for at most {left_s:.0f} s more")
+    if latest:
+        return latest
+    raise UnavailableError(f"no score of submission {ref} in {limit_s:.0f} s: {problem}")
+
+
+def _looks(kaggle: "Kaggle", limit_s: float) -> Iterator[float]:
+    """The seconds left, now and then after growing pauses; at last, after `limit_s`, none."""
+    start, pause_s = time.monotonic(), kaggle.patience.poll_first_s
+    while True:
+        left_s = max(0.0, start + limit_s - time.monotonic())
+        yield left_s
+        if not left_s:
+            return
         time.sleep(min(pause_s, left_s))
         pause_s = min(1.5 * pause_s, kaggle.patience.poll_most_s)
 
@@ -170,12 +168,8 @@ def save_leaderboard(kaggle: "Kaggle", folder: Path) -> Path:
     content = kaggle.retried(lambda: kaggle.session.content("DownloadLeaderboard"))
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as zipped:
-            (member,) = [
-                member
-                for member in zipped.infolist()
-                if member.filename.lower().endswith(".csv") and member.file_size <= BOARD_BYTES
-            ]
-            table = zipped.read(member)
+            (name,) = [name for name in zipped.namelist() if name.lower().endswith(".csv")]
+            table = zipped.read(name)
     except ZIP_DAMAGE as error:
         sent = f"Kaggle sent something other than a zip with the leaderboard's CSV ({error})"
         raise KaggleError(f"{sent}: try again later") from error
@@ -199,14 +193,9 @@ def submission_of(row: dict[str, Any]) -> Submission:
 
 
 def _status(name: str) -> Literal["pending", "complete", "error"]:
-    """A name that is not known yet counts as not final yet; the SDK would raise KeyError."""
-    match name.upper().rpartition("_")[2]:
-        case "COMPLETE":
-            return "complete"
-        case "ERROR":
-            return "error"
-        case _:
-            return "pending"
+    """A name that is not known yet is not final; the SDK would raise KeyError."""
+    name = name.lower()
+    return "complete" if "complete" in name else "error" if "error" in name else "pending"
 
 
 def _score(text: object) -> float | None:
