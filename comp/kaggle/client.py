@@ -30,7 +30,7 @@ from comp.progress import Reporter
 if TYPE_CHECKING:
     from comp.kaggle.session import Session
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # `retried` says each wait
 
 
@@ -149,7 +149,7 @@ class Kaggle:
         """The answer to a call that may be made more than once."""
         return self.retried(lambda: self.session.call(method, **fields))
 
-    def retried(self, call: Callable[[], Result]) -> Result:
+    def retried(self, call: Callable[[], _Result]) -> _Result:
         """What `call` returns, tried again while it raises UnavailableError. Says each wait."""
         patience, start, n_tries, n_refused = self.patience, time.monotonic(), 0, 0
 

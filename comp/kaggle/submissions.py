@@ -17,7 +17,6 @@ from comp.store import whole
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle
 
-PAGE_SIZE = 100  # rows that we ask for
 SMALLEST_PAGE = 20  # rows; Kaggle may send fewer than we ask for, but a shorter page is the last
 SAY_EVERY_S = 15.0  # that a submission is still pending
 
@@ -53,7 +52,7 @@ def list_submissions(kaggle: "Kaggle") -> Iterator[Submission]:
     token, by_token = "", False
     for page in count(1):
         which = {"page_token": token} if token else {"page": page}
-        answer = kaggle.call("ListSubmissions", page_size=PAGE_SIZE, **which)
+        answer = kaggle.call("ListSubmissions", page_size=100, **which)
         rows = [submission_of(row) for row in answer.get("submissions") or []]
         new = [row for row in rows if row.ref not in seen]
         yield from new
