@@ -194,7 +194,7 @@ class RehearsalServer(ThreadingTCPServer):
             case "ListSubmissions":
                 return page_reply("submissions", self.journal[::-1], fields)
             case "DownloadLeaderboard":
-                return board_reply(self._competition.slug)
+                return board_reply(self._competition)
         return refuse(404, f"A rehearsal does not answer {name}")
 
     def _n_today(self) -> int:
@@ -252,7 +252,7 @@ def page_reply(key: str, rows: Sequence[Fields], fields: Fields) -> Reply:
     return json_reply({key: rows[start:stop], "nextPageToken": token})
 
 
-def board_reply(slug: str) -> Reply:
+def board_reply(competition: Competition) -> Reply:
     """Other people's scores, zipped. Yours are not among them, as the competition is over."""
     table = ["TeamId,TeamName,SubmissionDate,Score"] + [
         f"{400_000 + rank},Team {rank},2017-03-02 23:44:14,{score:.5f}"
@@ -260,7 +260,7 @@ def board_reply(slug: str) -> Reply:
     ]
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as bundle:
-        bundle.writestr(f"{slug}-publicleaderboard.csv", "\n".join(table))
+        bundle.writestr(f"{competition.slug}-publicleaderboard.csv", "\n".join(table))
     return Reply(headers={"Content-Type": "application/zip"}, body=content.getvalue())
 
 
