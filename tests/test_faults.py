@@ -93,7 +93,7 @@ PASSING = [  # faults, and what the run says about them
     ("upload-400:1", "400"),
     ("upload-reset:1", "broke"),
     ("upload-expired:2", "404"),
-    ("submit-lost", "looking whether the submission has arrived"),
+    ("submit-lost", "checking if the submission arrived"),
     ("list-delayed:2", ""),
     ("score-delayed:2", ""),
     ("score-delayed", "`make scores` asks again later"),

@@ -140,7 +140,7 @@ def test_an_archive_put_there_by_hand_is_used_if_it_is_the_servers_and_intact(
     scene.arm()
     scene.kaggle.download(tmp_path)
     assert scene.notebook.lines == [
-        f"{ARCHIVE} is here (3.0 MB), is intact and as long as what the server has"
+        f"{ARCHIVE} is here (3.0 MB), intact and of the same length as the server's"
     ]
     damaged = content[:1_000_000] + b"damage" + content[1_000_006:]
     for other in (damaged, content[:-1], bytes(len(content))):

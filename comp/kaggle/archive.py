@@ -68,7 +68,7 @@ class Archive:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self) -> Version | None:
-        """The version on the server, if it is known."""
+        """Its version on the server, if that is known."""
         try:
             return Version(**read_json(self.note))
         except (OSError, ValueError, TypeError):
@@ -93,7 +93,7 @@ class Archive:
         return headers
 
     def restart(self, version: Version | None) -> None:
-        """Empties the file, to be a part of `version`. Without a note it is not resumed."""
+        """Empties the file, now a part of `version`. After a crash halfway, nothing is resumed."""
         with disk_errors():
             self.note.unlink(missing_ok=True)
             self.path.write_bytes(b"")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from comp.kaggle.session import Session
 
 _Result = TypeVar("_Result")
-logging.getLogger("stamina").addHandler(logging.NullHandler())  # `retried` says each wait
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # `retried` prints each wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +150,11 @@ class Kaggle:
         return self.retried(lambda: self.session.call(method, **fields))
 
     def retried(self, call: Callable[[], _Result]) -> _Result:
-        """What `call` returns, tried again while it raises UnavailableError. Says each wait."""
+        """What `call` returns, repeated while it raises UnavailableError. Prints each wait."""
         patience, start, n_tries, n_refused = self.patience, time.monotonic(), 0, 0
 
         def pause_s(error: Exception) -> float | bool:
-            """Before the next try; False if there is none."""
+            """Time until the next try; False if there is none."""
             nonlocal n_refused
             if not isinstance(error, UnavailableError):
                 return False

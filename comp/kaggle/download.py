@@ -60,7 +60,7 @@ def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
 
 
 def remote_version(kaggle: "Kaggle") -> Version:
-    """The version that the server has now, from the head of a download that is not read."""
+    """The version that the server has now, from a download of which only the head is read."""
 
     def look() -> Version:
         with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
@@ -81,7 +81,7 @@ def _is_current(archive: Archive, kaggle: "Kaggle") -> bool:
             return True
     elif there.length == size and not zip_problem(archive.path):
         write_json(archive.note, asdict(there))
-        kaggle.reporter.say(f"{here_is}, is intact and as long as what the server has")
+        kaggle.reporter.say(f"{here_is}, intact and of the same length as the server's")
         return True
     kaggle.reporter.warn(f"{here_is} but is not what the server has; downloading that")
     return False
@@ -103,7 +103,7 @@ def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
 
 
 def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
-    """Tries until the part is complete. The count starts anew when it is longer than ever."""
+    """Tries until the part is complete. Tries that make progress do not count."""
     longest = part.n_bytes
 
     def try_once() -> Version | None:
@@ -157,7 +157,7 @@ def refuse_pages(headers: Mapping[str, str]) -> None:
 
 
 def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version:
-    """The version that a rest is of. Unless it is the rest of `part`, nothing is kept of it."""
+    """The version that the rest belongs to. If it is not the rest of `part`, that is emptied."""
     known, came = part.version(), headers.get("Content-Range", "no Content-Range")
     piece = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", came.strip())
     if not known or not start or not piece or int(piece[1]) != start:

@@ -62,16 +62,16 @@ def _refusal(response: requests.Response, kaggle: "Kaggle") -> KaggleError:
         return CredentialsError(f"Kaggle refuses {used} ({answer}): {RENEW}")
     if status == 403:
         rules = f"accept the rules at {competition.rules_url} with this account"
-        typo = f"a competition that does not exist is refused alike: check '{competition.slug}'"
+        typo = f"the answer for a wrong name is the same, so check '{competition.slug}' too"
         return RulesError(f"Kaggle refuses access ({answer}): {rules}; {typo}")
     if status == 404:
-        missing = f"Kaggle finds no such thing in '{competition.slug}' ({answer})"
-        return NotFoundError(f"{missing}: check the competition's name")
+        check = f"check the competition's name, '{competition.slug}'"
+        return NotFoundError(f"Kaggle does not have what was asked for ({answer}): {check}")
     if status == 429:
         message = f"Kaggle asks for fewer requests ({answer})"
         return UnavailableError(message, retry_after_s=wait_s, not_done=True)
     if status >= 500:
-        return UnavailableError(f"Kaggle has an error ({answer})", retry_after_s=wait_s)
+        return UnavailableError(f"Kaggle failed ({answer})", retry_after_s=wait_s)
     return KaggleError(f"Kaggle refuses the request ({answer})")
 
 

@@ -38,9 +38,9 @@ ENVIRONMENTS = {
 
 
 class Response:
-    """As the SDK's type of an answer: the HTTP response itself.
+    """A response type for the SDK that is just the HTTP response.
 
-    The SDK's own types raise KeyError for a status of a submission that they do not know.
+    The SDK's own types raise KeyError for a submission's status that they do not know.
     """
 
     @staticmethod
@@ -50,10 +50,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who we are, and what shows it."""
+    """The user name, and what authenticates a call."""
 
     username: str
-    auth: Any  # of a `requests` session
+    auth: Any  # as `requests` takes it
 
 
 class Transport(HTTPAdapter):
@@ -61,7 +61,7 @@ class Transport(HTTPAdapter):
 
     def __init__(self, env: Mapping[str, str], patience: "Patience") -> None:
         super().__init__()
-        self.link_headers: dict[str, str] = {}  # sent with a GET, which only follows a signed link
+        self.link_headers: dict[str, str] = {}  # for GETs, which only follow signed links
         self.clock_skew_s: float | None = None
         self._patience = patience
         self._ca_bundle = env.get("REQUESTS_CA_BUNDLE") or env.get("CURL_CA_BUNDLE")
@@ -76,7 +76,7 @@ class Transport(HTTPAdapter):
         session.mount("http://", self)
         session.mount("https://", self)
         session.verify = self._ca_bundle or True
-        session.trust_env = False  # lest an entry of ~/.netrc is sent along with a signed link
+        session.trust_env = False  # else entries of ~/.netrc would be sent to signed links
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
         if request.method == "GET":
@@ -102,7 +102,7 @@ class Transport(HTTPAdapter):
 
 
 class Session:
-    """The calls of one account about one competition, each made once."""
+    """Calls to Kaggle's API, each made once."""
 
     def __init__(self, kaggle: "Kaggle") -> None:
         self._kaggle = kaggle
@@ -145,7 +145,7 @@ class Session:
 
     @cached_property
     def login(self) -> Login:
-        """Once Kaggle has accepted the token. A key is not checked here: no call does just that."""
+        """CredentialsError unless Kaggle accepts the token; a key is checked by the first call."""
         found = self._kaggle.credentials
         if found.kind == "key":
             return Login(found.username, (found.username, found.secret))
@@ -189,7 +189,7 @@ class Session:
             remedy = "unset it to ask Kaggle, or set it to LOCALHOST to ask a stand-in"
             raise KaggleError(f"KAGGLE_API_ENVIRONMENT={name} is not supported: {remedy}")
         environment, endpoint = ENVIRONMENTS[name]
-        # The empty token keeps the SDK from looking for one, in places that may not even be ours.
+        # The empty token keeps the SDK from looking for one of its own.
         with self._errors(), KaggleClient(environment, api_token="") as sdk:
             http = sdk.http_client()
             if http._endpoint != endpoint:

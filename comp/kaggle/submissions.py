@@ -87,9 +87,7 @@ def make_submission(kaggle: "Kaggle", csv: Path, message: str) -> int:
         except UnavailableError as error:
             if error.not_done:
                 raise
-            kaggle.reporter.warn(
-                f"{error}; looking whether the submission has arrived all the same"
-            )
+            kaggle.reporter.warn(f"{error}; checking if the submission arrived anyway")
             lost = error
             return {}
 
