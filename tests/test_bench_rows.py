@@ -222,7 +222,7 @@ def test_rows_are_chosen_by_name_and_an_unknown_one_is_refused_in_one_line(
     assert not [name for name in usual if name.startswith("memory")]
     assert {"score-tail", "memory-features-2000"} <= {row.name for row in chosen(None, full=True)}
     assert len({row.name for row in ROWS}) == len(ROWS)
-    assert main(["bench", "--home", str(tmp_path), "--rows", "finetun"]) == 1
+    assert main(["bench", "--workspace", str(tmp_path), "--rows", "finetun"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: no row 'finetun'; near it are finetune")
     assert err.count("\n") == 1

@@ -297,7 +297,7 @@ def test_ctrl_c_in_a_download_is_one_line_and_status_130_and_the_next_run_goes_o
     scene: Stand, tmp_path: Path
 ) -> None:
     scene.arm("slow:0.2")
-    words = ["-m", "comp", "data", "--recipe", "lite0_head", "--home", str(tmp_path)]
+    words = ["-m", "comp", "data", "--recipe", "lite0_head", "--workspace", str(tmp_path)]
     run = subprocess.Popen(
         [sys.executable, *words],
         cwd=Path(__file__).parents[1],
