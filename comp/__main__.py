@@ -86,7 +86,7 @@ def predict(
     device: str | None = None,
 ) -> None:
     """predict the test photos; calibrate and clip"""
-    from comp.predict.ensemble import predict_all
+    from comp.predict.stage import predict_all
 
     predict_all(workspace, COMPETITION, chosen(recipe, set), device, reporter)
 
@@ -99,10 +99,10 @@ def calibrate(
     device: str | None = None,
 ) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
-    from comp.predict.bench import show_bench
+    from comp.predict.calibration_comparison import compare_calibrations
 
     one = override(named(recipe), set)
-    show_bench(workspace, COMPETITION, one, device, reporter)
+    compare_calibrations(workspace, COMPETITION, one, device, reporter)
 
 
 def blend(
@@ -114,22 +114,17 @@ def blend(
     device: str | None = None,
 ) -> None:
     """a run made of others: by weights on their logits, or one head on all their features"""
+    from comp.predict.blend import blend_runs
+
     runs = members(blended)
-    if method == "features":
-        from comp.predict.concat import concat
-
-        concat(workspace, COMPETITION, runs, set, device, reporter)
-    else:
-        from comp.predict.blend import blend as blend_logits
-
-        blend_logits(workspace, COMPETITION, runs, method, set, reporter)
+    blend_runs(workspace, COMPETITION, runs, method, set, device, reporter)
 
 
 def ablate(workspace: Workspace, reporter: Reporter, pair: Strings) -> None:
     """compare two runs photo by photo"""
-    from comp.predict.ablate import ablate as compare
+    from comp.predict.compare import compare_runs
 
-    compare(workspace, COMPETITION, *pair, reporter)
+    compare_runs(workspace, COMPETITION, *pair, reporter)
 
 
 def forecast(
@@ -140,7 +135,7 @@ def forecast(
     run: str | None = None,
 ) -> None:
     """the score and rank that a run can expect, with intervals"""
-    from comp.predict.finished import read_run
+    from comp.predict.runs import read_run
     from comp.submit.forecast import show_forecast
 
     finished = read_run(_run_folder(workspace, recipe, set, run))
@@ -232,9 +227,9 @@ def audit(
     workspace: Workspace, reporter: Reporter, runs: Strings = (), device: str | None = None
 ) -> None:
     """labels that runs, near-duplicates and published lists contradict"""
-    from comp.predict.audit import audit as audit_labels
+    from comp.predict.audit import audit_labels
 
-    audit_labels(workspace, runs, device, reporter)
+    audit_labels(workspace, COMPETITION, runs, device, reporter)
 
 
 def judge(
@@ -246,9 +241,17 @@ def judge(
     device: str | None = None,
 ) -> None:
     """train a recipe with and without label fixes; compare"""
-    from comp.predict.audit import judge as judge_fixes
+    from comp.predict.compare import compare_runs
+    from comp.predict.stage import predict as predict_one
+    from comp.train.stage import train as train_one
 
-    judge_fixes(workspace, override(named(recipe), set), verdicts, device, reporter)
+    plain = override(named(recipe), set)
+    fixed = override(plain, [f"folds.label_fixes={verdicts}"])
+    names = []
+    for each in (fixed, plain):
+        names.append(train_one(workspace, each, device, reporter).name)
+        predict_one(workspace, COMPETITION, each, device, reporter)
+    compare_runs(workspace, COMPETITION, *names, reporter)
 
 
 def recipes(workspace: Workspace, reporter: Reporter) -> None:  # noqa: ARG001  # every command has both
@@ -319,12 +322,12 @@ def _words(settings: Strings) -> list[str]:
 
 
 def _run_folder(workspace: Workspace, recipe: str, set: Strings, run: str | None) -> Path:
-    from comp.predict.ensemble import made_of
-    from comp.predict.finished import find_run
+    from comp.predict.runs import find_run
+    from comp.predict.stage import finished_folder
 
     if run:
         return find_run(workspace, run)
-    return made_of(workspace, COMPETITION, chosen(recipe, set))
+    return finished_folder(workspace, COMPETITION, chosen(recipe, set))
 
 
 def _kaggle(reporter: Reporter) -> "Kaggle":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from comp.errors import CredentialsError, NotFoundError, RulesError, SubmissionError
 from comp.kaggle import Kaggle, Submission
-from comp.predict.finished import FinishedRun
+from comp.predict.runs import FinishedRun
 from comp.progress import Reporter
 from comp.store import Workspace, code_commit, file_sha256
 from comp.submit.ledger import LedgerRow, read_ledger, write_row
