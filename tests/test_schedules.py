@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from comp.train.schedules import learning_rate
 
 from comp.recipe import FineTune
+from comp.train.optimiser import learning_rate
 
 SHAPES = ("cosine", "one-cycle", "step", "exponential", "constant")
 
