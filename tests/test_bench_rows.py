@@ -148,7 +148,7 @@ def test_rows_are_chosen_by_name_and_an_unknown_one_is_refused_in_one_line(
     monkeypatch.setattr("tests.bench.catalogue.find_spec", lambda _: None)
     assert choose(["fastai"], False, heard) == []
     assert heard.lines[-1] == "left out fastai: `make bench-peers` installs fastai"
-    assert main(["--home", str(tmp_path), "--rows", "finetun"]) == 1
+    assert main(["--workspace", str(tmp_path), "--rows", "finetun"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: no row 'finetun'; near it are finetune")
     assert error.count("\n") == 1

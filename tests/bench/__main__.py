@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 if it did what was asked, 1 after a failure that the user can act on, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     add = parser.add_argument
-    add("--home", type=Path, default=Path(), help="folder of data/ and runs/ (default: here)")
+    add("--workspace", type=Path, default=Path(), help="of data/ and runs/ (default: here)")
     add("--archive", type=Path, help="a zip like Kaggle's, in the place of data/")
     add("--solution", type=Path, help="its labels: a CSV of id,label with 0 or 1")
     add("--rows", nargs="+", metavar="ROW", help=f"memory, {', '.join(ROWS)}")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--full", action="store_true", help="also scores of peers, our tail, memory: half an hour")
     options, reporter = parser.parse_args(arguments), Reporter()
     try:
-        rows, home = choose(options.rows, options.full, reporter), options.home.resolve()
+        rows, home = choose(options.rows, options.full, reporter), options.workspace.resolve()
         root = lay_out(home, options.archive, options.solution, options.photos, reporter)
         bench(home, rows, Setup(root=root), options.rounds, reporter)
     except UserError as error:
