@@ -8,6 +8,7 @@
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -61,7 +62,11 @@ def bench(home: Path, rows: list[Row], setup: Setup, n_rounds: int, reporter: Re
     print_tables([row for row in rows if row.name not in failed], rounds, reporter)
     path = Workspace(home).runs / f"bench-{began:%Y%m%dT%H%M%SZ}.json"
     found |= {"began": began.isoformat(timespec="seconds"), "photos": photos, "setup": setup}
-    found |= {"failed": failed, "rounds": rounds, "targets": figures_of(rounds)}
+    targets = [  # JSON has no infinity
+        {key: None if value == math.inf else value for key, value in figure.items()}
+        for figure in figures_of(rounds)
+    ]
+    found |= {"failed": failed, "rounds": rounds, "targets": targets}
     write_json(path, found)
     reporter.say(f"all rounds are in {path}")
     return path
