@@ -1,6 +1,7 @@
-"""What is asked: the one file to edit for another two-class photo competition."""
+"""The one file to edit for another competition of binary image classification."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -9,19 +10,26 @@ class Competition:
 
     slug: str
     title: str
-    classes: tuple[str, str]  # negative, positive: the label 1 means the second
-    archives: tuple[str, str]  # members of Kaggle's archive that hold the photos: train, test
-    sample: str  # member that names the ids to predict, in order
+    classes: tuple[str, str]  # negative, positive: label 1 means the second
+
+    # Kaggle's archive: one zip with two zips of photos and a sample submission in it
+    archives: tuple[str, str]  # the zips of photos: train, test
+    train_photo: str  # regular expression of a training photo's path in its zip, whole, with the
+    # groups `id` and `class` (one of `classes`); ids become file names and keys everywhere
+    test_photo: str  # the same of a test photo, with the group `id` alone
+    sample: str  # the sample submission, which lists the ids to predict in order
     columns: tuple[str, str]  # header of a submission: id, P(positive)
-    n_train: int  # photos in the real edition; a rehearsal may hold fewer
+    numeric_ids: bool  # test ids are whole numbers: 7, 7.0 and 7e0 in a CSV are the same id
+    n_train: int  # photos in the real edition; a rehearsal may have fewer
     n_test: int
-    noise_rate: float  # share of the test labels that contradict any confident model, as believed before there are scores
-    noise_spread: (
-        float  # standard deviation of that belief; comp/submit/forecast.py learns from scores
-    )
-    max_member_bytes: (
-        int  # a photo larger than this, unpacked, is refused: the archive is not what it says
-    )
+    archive_bytes: int  # about; the photos take as much again when they are unpacked
+    max_member_bytes: int  # a larger photo or sample submission is refused: the archive is wrong
+
+    # what is known about the leaderboard and the labels
+    noise_rate: float  # share of test labels that contradict any confident model, as believed
+    noise_spread: float  # standard deviation of that belief before scores update it
+    archived_board: Path | None  # the final leaderboard's scores; None: there is none
+    suspects: Path | None  # ids of training photos that others suspect; None: there is no list
 
     @property
     def rules_url(self) -> str:
@@ -34,11 +42,19 @@ COMPETITION = Competition(
     title="Dogs vs. Cats Redux: Kernels Edition",
     classes=("cat", "dog"),
     archives=("train.zip", "test.zip"),
+    train_photo=r"train/(?P<id>(?P<class>cat|dog)\.(0|[1-9][0-9]{0,17}))\.jpg",
+    test_photo=r"test/(?P<id>0|[1-9][0-9]{0,17})\.jpg",
     sample="sample_submission.csv",
     columns=("id", "label"),
+    numeric_ids=True,
     n_train=25_000,
     n_test=12_500,
-    noise_rate=0.004,  # public scores imply 50 to 70 photos, other evidence 0.3 to 0.5 %, six clips of one model 0.42 % (test_calibrate.py)
-    noise_spread=0.001,
+    archive_bytes=850_000_000,
     max_member_bytes=64 * 2**20,
+    # Public scores imply 50 to 70 photos, other evidence 0.3 to 0.5 %, six clips of one model
+    # 0.42 % (test_calibrate.py).
+    noise_rate=0.004,
+    noise_spread=0.001,
+    archived_board=Path(__file__).with_name("archived_board.csv"),
+    suspects=Path(__file__).with_name("suspects.csv"),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from comp.data.geometry import Geometry
+from comp.data.canvas import Geometry
 from comp.data.manifest import photo_path
 from comp.data.photos import decode, encode_jpeg, to_canvas
 from comp.store import Workspace, write_text

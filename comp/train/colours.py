@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.data.pool import in_order
+from comp.data.photos import in_order
 from comp.train.views import Canvases
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comp.data.pixels import Pixels
-from comp.data.stores import MAX_BYTES
+from comp.data.pixels import PixelStore
 from comp.errors import DataError, StaleError
 from comp.progress import Advance, Reporter
 from comp.store import fingerprint
@@ -26,6 +25,7 @@ from comp.train.fusing import packed
 from comp.train.kept import SHARD_BYTES, SHARD_PHOTOS, Rows, Store
 from comp.train.views import Seen, View, as_images
 
+MAX_BYTES = 20 * 10**9  # of kept activations
 BATCH = 32  # photos a forward pass on a CPU; more only makes the cache miss
 BATCH_GPU = 256
 # Largest relative error of features in bfloat16 that is let pass. Lite0's move by 4 to 7 %, which is rounding without a direction: on 2,002
@@ -51,7 +51,7 @@ class Embedder:
     def makes(self) -> str:
         return "features" if self.boundary is None else f"activations before {self.boundary.module}"
 
-    def features(self, pixels: Pixels, rows: Sequence[int], view: Seen) -> Iterator[Tensor]:
+    def features(self, pixels: PixelStore, rows: Sequence[int], view: Seen) -> Iterator[Tensor]:
         """Batches [b, *shape] float32 on the CPU, in the order of `rows`; the next batch is cut while this one is computed."""
         size = BATCH_GPU if self.device.is_cuda else BATCH
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -189,7 +189,7 @@ def announce(
 def features_of(
     folder: Path,
     embedder: Embedder,
-    pixels: Pixels,
+    pixels: PixelStore,
     ids: Sequence[str],
     view: Seen,
     reporter: Reporter,
@@ -211,7 +211,7 @@ def features_of(
 def _compute(
     store: Store,
     embedder: Embedder,
-    pixels: Pixels,
+    pixels: PixelStore,
     missing: dict[str, int],
     view: Seen,
     advance: Advance,

@@ -17,7 +17,7 @@ from comp.train.backbone import Input
 
 
 class Canvases(Protocol):
-    """Where the canvases of photos come from; `comp.data.pixels.Pixels` is one."""
+    """Where the canvases of photos come from; `comp.data.pixels.PixelStore` is one."""
 
     def canvas(self, row: int) -> NDArray[np.uint8]:
         """The canvas [h, w, 3] of one photo."""

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from comp.data.geometry import Geometry
+from comp.data.canvas import Geometry
 from comp.data.manifest import read_manifest, usable
-from comp.data.pixels import Pixels, open_pixels
+from comp.data.pixels import PixelStore, open_pixels
 from comp.errors import StaleError
 from comp.progress import Reporter
 from comp.recipe import FineTune, HeadShape, Model, Recipe
@@ -70,7 +70,7 @@ class Workbench:
         pd.DataFrame
     )  # id, label, group, fold, and what is learnt: target, see comp/train/verdicts.py
     test_ids: list[str]  # that can be decoded
-    pixels: Pixels
+    pixels: PixelStore
     reporter: Reporter
 
     @property
