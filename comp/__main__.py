@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from comp.competition import COMPETITION
 from comp.errors import UserError
+from comp.options import override
 from comp.progress import Reporter
-from comp.recipe import Recipe, override
+from comp.recipe import Recipe
 from comp.recipes import DEFAULT, ENSEMBLES, ON_CPU, RECIPES, chosen, listed, members, named
 from comp.store import Workspace
 

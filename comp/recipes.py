@@ -12,11 +12,11 @@ are many.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from textwrap import wrap
 
 from comp.errors import RecipeError
-from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe, override
+from comp.options import override
+from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe
 from comp.tutorials import (
     inception_bottleneck,
     inception_last_blocks,
@@ -64,12 +64,12 @@ def lite0_head() -> Recipe:
 
 def lite1_head() -> Recipe:
     """EfficientNet-Lite1, frozen, at 240 px: out of fold .0244 (.0135-.0377)."""
-    return replace(lite0_head(), name="lite1_head", model=Model(backbone="tf_efficientnet_lite1"))
+    return lite0_head().replace(name="lite1_head", model=Model(backbone="tf_efficientnet_lite1"))
 
 
 def lite2_head() -> Recipe:
     """EfficientNet-Lite2, frozen, at 260 px: out of fold .0163 (.0071-.0289)."""
-    return replace(lite0_head(), name="lite2_head", model=Model(backbone="tf_efficientnet_lite2"))
+    return lite0_head().replace(name="lite2_head", model=Model(backbone="tf_efficientnet_lite2"))
 
 
 def lite2_views() -> Recipe:
@@ -78,8 +78,8 @@ def lite2_views() -> Recipe:
     The middle 260 px of a canvas of 297 px, under which the head is solved, and all of that canvas; each mirrored too. Taken because the
     whole beside the middle helped Lite0 and Lite1 as well; one of 15 ways that were tried to show photos to heads (LOG.md, 2026-11-22).
     """
-    recipe = replace(lite2_head(), name="lite2_views", pixels=Pixels(fit="shorter", canvas=1.143))
-    return replace(recipe, prediction=replace(recipe.prediction, views="multi_scale"))
+    recipe = lite2_head().replace(name="lite2_views", pixels=Pixels(fit="shorter", canvas=1.143))
+    return recipe.replace(prediction=recipe.prediction.replace(views="multi_scale"))
 
 
 def lite0_finetune() -> Recipe:
@@ -93,7 +93,12 @@ def lite0_finetune() -> Recipe:
         name="lite0_finetune",
         model=Model(backbone="tf_efficientnet_lite0"),
         training=FineTune(
-            fold_norms=True, epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8, wise_ft=0.25
+            fuse_batch_norm=True,
+            epochs=1,
+            batch_size=32,
+            peak_lr=1e-4,
+            layer_decay=0.8,
+            wise_ft=0.25,
         ),
     )
 
@@ -109,9 +114,9 @@ def lite0_tail() -> Recipe:
         model=Model(backbone="tf_efficientnet_lite0"),
         pixels=Pixels(fit="shorter", canvas=1.143),
         training=FineTune(
-            trains="from:blocks.6",
+            trainable="from:blocks.6",
             cached_views=4,
-            fold_norms=True,
+            fuse_batch_norm=True,
             epochs=4,
             batch_size=32,
             layer_decay=0.8,

@@ -174,6 +174,8 @@ def plain(value: Any) -> Any:
         return {"type": type(value).__name__} | {
             item.name: plain(getattr(value, item.name)) for item in fields(value)
         }
+    if hasattr(value, "model_dump"):  # options
+        return value.model_dump(mode="json")
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

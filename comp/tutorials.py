@@ -6,8 +6,6 @@ NLLLoss; here it is one logit with binary cross-entropy, which is the same: P(do
 and gradients (tests/test_heads.py). Their best figure is an accuracy of 98.95 % on another test set of this data.
 """
 
-from dataclasses import replace
-
 from comp.recipe import FineTune, Folds, HeadShape, Model, Phase, Pixels, Prediction, Recipe, Svm
 
 # A tutorial's training: one learning rate for all layers and steps, no augmentation, decay, average or bound that it does not name.
@@ -36,10 +34,9 @@ def vgg16_mlp() -> Recipe:
     return Recipe(
         name="vgg16_mlp",
         model=Model(backbone="vgg16.tv_in1k", layer="features", pool="flatten"),
-        pixels=replace(SQUASHED, normalise="constants"),
-        training=replace(
-            PLAIN,
-            trains="head",
+        pixels=SQUASHED.replace(normalise="constants"),
+        training=PLAIN.replace(
+            trainable="head",
             head=HeadShape(widths=(4096, 4096), dropout=0.5),
             optimiser="adam",
             peak_lr=1e-3,
@@ -63,9 +60,8 @@ def vgg16_last_layer() -> Recipe:
         name="vgg16_last_layer",
         model=Model(backbone="vgg16.tv_in1k"),
         pixels=SQUASHED,
-        training=replace(
-            PLAIN,
-            trains="head",
+        training=PLAIN.replace(
+            trainable="head",
             head=HeadShape(dropout=0.5),
             optimiser="sgd",
             momentum=0.0,
@@ -87,8 +83,7 @@ def vgg16_finetune() -> Recipe:
         name="vgg16_finetune",
         model=Model(backbone="vgg16.tv_in1k"),
         pixels=Pixels(fit="squash", size_px=96, canvas=1.0, normalise="measured"),
-        training=replace(
-            PLAIN,
+        training=PLAIN.replace(
             epochs=20,
             batch_size=128,
             optimiser="sgd",
@@ -115,9 +110,8 @@ def vgg16_last_block() -> Recipe:
         name="vgg16_last_block",
         model=Model(backbone="vgg16.tv_in1k"),
         pixels=SQUASHED,
-        training=replace(
-            PLAIN,
-            trains="from:features.24",
+        training=PLAIN.replace(
+            trainable="from:features.24",
             epochs=3,
             batch_size=32,
             optimiser="sgd",
@@ -140,9 +134,8 @@ def inception_bottleneck() -> Recipe:
         model=Model(backbone="inception_v3.tf_in1k"),
         pixels=Pixels(fit="squash", canvas=1.0),
         folds=Folds(split=(0.1, 0.1)),
-        training=replace(
-            PLAIN,
-            trains="head",
+        training=PLAIN.replace(
+            trainable="head",
             epochs=50,
             batch_size=100,
             optimiser="sgd",
@@ -167,10 +160,9 @@ def inception_last_blocks() -> Recipe:
         name="inception_last_blocks",
         model=Model(backbone="inception_v3.tf_in1k"),
         pixels=Pixels(fit="squash", canvas=1.0),
-        training=replace(
-            PLAIN,
-            first=Phase(trains="head", epochs=1, peak_lr=1e-2),
-            trains="from:Mixed_7b",
+        training=PLAIN.replace(
+            first=Phase(trainable="head", epochs=1, peak_lr=1e-2),
+            trainable="from:Mixed_7b",
             epochs=3,
             batch_size=32,
             optimiser="sgd",

@@ -1,7 +1,6 @@
 """Partly frozen networks: cut at the right place, equal with and without the cache, and nothing computed twice."""
 
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from torch import nn
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError
+from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import FineTune, Model, Phase, Pixels, Recipe, override
+from comp.recipe import FineTune, Model, Phase, Pixels, Recipe
 from comp.store import Workspace
 from comp.train import features
 from comp.train.activations import find_boundary, given_to, resume
@@ -36,7 +36,7 @@ TAIL = Recipe(
     name="tiny_tail",
     model=Model(backbone="mobilenetv3_small_050", weights="random"),
     pixels=Pixels(size_px=32, canvas=1.25),
-    training=FineTune(trains="last:2", cached_views=2, epochs=2, batch_size=8, peak_lr=1e-3),
+    training=FineTune(trainable="last:2", cached_views=2, epochs=2, batch_size=8, peak_lr=1e-3),
 )
 CASES = [
     ("resnet10t", "last:1", 32, "layer4.0"),
@@ -98,18 +98,23 @@ def test_a_network_whose_parts_all_see_the_input_is_refused() -> None:
 
 def test_the_boundary_lies_before_what_any_phase_trains() -> None:
     network = ready("resnet10t", "head", 32)
-    freeze_phases(network, FineTune(trains="head", first=Phase(trains="last:1", epochs=1)))
+    freeze_phases(network, FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1)))
     assert find_boundary(network, 32).module == "layer4.0"
 
 
-@pytest.mark.parametrize("fold_norms", [False, True])
+@pytest.mark.parametrize("fuse_batch_norm", [False, True])
 def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_on_pixels(
-    fold_norms: bool,
+    fuse_batch_norm: bool,
 ) -> None:
     size_px, training = (
         32,
         FineTune(
-            trains="last:2", epochs=3, batch_size=4, peak_lr=1e-3, ema=0.0, fold_norms=fold_norms
+            trainable="last:2",
+            epochs=3,
+            batch_size=4,
+            peak_lr=1e-3,
+            ema=0.0,
+            fuse_batch_norm=fuse_batch_norm,
         ),
     )
     shown = input_of(TAIL.model)
@@ -120,7 +125,7 @@ def test_training_on_kept_activations_gives_the_losses_and_weights_of_training_o
     losses, weights = [], []
     for cached in (False, True):
         network = ready("mobilenetv3_small_050", "last:2", size_px)
-        if fold_norms:
+        if fuse_batch_norm:
             assert (
                 fold_batch_norm(network, partial(network, torch.zeros(1, 3, size_px, size_px))) > 20
             )
@@ -212,7 +217,7 @@ def test_a_tail_is_trained_scored_and_predicted_without_the_frozen_part_running_
 
 def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     """What is kept and the fold's last part together say what the fold's checkpoint says of the pixels."""
-    recipe = override(TAIL, ["folds.n=2", "prediction.views=none", "training.fold_norms=true"])
+    recipe = override(TAIL, ["folds.n=2", "prediction.views=none", "training.fuse_batch_norm=true"])
     run = train(drawn_copy, recipe, CPU, Reporter())
 
     bench = open_workbench(run, CPU, Reporter())
@@ -233,7 +238,7 @@ def test_draws_are_the_photos_own_and_taken_in_turn() -> None:
         def canvas(self, row: int) -> np.ndarray:
             return np.random.default_rng(row % 2).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 
-    training = FineTune(trains="head", cached_views=2)
+    training = FineTune(trainable="head", cached_views=2)
     first, second = (Draw(training, 7, number) for number in range(2))
     both = first.squares(Photos(), [0, 1], 32)
     assert np.array_equal(both[1], first.squares(Photos(), [1], 32)[0])  # whatever it is cut with
@@ -246,7 +251,7 @@ def test_draws_are_the_photos_own_and_taken_in_turn() -> None:
             {
                 first.name,
                 second.name,
-                Draw(replace(training, colour=0.5), 7, 0).name,
+                Draw(training.replace(colour=0.5), 7, 0).name,
                 Draw(training, 8, 0).name,
             }
         )
@@ -254,7 +259,7 @@ def test_draws_are_the_photos_own_and_taken_in_turn() -> None:
     )
     held = [InMemory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
     batches = list(
-        kept_batches(held, range(4), [0.0] * 4, replace(training, epochs=3, batch_size=4), seed=0)
+        kept_batches(held, range(4), [0.0] * 4, training.replace(epochs=3, batch_size=4), seed=0)
     )
     assert torch.cat([values for values, _ in batches]).flatten().long().bincount().tolist() == [
         4,
@@ -302,6 +307,6 @@ def test_caching_is_refused_where_everything_trains() -> None:
     with pytest.raises(
         RecipeError, match=r"training\.cached_views must be 0 where all layers train, got 2"
     ):
-        override(TAIL, ["training.trains=all"])
+        override(TAIL, ["training.trainable=all"])
     with pytest.raises(RecipeError, match=r"pixels\.normalise"):
         override(TAIL, ["pixels.normalise=measured", "training.head_start=false"])

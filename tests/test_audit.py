@@ -11,11 +11,12 @@ from heard import Heard
 from comp.data.manifest import read_manifest, write_manifest
 from comp.errors import DataError, RecipeError, StaleError
 from comp.metric import sigmoid
+from comp.options import override, restored
 from comp.predict.audit import SUSPECTS, audit, conflicts, doubted, evidence, judge, twins_across
 from comp.predict.gallery import Section, write_gallery
 from comp.predict.leak import measure_leak, ungrouped
 from comp.progress import Reporter
-from comp.recipe import FineTune, Folds, Head, Model, Pixels, Recipe, described, override, restored
+from comp.recipe import FineTune, Folds, Head, Model, Pixels, Recipe
 from comp.recipes import RECIPES
 from comp.store import Workspace, read_json, write_json
 from comp.train.device import find_device
@@ -166,7 +167,7 @@ def test_a_verdict_is_tested_in_one_call_on_the_labels_that_were_there(
     gain = judge(drawn_copy, TINY, "cat.3", CPU, heard)
     assert gain.low <= gain.mean <= gain.high
     assert "verdicts applied to 1 of 79 training photos: 1 flip" in str(heard)
-    with pytest.raises(DataError, match=r"folds\.verdicts=drop names none of the 1 verdicts"):
+    with pytest.raises(DataError, match=r"folds.label_fixes=drop names none of the 1 verdicts"):
         judge(drawn_copy, TINY, "drop", CPU, heard)
 
 
@@ -190,10 +191,10 @@ def test_a_gallery_needs_no_other_file_and_escapes_what_it_shows(
 def test_a_recipe_comes_back_from_what_a_run_keeps_of_it(tmp_path: Path) -> None:
     for make in RECIPES.values():
         recipe = override(make(), ["folds.n=7", "pixels.size_px=96"])
-        write_json(tmp_path / "r.json", described(recipe))
-        assert restored(read_json(tmp_path / "r.json")) == recipe
-    with pytest.raises(RecipeError, match="knobs of Folds that are no more"):
-        restored(described(make()) | {"folds": {"type": "Folds", "n_left_out": 3}})
+        write_json(tmp_path / "r.json", recipe.model_dump(mode="json"))
+        assert restored(Recipe, read_json(tmp_path / "r.json")) == recipe
+    with pytest.raises(RecipeError, match=r"no option 'folds\.n_left_out'"):
+        restored(Recipe, make().model_dump(mode="json") | {"folds": {"n_left_out": 3}})
 
 
 def test_runs_that_cannot_be_audited_end_in_one_line(drawn_copy: Workspace) -> None:

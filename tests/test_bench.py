@@ -1,6 +1,5 @@
 """The calibration bench: formulas, what must not leak, and that its table tells the truth about a known model."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +227,7 @@ def test_runs_whose_heads_cannot_leave_out_two_folds_have_no_means_over_folds(
     drawn_copy: Workspace,
 ) -> None:
     others = [
-        replace(TINY, folds=folds)
+        TINY.replace(folds=folds)
         for folds in (Folds(n=2), Folds(n=5, fit=2), Folds(split=(0.2, 0.2)))
     ]
     for recipe in (*others, named("lite0_finetune")):

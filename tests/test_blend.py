@@ -13,6 +13,7 @@ from heard import Heard
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError, UserError
 from comp.metric import Floats, Gain, logit_log_loss
+from comp.options import override
 from comp.predict.ablate import ablate
 from comp.predict.blend import (
     WAYS,
@@ -27,7 +28,6 @@ from comp.predict.blend import (
 )
 from comp.predict.finished import find_run, read_run
 from comp.predict.members import read_members
-from comp.recipe import described, override
 from comp.recipes import named
 from comp.store import Workspace, read_json
 from comp.submit.forecast import show_forecast
@@ -249,10 +249,13 @@ def test_of_several_runs_of_a_recipe_its_name_means_the_one_without_changed_knob
         ("6666666666", changed),
     ):
         edit_json(
-            make_run(workspace, "lite0_head", fingerprint) / "run.json", recipe=described(recipe)
+            make_run(workspace, "lite0_head", fingerprint) / "run.json",
+            recipe=recipe.model_dump(mode="json"),
         )
     assert find_run(workspace, "lite0_head").name == "lite0_head-5555555555"
-    edit_json(workspace.runs / "lite0_head-6666666666" / "run.json", recipe=described(plain))
+    edit_json(
+        workspace.runs / "lite0_head-6666666666" / "run.json", recipe=plain.model_dump(mode="json")
+    )
     with pytest.raises(
         RecipeError,
         match="lite0_head has 2 runs, say which one: lite0_head-5555555555, lite0_head-6666666666",

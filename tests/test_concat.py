@@ -1,6 +1,5 @@
 """Features side by side: one head sees those of all runs, out of fold and on the test photos, and the result is a run like any other."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from comp.predict.concat import concat
 from comp.predict.finished import read_run
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import Folds, Head, Model, Pixels, Prediction, Recipe, Svm, described
+from comp.recipe import Folds, Head, Model, Pixels, Prediction, Recipe, Svm
 from comp.store import Workspace, read_json
 from comp.submit.forecast import show_forecast
 from comp.train.device import find_device
@@ -33,7 +32,7 @@ FIRST = Recipe(
     training=Head(views="none", n_inner=2, penalties=(1e-2,)),
     prediction=Prediction(calibration="none"),
 )
-SECOND = replace(FIRST, name="second", model=Model(backbone="resnet10t", weights="random"))
+SECOND = FIRST.replace(name="second", model=Model(backbone="resnet10t", weights="random"))
 
 
 @pytest.fixture
@@ -103,11 +102,11 @@ def test_runs_that_have_no_features_of_their_own_or_other_targets_are_refused(
     with pytest.raises(RecipeError, match=f"{mixed} has no features and solved heads of its own"):
         joined(drawn_copy, mixed, "first")
     origin = next(drawn_copy.runs.glob("second-*/run.json"))
-    edit_json(origin, recipe=described(replace(SECOND, training=Svm())))
+    edit_json(origin, recipe=SECOND.replace(training=Svm()).model_dump(mode="json"))
     with pytest.raises(RecipeError, match=r"second-\w+ has no features and solved heads"):
         joined(drawn_copy, "second", "first")
     drawn_copy.verdicts.write_text("id,verdict,reason,by\ncat.1,flip,a test,me\n")
-    made(drawn_copy, replace(FIRST, name="judged", folds=Folds(n=2, verdicts="all")))
+    made(drawn_copy, FIRST.replace(name="judged", folds=Folds(n=2, label_fixes="all")))
     with pytest.raises(DataError, match="first and judged learn other labels or in other folds"):
         joined(drawn_copy, "judged", "first")
     with pytest.raises(RecipeError, match="needs 2 or more runs"):

@@ -1,7 +1,5 @@
 """How a canvas becomes the crop that training sees."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from comp.train.augment import make_augmentation
 from comp.train.views import View, cut_square
 
 PLAIN = FineTune(flip=False, colour=0.0)
-CENTRE = replace(PLAIN, crop="center-crop")
+CENTRE = PLAIN.replace(crop="center-crop")
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -27,7 +25,7 @@ def test_a_centre_crop_is_what_prediction_sees(shape: tuple[int, int]) -> None:
 
 def test_pad_and_crop_shifts_the_photo_by_up_to_the_padding_and_fills_with_black() -> None:
     canvas = noise(32, 32)
-    augment = make_augmentation(replace(PLAIN, crop="pad-and-crop", crop_pad_px=4), 32)
+    augment = make_augmentation(PLAIN.replace(crop="pad-and-crop", crop_pad_px=4), 32)
     padded = np.pad(canvas, ((4, 4), (4, 4), (0, 0)))
     seen = set()
     for seed in range(200):
@@ -47,7 +45,7 @@ def test_pad_and_crop_shifts_the_photo_by_up_to_the_padding_and_fills_with_black
 def test_every_crop_gives_the_size_that_the_network_takes_and_the_same_for_the_same_seed(
     crop: Crop,
 ) -> None:
-    augment = make_augmentation(replace(FineTune(), crop=crop), 32)
+    augment = make_augmentation(FineTune().replace(crop=crop), 32)
     for shape in ((32, 32), (40, 61)):
         canvas = noise(*shape)
         assert augment(canvas, 3).shape == (32, 32, 3)

@@ -112,6 +112,6 @@ def test_an_unknown_layer_is_refused_with_what_is_near() -> None:
 
 def test_only_a_named_layer_is_flattened() -> None:
     with pytest.raises(
-        RecipeError, match=r"model\.pool must be mean where model\.layer names no layer"
+        ValueError, match=r"model\.pool must be mean where model\.layer names no layer"
     ):
         Model(pool="flatten")

@@ -1,7 +1,6 @@
 """Fine-tuning: the schedule, what a step changes, and what stops it."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +77,7 @@ def test_a_step_changes_exactly_the_parameters_that_train_and_no_batch_norm_stat
     network = network_of(trains)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    run(network, replace(TRAINING, warmup=0.0, weight_decay=0.5), batches(TRAINING), 8)
+    run(network, TRAINING.replace(warmup=0.0, weight_decay=0.5), batches(TRAINING), 8)
     after = network.state_dict()
     assert {
         name for name, value in after.items() if not torch.equal(value, before[name])
@@ -97,7 +96,7 @@ def test_every_trained_parameter_gets_a_finite_gradient() -> None:
 
 def test_the_loss_falls_and_the_network_ends_in_evaluation_mode() -> None:
     network = network_of()
-    training = replace(TRAINING, epochs=10)
+    training = TRAINING.replace(epochs=10)
     losses = run(network, training, batches(training), 40)
     assert losses[-1] < 0.7 * losses[0]
     assert not network.training
@@ -105,8 +104,8 @@ def test_the_loss_falls_and_the_network_ends_in_evaluation_mode() -> None:
 
 def test_micro_batches_add_up_to_the_whole_batch() -> None:
     one, four = network_of(), network_of()
-    whole = replace(TRAINING, epochs=1, clip_norm=1e9)
-    for network, training in ((one, whole), (four, replace(whole, micro_batch=1))):
+    whole = TRAINING.replace(epochs=1, clip_norm=1e9)
+    for network, training in ((one, whole), (four, whole.replace(micro_batch=1))):
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -120,7 +119,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(
 ) -> None:
     whole, short, room = network_of(), network_of(), 3
     training, notes, loss_of = (
-        replace(TRAINING, epochs=1, batch_size=8),
+        TRAINING.replace(epochs=1, batch_size=8),
         list[str](),
         finetune._loss,
     )
@@ -155,7 +154,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(
 
 def test_the_averaged_weights_are_kept_and_lie_behind_the_last_ones() -> None:
     start, last, averaged = network_of(), network_of(), network_of()
-    for network, training in ((last, TRAINING), (averaged, replace(TRAINING, ema=0.9))):
+    for network, training in ((last, TRAINING), (averaged, TRAINING.replace(ema=0.9))):
         torch.manual_seed(0)
         run(network, training, batches(TRAINING), 8)
 
@@ -168,13 +167,13 @@ def test_the_averaged_weights_are_kept_and_lie_behind_the_last_ones() -> None:
 
 def test_wise_ft_keeps_a_share_of_the_way() -> None:
     start, whole, share = network_of(), network_of(), network_of()
-    for network, training in ((whole, TRAINING), (share, replace(TRAINING, wise_ft=0.25))):
+    for network, training in ((whole, TRAINING), (share, TRAINING.replace(wise_ft=0.25))):
         torch.manual_seed(0)
         run(network, training, batches(TRAINING), 8)
     for a, b, c in zip(start.parameters(), whole.parameters(), share.parameters(), strict=True):
         torch.testing.assert_close(c, a + (b - a) / 4)
     assert (
-        replace(TRAINING, wise_ft=0.25, first=Phase(epochs=1)).phases()[0].wise_ft == 1
+        TRAINING.replace(wise_ft=0.25, first=Phase(epochs=1)).phases()[0].wise_ft == 1
     )  # once is enough
 
 
@@ -190,13 +189,13 @@ def test_a_loss_that_is_not_finite_stops_the_fold_with_the_remedy() -> None:
 
 
 def test_a_loss_that_explodes_stops_the_fold() -> None:
-    training = replace(TRAINING, peak_lr=1e3, epochs=20, clip_norm=1e9, warmup=0.0)
+    training = TRAINING.replace(peak_lr=1e3, epochs=20, clip_norm=1e9, warmup=0.0)
     with pytest.raises(TrainingError, match="the loss"):
         run(network_of(), training, batches(training), 80)
 
 
 def test_batches_hold_every_photo_once_an_epoch_in_an_order_that_the_seed_decides() -> None:
-    plain = replace(TRAINING, crop_area=1.0, crop_aspect=1.0, flip=False, colour=0.0)
+    plain = TRAINING.replace(crop_area=1.0, crop_aspect=1.0, flip=False, colour=0.0)
     first = [squares for squares, _ in batches(plain)]
     again = [squares for squares, _ in batches(plain)]
     other = [squares for squares, _ in batches(plain, seed=1)]
@@ -209,7 +208,7 @@ def test_batches_hold_every_photo_once_an_epoch_in_an_order_that_the_seed_decide
 
 
 def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -> None:
-    training = replace(TRAINING, epochs=2)
+    training = TRAINING.replace(epochs=2)
     inline = list(batches(training))
     canvases = Canvases(16)
     loader = training_batches(canvases, range(16), canvases.labels, training, 32, CPU, 0)
@@ -229,7 +228,7 @@ def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -
 
 
 def test_colour_changes_leave_labels_and_shapes_alone() -> None:
-    squares, labels = next(batches(replace(TRAINING, colour=1.0)))
+    squares, labels = next(batches(TRAINING.replace(colour=1.0)))
     assert squares.shape == (4, 32, 32, 3)
     assert squares.dtype == torch.uint8
     assert set(labels.tolist()) <= {0.0, 1.0}
@@ -238,7 +237,7 @@ def test_colour_changes_leave_labels_and_shapes_alone() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_the_loss_falls_too_in_the_precision_that_the_device_has() -> None:
     device, network = find_device("cuda"), network_of()
-    training = replace(TRAINING, epochs=10)
+    training = TRAINING.replace(epochs=10)
     data = batches(training, device=device)
     points = fine_tune(
         network, data, 40, training, input_of(MODEL), device, lambda n=1, note="": None

@@ -1,7 +1,5 @@
 """Heads that gradients train: what they say untrained, what is kept of them, and that one logit is enough for two classes."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -182,7 +180,7 @@ def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_comput
 ) -> None:
     model, canvases = Model(backbone="resnet18", weights="random"), Canvases(24)
     training = FineTune(
-        trains="head",
+        trainable="head",
         crop="center-crop",
         flip=False,
         colour=0.0,
@@ -226,8 +224,13 @@ def test_a_linear_head_starts_from_the_solved_one() -> None:
 
 
 def test_features_are_kept_only_where_a_photo_is_seen_the_same_way_in_every_epoch() -> None:
-    fixed = FineTune(trains="head", crop="center-crop", flip=False, colour=0.0)
+    fixed = FineTune(trainable="head", crop="center-crop", flip=False, colour=0.0)
     assert fixed.on_features
-    for change in ({"trains": "last:1"}, {"crop": "pad-and-crop"}, {"flip": True}, {"colour": 0.1}):
-        assert not replace(fixed, **change).on_features
-    assert not replace(fixed, trains="all", first=replace(fixed.first, epochs=1)).on_features
+    for change in (
+        {"trainable": "last:1"},
+        {"crop": "pad-and-crop"},
+        {"flip": True},
+        {"colour": 0.1},
+    ):
+        assert not fixed.replace(**change).on_features
+    assert not fixed.replace(trainable="all", first=fixed.first.replace(epochs=1)).on_features

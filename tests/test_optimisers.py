@@ -69,5 +69,5 @@ def test_names_that_neither_torch_nor_timm_knows_are_refused_with_near_ones() ->
 
 def test_nesterov_needs_the_momentum_of_sgd() -> None:
     for knobs in ({"optimiser": "adam"}, {"optimiser": "sgd", "momentum": 0.0}):
-        with pytest.raises(RecipeError, match=r"training\.nesterov must be false with"):
+        with pytest.raises(ValueError, match=r"training\.nesterov must be false with"):
             FineTune(nesterov=True, **knobs)

@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 
 from comp.errors import RecipeError
+from comp.options import override
 from comp.progress import Reporter
-from comp.recipe import FineTune, Model, Phase, Pixels, Recipe, override
+from comp.recipe import FineTune, Model, Phase, Pixels, Recipe
 from comp.seeds import derive_seed
 from comp.store import Workspace
 from comp.train import stage
@@ -25,8 +26,8 @@ TWO = Recipe(
     model=Model(backbone="mobilenetv3_small_050", weights="random"),
     pixels=Pixels(size_px=32, canvas=1.25),
     training=FineTune(
-        first=Phase(trains="head", epochs=2, peak_lr=0.02),
-        trains="last:1",
+        first=Phase(trainable="head", epochs=2, peak_lr=0.02),
+        trainable="last:1",
         epochs=1,
         batch_size=8,
         peak_lr=1e-3,
@@ -43,13 +44,13 @@ def test_without_epochs_there_is_no_first_phase() -> None:
 def test_a_first_phase_shares_everything_but_what_it_names() -> None:
     assert isinstance(TWO.training, FineTune)
     first, main = TWO.training.phases()
-    assert (first.trains, first.epochs, first.peak_lr) == ("head", 2, 0.02)
-    assert (main.trains, main.epochs, main.peak_lr) == ("last:1", 1, 1e-3)
+    assert (first.trainable, first.epochs, first.peak_lr) == ("head", 2, 0.02)
+    assert (main.trainable, main.epochs, main.peak_lr) == ("last:1", 1, 1e-3)
     assert first.batch_size == main.batch_size == 8
     assert first.phases() == (first,)
     assert override(TWO, ["training.first.epochs=0"]).training.phases() == (main,)  # type: ignore[union-attr]
-    with pytest.raises(RecipeError, match=r"training\.first\.trains must be all, head"):
-        override(TWO, ["training.first.trains=tail"])
+    with pytest.raises(RecipeError, match=r"training\.first\.trainable must be all, head"):
+        override(TWO, ["training.first.trainable=tail"])
 
 
 def test_the_head_alone_changes_first_and_then_what_the_main_phase_names(

@@ -22,8 +22,9 @@ from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.errors import RecipeError
 from comp.kaggle import Kaggle
+from comp.options import override
 from comp.predict.stage import predict
-from comp.recipe import FineTune, Model, Recipe, override
+from comp.recipe import FineTune, Model, Recipe
 from comp.recipes import ENSEMBLES, GUIDE, RECIPES, chosen, listed, members, named
 from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
@@ -145,7 +146,7 @@ def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_
         network = bench.network(derive_seed(recipe.seed, "head", 0))
         trained: set[str] = set()
         for phase in recipe.training.phases():
-            freeze(network, phase.trains)
+            freeze(network, phase.trainable)
             trained |= {
                 key for key, parameter in network.named_parameters() if parameter.requires_grad
             }

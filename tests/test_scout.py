@@ -107,7 +107,7 @@ def test_nothing_scored_and_names_and_budgets_that_cannot_be_meant_end_in_one_li
         scout(drawn_copy, ["resnet18=/nowhere.pth"], CPU, Reporter(), budget_s=600)
     with pytest.raises(RecipeError, match="timm knows no backbone 'resnet19x'"):
         scout(drawn_copy, [*TINY, "resnet19x"], CPU, Reporter(), budget_s=600)
-    with pytest.raises(RecipeError, match="at least two a fold"):
+    with pytest.raises(RecipeError, match="at least two per fold"):
         scout(drawn_copy, TINY, CPU, Reporter(), budget_s=600, settings=["folds.n_photos=5"])
     for text in ("soon", "10", "0m", "-5s"):
         assert main(["scout", "--home", str(tmp_path), f"--budget={text}"]) == 1

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from comp.errors import RecipeError
+from comp.options import override
 from comp.progress import Reporter
-from comp.recipe import FineTune, Model, Pixels, Recipe, override
+from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
 from comp.train import lr_finder
@@ -99,7 +100,7 @@ def test_a_learning_rate_is_sought_with_the_colours_that_training_will_see(
 def test_colours_by_fold_are_refused_where_folds_share_features() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"pixels\.normalise must be backbone or constants where features are computed for all folds",
+        match=r"pixels\.normalise must be backbone or constants where all folds share their features",
     ):
         override(named("lite0_head"), ["pixels.normalise=measured"])
     with pytest.raises(RecipeError, match="normalise must be"):

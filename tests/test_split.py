@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from comp.competition import COMPETITION
 from comp.data.folds import assign_folds
 from comp.errors import RecipeError
+from comp.options import override
 from comp.predict.stage import predict
-from comp.recipe import Folds, override
+from comp.recipe import Folds
 from comp.recipes import named
 from comp.store import Workspace
 from comp.train.device import find_device
@@ -85,5 +86,5 @@ def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
     for split in ("[0.5,0.5]", "[0.1]", "[0.1,0]", "0.1"):
         with pytest.raises(RecipeError):
             override(named("lite0_head"), [f"folds.split={split}"])
-    with pytest.raises(RecipeError, match=r"folds\.fit must be none where folds\.split"):
+    with pytest.raises(ValueError, match=r"folds\.fit must be none where folds\.split"):
         Folds(split=(0.1, 0.1), fit=1)

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from comp.data.manifest import natural_order, read_manifest
 from comp.data.stage import prepare
 from comp.errors import DataError, RecipeError, StaleError, TrainingError
 from comp.kaggle import Kaggle
+from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import FineTune, Model, Pixels, Recipe, override
+from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
@@ -266,7 +266,7 @@ def test_a_fine_tune_goes_through_train_predict_and_submit(
         TUNE,
         [
             "prediction.views=multi_scale",
-            "training.trains=last:2",
+            "training.trainable=last:2",
             "folds.n=2",
             "training.epochs=1",
         ],
@@ -325,9 +325,7 @@ def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_pa
 
 
 def test_a_run_does_not_go_on_with_other_weights(workspace: Workspace) -> None:
-    recipe = replace(
-        TUNE, training=FineTune(epochs=1, batch_size=32), folds=replace(TUNE.folds, n=2)
-    )
+    recipe = TUNE.replace(training=FineTune(epochs=1, batch_size=32), folds=TUNE.folds.replace(n=2))
     run = train(workspace, recipe, CPU, Reporter())
     run.oof.unlink()
     began = read_json(run.folder / "run.json")

@@ -12,9 +12,8 @@ import pytest
 from kaggle_stand import Notebook
 
 from comp.errors import StoreError
-from comp.recipes import named
 from comp.seeds import derive_seed
-from comp.store import fingerprint, link, locked, plain, read_json, whole, write_json, write_table
+from comp.store import fingerprint, link, locked, read_json, whole, write_json, write_table
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
@@ -47,7 +46,6 @@ def test_fingerprints_tell_values_and_their_order_apart_but_not_the_order_of_key
     assert (
         len({fingerprint(1, 2), fingerprint(2, 1), fingerprint("1", 2), fingerprint([1, 2])}) == 4
     )
-    assert plain(named("lite0_head"))["training"]["type"] == "Head"
 
 
 def test_seeds_of_different_purposes_differ_and_of_one_purpose_agree() -> None:

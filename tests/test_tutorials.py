@@ -1,15 +1,14 @@
 """The tutorials' recipes are what the tutorials say, at full size; no weights and no photos are needed to tell."""
 
-import dataclasses
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from comp.recipe import FineTune, Recipe, override
+from comp.options import override
+from comp.recipe import FineTune, Recipe
 from comp.recipes import RECIPES, named
 from comp.train.backbone import build
 from comp.train.freezing import freeze
@@ -68,7 +67,7 @@ def knob(recipe: Recipe, path: str) -> object:
 def network_of(recipe: Recipe) -> nn.Module:
     """The network of `recipe`, without numbers in it."""
     with torch.device("meta"):
-        network = build(replace(recipe.model, weights="random"), size_px=recipe.pixels.size_px)
+        network = build(recipe.model.replace(weights="random"), size_px=recipe.pixels.size_px)
         if isinstance(recipe.training, FineTune) and recipe.training.head.widths:
             set_head(network, recipe.training.head, 0)
     return network
@@ -84,7 +83,7 @@ def test_a_tutorials_recipe_has_its_knobs_and_trains_as_many_parameters(name: st
     assert {path: knob(recipe, path) for path in knobs} == knobs
     assert isinstance(recipe.training, FineTune)
     network = network_of(recipe)
-    assert [freeze(network, phase.trains)[0] for phase in recipe.training.phases()] == counts
+    assert [freeze(network, phase.trainable)[0] for phase in recipe.training.phases()] == counts
 
 
 def test_the_last_block_of_vgg16_is_its_fifth_and_those_of_inception_v3_are_the_two_below_the_pool() -> (
@@ -113,7 +112,7 @@ def test_the_last_block_of_vgg16_is_its_fifth_and_those_of_inception_v3_are_the_
 
 def test_block_4_of_vgg19_ends_in_the_layer_that_the_svm_is_given() -> None:
     recipe = named("vgg19_block4_svm")
-    whole = network_of(replace(recipe, model=replace(recipe.model, layer=None)))
+    whole = network_of(recipe.replace(model=recipe.model.replace(layer=None)))
     pools = [name for name, module in whole.named_modules() if isinstance(module, nn.MaxPool2d)]
     assert recipe.model.layer == pools[3]
     assert network_of(recipe).get_classifier().in_features == 512  # type: ignore[operator]
@@ -140,9 +139,7 @@ def test_every_setting_that_a_docstring_offers_can_be_set_and_changes_the_recipe
         changed = override(recipe, offered.split())
         assert changed.key() != recipe.key(), offered
         assert (
-            dataclasses.replace(
-                changed, model=recipe.model, pixels=recipe.pixels, training=recipe.training
-            )
+            changed.replace(model=recipe.model, pixels=recipe.pixels, training=recipe.training)
             == recipe
         )
 

@@ -9,8 +9,9 @@ import torch
 from heard import Heard
 
 from comp.errors import DataError
+from comp.options import override
 from comp.progress import Reporter
-from comp.recipe import FineTune, Head, Model, Pixels, Recipe, override
+from comp.recipe import FineTune, Head, Model, Pixels, Recipe
 from comp.store import Workspace
 from comp.train.device import find_device
 from comp.train.head import fit_head
@@ -118,7 +119,9 @@ def test_a_run_scores_the_original_labels_of_all_photos_whatever_the_verdicts(
     torch.manual_seed(0)  # of the random weights, which must be the same twice
     plain = pd.read_csv(train(drawn_copy, TINY, CPU, Reporter()).oof)
     torch.manual_seed(0)
-    judged = pd.read_csv(train(drawn_copy, override(TINY, ["folds.verdicts=all"]), CPU, heard).oof)
+    judged = pd.read_csv(
+        train(drawn_copy, override(TINY, ["folds.label_fixes=all"]), CPU, heard).oof
+    )
     assert judged[["id", "label", "fold"]].equals(plain[["id", "label", "fold"]])
     assert not np.allclose(judged["logit"], plain["logit"])
     assert "verdicts applied to 12 of 79 training photos: 6 flip, 6 drop" in str(heard)
@@ -127,7 +130,7 @@ def test_a_run_scores_the_original_labels_of_all_photos_whatever_the_verdicts(
 def test_without_the_knob_verdicts_change_nothing_and_with_it_another_verdict_is_another_run(
     drawn_copy: Workspace,
 ) -> None:
-    asking = override(TINY, ["folds.verdicts=all"])
+    asking = override(TINY, ["folds.label_fixes=all"])
     written(drawn_copy.verdicts, "cat.0,flip")
     plain, flipped = (
         open_run(drawn_copy, TINY).fit_fingerprint,
@@ -145,7 +148,7 @@ def test_fine_tuning_is_fed_the_targets(drawn_copy: Workspace) -> None:
     training = FineTune(epochs=1, batch_size=2)
     recipe = override(
         Recipe(name="t", model=TINY.model, pixels=TINY.pixels, training=training),
-        ["folds.verdicts=all"],
+        ["folds.label_fixes=all"],
     )
     bench = open_workbench(open_run(drawn_copy, recipe), CPU, Reporter(), with_test=False)
     _, batches = begin_fold(bench, 0, training, None)
@@ -157,4 +160,4 @@ def test_fine_tuning_is_fed_the_targets(drawn_copy: Workspace) -> None:
 def test_a_verdict_on_a_photo_that_does_not_train_is_refused(drawn_copy: Workspace) -> None:
     written(drawn_copy.verdicts, "cat.0,drop", "17,flip")
     with pytest.raises(DataError, match="1 verdicts are on no training photo, 17 first"):
-        train(drawn_copy, override(TINY, ["folds.verdicts=all"]), CPU, Reporter())
+        train(drawn_copy, override(TINY, ["folds.label_fixes=all"]), CPU, Reporter())

@@ -19,7 +19,7 @@ BF16 = torch.bfloat16
 PEERS = ("tutorial", "timm", "fastai")
 GPU_BACKBONES = ("convnext_tiny", "vit_small_patch16_224")
 STORES = (2_000, 25_000)  # photos
-FROZEN, FOLDED = ("training.fold_norms=false",), ("training.fold_norms=true",)
+FROZEN, FOLDED = ("training.fuse_batch_norm=false",), ("training.fuse_batch_norm=true",)
 ONE_VIEW = ("training.views=none", "prediction.views=none")
 
 _FLOORS = (

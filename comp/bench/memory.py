@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def finetune(setup: Setup, *, n_photos: int, model: Model = SMALL) -> Work:
     bench = workbench(setup, recipe)
     training, pixels = recipe.training, _repeated(setup, bench.pixels, n_photos)
     assert isinstance(training, FineTune)
-    training = replace(training, batch_size=setup.batch)
+    training = training.replace(batch_size=setup.batch)
 
     def work(clock: Clock) -> Done:
         labels = [float(row % 2) for row in range(n_photos)]

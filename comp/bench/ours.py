@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 
 import pandas as pd
@@ -18,8 +17,9 @@ from comp.data.manifest import SPLITS, read_manifest, write_manifest
 from comp.data.pixels import open_pixels
 from comp.data.scan import manifests_of, scan
 from comp.metric import logit_log_loss
+from comp.options import override
 from comp.predict.stage import predict
-from comp.recipe import FineTune, Model, Recipe, override
+from comp.recipe import FineTune, Model, Recipe
 from comp.recipes import named
 from comp.store import Workspace
 from comp.train.activations import resume
@@ -43,8 +43,8 @@ def recipe_of(
     """The recipe called `name` with the network and size of the bench, and `settings` such as training.epochs=3."""
     recipe = named(name)
     return override(
-        replace(
-            recipe, model=model or setup.model, pixels=replace(recipe.pixels, size_px=setup.size_px)
+        recipe.replace(
+            model=model or setup.model, pixels=recipe.pixels.replace(size_px=setup.size_px)
         ),
         settings,
     )
@@ -175,18 +175,18 @@ def tail(setup: Setup, *, n_steps: int) -> Work:
         (
             "training.cached_views=1",
             "training.head_start=false",
-            f"training.trains={setup.tail}",
+            f"training.trainable={setup.tail}",
             few,
         ),
     )
     bench = workbench(setup, recipe)
-    training = replace(bench.fine_tune, batch_size=setup.batch, epochs=MANY)
+    training = bench.fine_tune.replace(batch_size=setup.batch, epochs=MANY)
     embedder, _ = bench.frozen(bench.backbone())
     assert embedder.boundary is not None
     kept = bench.features(embedder, list(bench.photos["id"]), Draw(training, 0, 0))
     network = bench.network()
     resume(network, embedder.boundary, bench.size_px)
-    freeze(network, training.trains)
+    freeze(network, training.trainable)
     batches = kept_batches([kept], range(len(kept)), list(bench.photos["target"]), training, seed=0)
 
     def steps(n: int) -> None:
@@ -231,7 +231,7 @@ def _begun(
     )
     bench, training = workbench(setup, recipe, find_device(device)), recipe.training
     assert isinstance(training, FineTune)
-    network, batches = begin_fold(bench, 0, replace(training, epochs=MANY), None)
+    network, batches = begin_fold(bench, 0, training.replace(epochs=MANY), None)
     return bench, training, network, batches
 
 

@@ -23,13 +23,14 @@ from comp.competition import COMPETITION
 from comp.data.manifest import SPLITS, read_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import Gain, sigmoid
+from comp.options import override
 from comp.predict.ablate import ablate
 from comp.predict.finished import find_run, read_oof, recipe_of, side_by_side
 from comp.predict.gallery import Section, write_gallery
 from comp.predict.leak import measure_leak
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import Head, Recipe, override
+from comp.recipe import Head, Recipe
 from comp.store import Workspace, write_table
 from comp.train.device import Device
 from comp.train.stage import train
@@ -80,7 +81,7 @@ def judge(
 ) -> Gain:
     """What `recipe` gains by the verdicts that `wanted` names, all, a kind or a photo; both runs are made where they are not here yet."""
     names = []
-    for each in (override(recipe, [f"folds.verdicts={wanted}"]), recipe):
+    for each in (override(recipe, [f"folds.label_fixes={wanted}"]), recipe):
         names.append(train(workspace, each, device, reporter).name)
         predict(workspace, COMPETITION, each, device, reporter)
     return ablate(workspace, COMPETITION, names[0], names[1], reporter)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from comp.data.manifest import read_manifest
 from comp.errors import DataError, RecipeError, StaleError, SubmissionError
 from comp.metric import Floats, prior_logit, sigmoid
+from comp.options import restored
 from comp.predict.calibrate import (
     Calibration,
     Settings,
@@ -20,7 +21,7 @@ from comp.predict.calibrate import (
     out_of_fold_losses,
 )
 from comp.progress import Reporter
-from comp.recipe import Recipe, restored
+from comp.recipe import Recipe
 from comp.recipes import RECIPES
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
 
@@ -132,7 +133,7 @@ def recipe_of(folder: Path) -> Recipe | None:
     """The recipe of the run in `folder`; None where it has none, as a blend, or one whose knobs are no more."""
     described = read_json(folder / "run.json").get("recipe", {})
     try:
-        return restored(described) if "training" in described else None
+        return restored(Recipe, described) if "training" in described else None
     except RecipeError:
         return None
 

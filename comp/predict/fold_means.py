@@ -5,7 +5,6 @@ without two folds, and score both: then every photo has a logit from all heads b
 that learnt from n - 2. They compare ways of averaging; the log loss of a run is another, whose heads learn from n - 1 folds.
 """
 
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -53,7 +52,7 @@ def fold_logits(
     with reporter.track("heads without two folds", len(pairs), "heads") as advance:
         for pair in pairs:
             held = np.isin(fold, pair)
-            once = replace(training, penalties=(penalty,))
+            once = training.replace(penalties=(penalty,))
             head = solved_head(learnt, photos.assign(fold=held.astype(int)), 1, once, recipe.seed)
             for row, logit in zip(
                 np.flatnonzero(held),

@@ -1,7 +1,5 @@
 """How much better the log loss of a recipe looks with folds that split near-duplicates: what grouping them is worth."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
@@ -21,7 +19,7 @@ def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter:
     training = recipe.training
     if not isinstance(training, Head):
         raise RecipeError(f"{recipe.name} solves no head: measure the leak by a head recipe")
-    recipe = replace(recipe, folds=replace(recipe.folds, split=None))
+    recipe = recipe.replace(folds=recipe.folds.replace(split=None))
     bench = open_workbench(open_run(workspace, recipe), device, reporter, with_test=False)
     alike = bench.photos["group"].duplicated(keep=False).to_numpy()
     if not alike.any():
@@ -33,7 +31,7 @@ def measure_leak(workspace: Workspace, recipe: Recipe, device: Device, reporter:
     features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views(training.views))
     # One penalty for both: chosen anew it changes with every dealing of the inner folds, and by more than the leak.
     penalty = solved_head(features, bench.photos.assign(fold=0), 1, training, recipe.seed).penalty
-    training = replace(training, penalties=(penalty,))
+    training = training.replace(penalties=(penalty,))
     together, apart = (
         per_photo_logit_loss(
             photos["label"], out_of_fold(features, photos, training, recipe.seed, reporter)

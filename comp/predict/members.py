@@ -12,6 +12,7 @@ from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.errors import RecipeError
 from comp.metric import Floats, bootstrap_ratio, gain, per_photo_logit_loss
+from comp.options import override
 from comp.predict.calibrate import settings_of
 from comp.predict.finished import (
     FinishedRun,
@@ -24,7 +25,7 @@ from comp.predict.finished import (
     side_by_side,
 )
 from comp.progress import Reporter
-from comp.recipe import Prediction, Recipe, override
+from comp.recipe import Prediction, Recipe
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
 
 KNOBS = ("prediction.calibration", "prediction.noise_rate", "prediction.clip")

@@ -77,7 +77,7 @@ def _mean_logits(
     paths = {fold: run.folder / f"fold-{fold}-test-{test_key}.csv" for fold in run.folds}
     if not all(path.exists() for path in paths.values()):
         bench = open_workbench(run, device, reporter)
-        frozen = bench.frozen(bench.backbone())[0] if run.recipe.on_kept else None
+        frozen = bench.frozen(bench.backbone())[0] if run.recipe.is_cached else None
         for fold, path in paths.items():
             if not path.exists():
                 _predict_fold(bench, frozen, fold, path)

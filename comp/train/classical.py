@@ -32,7 +32,7 @@ def fit_svm(
     if (labels != targets).any():
         n_soft = int((labels != targets).sum())
         raise DataError(
-            f"{n_soft} photos have a soft label, and an SVM learns 0 or 1: set folds.verdicts=flip or drop"
+            f"{n_soft} photos have a soft label, and an SVM learns 0 or 1: set folds.label_fixes=flip or drop"
         )
     x, mean, scale = _standardised(features)
     inner = assign_folds(

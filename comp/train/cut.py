@@ -1,12 +1,10 @@
 """A backbone up to one of its layers, under a head of its own."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-from comp.recipe import Pool
 
 BELOW = "below"  # what a cut network calls the backbone under its head; no network of timm 1.0.31 has a module of that name
 
@@ -24,7 +22,7 @@ class Cut(nn.Module):
         below: nn.Module,
         whole: Any,
         layer: str,
-        pool: Pool,
+        pool: Literal["mean", "flatten"],
         depth: Mapping[str, int],
         example: Tensor,
     ) -> None:

@@ -181,7 +181,7 @@ def announce(
             else f"the bound is {MAX_BYTES / 1e9:.0f} GB"
         )
         raise DataError(
-            f"{line} and {bound}: lower training.cached_views or freeze more, by training.trains"
+            f"{line} and {bound}: lower training.cached_views or freeze more, by training.trainable"
         )
     reporter.say(f"{line}; {free / 1e9:.2f} GB are free")
 

@@ -26,7 +26,7 @@ def freeze_phases(network: Any, training: FineTune) -> None:
     """Let gradients reach what trains in any phase of `training`."""
     trained: set[str] = set()
     for phase in training.phases():
-        freeze(network, phase.trains)
+        freeze(network, phase.trainable)
         trained |= {
             name for name, parameter in network.named_parameters() if parameter.requires_grad
         }
@@ -47,7 +47,7 @@ def _below_head(network: Any, trains: str, head: set[str]) -> set[str]:
         if int(what) > len(blocks):
             called = network.pretrained_cfg["architecture"]
             raise RecipeError(
-                f"training.trains={trains}: {called} has {len(blocks)} blocks below its head"
+                f"training.trainable={trains}: {called} has {len(blocks)} blocks below its head"
             )
         return {name for name, block in depth.items() if block in blocks[-int(what) :]}
     return set(names) if kind == "all" else set()

@@ -5,7 +5,6 @@ diverges. Nothing is kept but runs/lr-<recipe>.png. Source: Smith 2017, "Cyclica
 the smoothing, the end at a multiple of the least loss and the two suggestions are those that fastai made common.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -138,8 +137,8 @@ def find_lr(
         else None
     )
     n_learnt = int(learners(bench.photos, 0).sum())
-    training = dataclasses.replace(
-        training, epochs=math.ceil(n_steps / (n_learnt // min(training.batch_size, n_learnt)))
+    training = training.replace(
+        epochs=math.ceil(n_steps / (n_learnt // min(training.batch_size, n_learnt)))
     )
     network, batches = begin_fold(bench, 0, training, head)
     with torch.random.fork_rng(devices=[device.where] if device.is_cuda else []):

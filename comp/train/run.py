@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp.errors import DataError, StaleError
-from comp.recipe import Recipe, described
+from comp.recipe import Recipe
 from comp.store import (
     Workspace,
     code_commit,
@@ -83,8 +83,8 @@ def open_run(workspace: Workspace, recipe: Recipe) -> Run:
     if not manifest.exists():
         raise DataError(f"no {manifest}: run `make data` first")
     key = file_sha256(manifest)[:10]
-    if recipe.folds.verdicts is not None:
-        key = fingerprint(key, chosen_verdicts(workspace.verdicts, recipe.folds.verdicts))
+    if recipe.folds.label_fixes is not None:
+        key = fingerprint(key, chosen_verdicts(workspace.verdicts, recipe.folds.label_fixes))
     return Run(workspace=workspace, recipe=recipe, data_key=key)
 
 
@@ -116,7 +116,7 @@ def start(run: Run, weights_key: str, device_name: str) -> None:
             "fit_fingerprint": run.fit_fingerprint,
             "data": run.data_key,
             "weights": weights_key,
-            "recipe": described(run.recipe),
+            "recipe": run.recipe.model_dump(mode="json"),
             "device": device_name,
             "versions": {name: version(name) for name in LIBRARIES},
             "commit": code_commit(Path(__file__).parents[1]),

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import bootstrap_interval, gain, per_photo_logit_loss
+from comp.options import override
 from comp.progress import Reporter
-from comp.recipe import Folds, Head, Model, Pixels, Recipe, override
+from comp.recipe import Folds, Head, Model, Pixels, Recipe
 from comp.store import Workspace, write_table
 from comp.train.backbone import build, input_of
 from comp.train.budget import Clock

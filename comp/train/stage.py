@@ -56,7 +56,7 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
         return run
     if isinstance(recipe.training, FineTune):
         refuse_unknown(recipe.training)
-        if device.where.type == "cpu" and not recipe.on_kept:
+        if device.where.type == "cpu" and not recipe.is_cached:
             _warn_of_cpu(run, recipe.training, reporter)
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     bench = open_workbench(run, device, reporter)
@@ -69,7 +69,7 @@ def train(workspace: Workspace, recipe: Recipe, device: Device, reporter: Report
     start = time.perf_counter()
     if recipe.on_features:
         _train_heads(bench, network)
-    elif recipe.on_kept:
+    elif recipe.is_cached:
         _train_tails(bench, network)
     else:
         _train_networks(bench, network, bench.fine_tune)
@@ -289,7 +289,11 @@ def _fused(bench: Workbench, network: torch.nn.Module) -> torch.nn.Module:
         example = torch.rand(
             1, 3, bench.size_px, bench.size_px, generator=torch.Generator().manual_seed(0)
         )
-        if bench.fine_tune.fold_norms and has_fast_bf16() and fuse(network, example, half=True):
+        if (
+            bench.fine_tune.fuse_batch_norm
+            and has_fast_bf16()
+            and fuse(network, example, half=True)
+        ):
             bench.reporter.say("convolutions train in bfloat16, their weights in float32")
         else:
             fuse(network, example)
@@ -311,7 +315,7 @@ def _begin_phase(
 def _freeze(
     bench: Workbench, fold: int, network: torch.nn.Module, phase: FineTune, n_photos: int
 ) -> None:
-    trained, total = freeze(network, phase.trains)
+    trained, total = freeze(network, phase.trainable)
     bench.reporter.say(
         f"fold {fold}: {trained:,} of {total:,} parameters train on {n_photos:,} photos"
     )
@@ -406,8 +410,8 @@ def _warn_of_cpu(run: Run, training: FineTune, reporter: Reporter) -> None:
 def _seconds_a_photo(recipe: Recipe, training: FineTune) -> float:
     """Seconds of one training step a photo, measured on random weights."""
     size_px = recipe.pixels.size_px or input_of(recipe.model).size_px
-    network = build(replace(recipe.model, weights="random"), size_px=recipe.pixels.size_px)
-    freeze(network, training.trains)
+    network = build(recipe.model.replace(weights="random"), size_px=recipe.pixels.size_px)
+    freeze(network, training.trainable)
     set_training(network.to(memory_format=torch.channels_last))
     images = torch.zeros(4, 3, size_px, size_px).to(memory_format=torch.channels_last)
     took = []

@@ -1,4 +1,4 @@
-"""`data/verdicts.csv`: what people have decided about labels of training photos, for runs that ask for it by `folds.verdicts`.
+"""`data/verdicts.csv`: what people have decided about labels of training photos, for runs that ask for it by `folds.label_fixes`.
 
 id       a training photo; never a test photo, whose labels are not ours to give
 verdict  keep: the label is right; drop: learn nothing from the photo; flip: learn the other class; soft:0.3: learn P(positive) = .3
@@ -67,7 +67,7 @@ def chosen_verdicts(path: Path, wanted: str) -> dict[str, str]:
     }
     if not chosen:
         raise DataError(
-            f"folds.verdicts={wanted} names none of the {len(verdicts)} verdicts in {path}: all, drop, flip, soft or a photo's id"
+            f"folds.label_fixes={wanted} names none of the {len(verdicts)} verdicts in {path}: all, drop, flip, soft or a photo's id"
         )
     return chosen
 

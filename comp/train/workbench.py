@@ -165,7 +165,7 @@ class Workbench:
     ) -> dict[str, NDArray[np.float64]]:
         """Logits [n] of `ids` under each of the recipe's views. What a frozen part makes is kept, what a tuned one makes is not."""
         views = self.views()
-        if self.recipe.on_kept:
+        if self.recipe.is_cached:
             return {
                 view.name: _logits_of(self.features(embedder, ids, view), head) for view in views
             }
@@ -227,7 +227,7 @@ def open_workbench(
 def _targets(
     run: Run, photos: pd.DataFrame, ids: "pd.Series[str]", reporter: Reporter
 ) -> NDArray[np.float64]:
-    wanted = run.recipe.folds.verdicts
+    wanted = run.recipe.folds.label_fixes
     verdicts = chosen_verdicts(run.workspace.verdicts, wanted) if wanted is not None else {}
     refuse_unknown(verdicts, ids)
     here = {id: verdict for id, verdict in verdicts.items() if id in set(photos["id"])}
@@ -246,7 +246,7 @@ def _network(recipe: Recipe, model: Model, seed: int) -> nn.Module:
     )
     if shape != HeadShape():
         set_head(network, shape, seed)
-    if isinstance(training, FineTune) and training.fold_norms:
+    if isinstance(training, FineTune) and training.fuse_batch_norm:
         size_px = recipe.pixels.size_px or input_of(model).size_px
         fold_batch_norm(network, lambda: network(torch.zeros(1, 3, size_px, size_px)))
     return network
@@ -270,7 +270,7 @@ def save_network(path: Path, network: nn.Module) -> None:
 
 def load_network(path: Path, recipe: Recipe, device: Device) -> nn.Module:
     """The network that a fold was fitted to."""
-    network = _network(recipe, replace(recipe.model, weights="random"), seed=0)
+    network = _network(recipe, recipe.model.replace(weights="random"), seed=0)
     try:
         network.load_state_dict(_load(path))
     except RuntimeError as error:
