@@ -3,11 +3,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
-WITH := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(SET),--set $(SET))
-OF := $(if $(RUN),--run $(RUN))
-ON := $(if $(DEVICE),--device $(DEVICE))
-AT := $(if $(IN),--home $(IN))
-REAL := $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(SOLUTION),--solution $(SOLUTION))
+quote = '$(subst ','\'',$(1))'
+option = $(if $($(2)),--$(1) $(call quote,$($(2))))
+WITH := $(call option,recipe,RECIPE) $(call option,set,SET) $(call option,workspace,WORKSPACE)
+ON := $(call option,device,DEVICE)
+REAL := $(call option,archive,ARCHIVE) $(call option,solution,SOLUTION)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -21,42 +21,41 @@ help: ## this list
 
 data: .venv/done ## download, check, unpack; manifest, folds, pixels
 	$(COMP) data $(WITH)
-train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [IN=.rehearsal/drawn]
-	$(COMP) train $(WITH) $(ON) $(AT)
+train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn]
+	$(COMP) train $(WITH) $(ON)
 predict: .venv/done ## predict the test photos, calibrate, clip
-	$(COMP) predict $(WITH) $(ON) $(AT)
+	$(COMP) predict $(WITH) $(ON)
 calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities
-	$(COMP) calibrate $(WITH) $(ON) $(AT)
+	$(COMP) calibrate $(WITH) $(ON)
 blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
-	$(COMP) blend $(RUNS) $(if $(METHOD),--method $(METHOD)) $(if $(SET),--set $(SET)) $(ON) $(AT)
+	$(COMP) blend $(RUNS) $(call option,method,METHOD) $(call option,set,SET) $(call option,workspace,WORKSPACE) $(ON)
 ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
-	$(COMP) ablate $(RECIPE) $(AGAINST) $(AT)
+	$(COMP) ablate $(RECIPE) $(AGAINST) $(call option,workspace,WORKSPACE)
 forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-...
-	$(COMP) forecast $(WITH) $(OF) $(AT)
+	$(COMP) forecast $(WITH) $(call option,run,RUN)
 submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
-	$(COMP) submit $(WITH) $(OF) $(if $(FORCE),--force)
+	$(COMP) submit $(WITH) $(call option,run,RUN) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
 	$(COMP) scores
-leaderboard: .venv/done ## own best, rank and neighbours, now and on the archived board (REFRESH=1: download it anew)
+leaderboard: .venv/done ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
 	$(COMP) leaderboard $(if $(REFRESH),--refresh)
 doctor: .venv/done ## what a run needs, line by line: fine, or what to do
 	@$(COMP) doctor
-scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m N_PHOTOS=2000
-	$(COMP) scout $(ON) $(AT) $(if $(BACKBONES),--backbones $(BACKBONES)) $(if $(BUDGET),--budget $(BUDGET)) \
-	  $(if $(SET)$(N_PHOTOS),--set $(SET) $(if $(N_PHOTOS),folds.n_photos=$(N_PHOTOS)))
+scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"
+	$(COMP) scout $(if $(BACKBONES),--backbones $(BACKBONES)) $(call option,budget,BUDGET) $(call option,set,SET) $(call option,workspace,WORKSPACE) $(ON)
 lr: .venv/done ## find a learning rate: make lr RECIPE=lite0_finetune
-	$(COMP) lr $(WITH) $(ON) $(AT)
-audit: .venv/done ## labels that are in doubt: make audit [RUNS="a b"]; runs/audit.csv, runs/audit.html
-	$(COMP) audit $(RUNS) $(ON) $(AT)
+	$(COMP) lr $(WITH) $(ON)
+audit: .venv/done ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/audit.html
+	$(COMP) audit $(RUNS) $(call option,workspace,WORKSPACE) $(ON)
 judge: .venv/done ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
-	$(COMP) judge $(or $(VERDICTS),all) $(WITH) $(ON) $(AT)
+	$(COMP) judge $(or $(VERDICTS),all) $(WITH) $(ON)
 recipes: .venv/done ## list the recipes
 	@$(COMP) recipes
 rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
 	$(COMP) rehearsal $(WITH) $(ON) $(REAL)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
-	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(SET) $(ON) $(REAL)
+	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(call quote,$(SET)) $(ON) $(REAL)
 bench: .venv/done ## speed and score beside bare models and peers: make bench [ARCHIVE=... SOLUTION=...] [ROWS="head timm"] [ROUNDS=3] [FULL=1]
 	$(COMP) bench $(REAL) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FULL),--full)
 bench-peers: .venv/peers ## install the peers that the bench compares with

@@ -1,7 +1,6 @@
 """The one file to edit for another competition of binary image classification."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +11,7 @@ class Competition:
     title: str
     classes: tuple[str, str]  # negative, positive: label 1 means the second
 
-    # Kaggle's archive: one zip with two zips of photos and a sample submission in it
+    # Kaggle's archive: a zip of two zips of photos and of a sample submission
     archives: tuple[str, str]  # the zips of photos: train, test
     train_photo: str  # regular expression of a training photo's path in its zip, whole, with the
     # groups `id` and `class` (one of `classes`); ids become file names and keys everywhere
@@ -22,14 +21,14 @@ class Competition:
     numeric_ids: bool  # test ids are whole numbers: 7, 7.0 and 7e0 in a CSV are the same id
     n_train: int  # photos in the real edition; a rehearsal may have fewer
     n_test: int
-    archive_bytes: int  # about; the photos take as much again when they are unpacked
+    archive_bytes: int  # about; the photos take as much again once unpacked
     max_member_bytes: int  # a larger photo or sample submission is refused: the archive is wrong
 
-    # what is known about the leaderboard and the labels
+    # What is known about the leaderboard and the labels
     noise_rate: float  # share of test labels that contradict any confident model, as believed
     noise_spread: float  # standard deviation of that belief before scores update it
-    archived_board: Path | None  # the final leaderboard's scores; None: there is none
-    suspects: Path | None  # ids of training photos that others suspect; None: there is no list
+    archived_board: str | None  # file in comp/ with a column of the final public scores, best first
+    suspects: str | None  # file in comp/ with ids of training photos that published lists suspect
 
     @property
     def rules_url(self) -> str:
@@ -55,6 +54,7 @@ COMPETITION = Competition(
     # 0.42 % (test_calibrate.py).
     noise_rate=0.004,
     noise_spread=0.001,
-    archived_board=Path(__file__).with_name("archived_board.csv"),
-    suspects=Path(__file__).with_name("suspects.csv"),
+    # All 1,315 teams on 2017-03-02, when it closed; late submissions are scored but not ranked.
+    archived_board="archived_board.csv",
+    suspects="suspects.csv",
 )

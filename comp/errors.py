@@ -1,22 +1,22 @@
 """Every failure that a user can act on, as one tree.
 
     UserError
-    ├── RecipeError           an unknown recipe or knob, a value out of range
+    ├── RecipeError           an unknown recipe or option, a value out of range
     ├── DataError             photos, the manifest, or too few of either
     │   └── ArchiveError      the archive is cut, corrupt, incomplete or hostile
-    ├── StaleError            an artefact that was made from something else
-    ├── StoreError            a lock that cannot be had
-    ├── WeightsError          no weights to be had, or not this backbone's
+    ├── StaleError            an artefact made from something else
+    ├── StoreError            a folder that cannot be locked
+    ├── WeightsError          no weights found, or not this backbone's
     ├── TrainingError         the loss is not finite or explodes
     ├── SubmissionError       a CSV that Kaggle would refuse or that would waste a slot
-    └── KaggleError           anything the far side says no to
+    └── KaggleError           anything that Kaggle refuses
         ├── CredentialsError  none found, or refused (401)
         ├── RulesError        the competition's rules are not accepted (403)
         ├── NotFoundError     no such competition or file (404)
         └── UnavailableError  busy, broken or out of reach (429, 5xx, no connection, time-out)
 
-Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1; whatever else is raised is a bug and
-keeps its traceback.
+Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1;
+any other exception is a bug and keeps its traceback.
 """
 
 
@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class RecipeError(UserError):
-    """An unknown recipe or knob, or a value that a knob refuses."""
+    """An unknown recipe or option, or a value that an option refuses."""
 
 
 class DataError(UserError):
@@ -37,7 +37,7 @@ class ArchiveError(DataError):
 
 
 class StaleError(UserError):
-    """An artefact that was made from something else than what is here now."""
+    """An artefact made from something other than what is here now."""
 
 
 class StoreError(UserError):
@@ -45,7 +45,7 @@ class StoreError(UserError):
 
 
 class WeightsError(UserError):
-    """No weights to be had, or weights that do not fit the backbone."""
+    """No weights found, or weights that do not fit the backbone."""
 
 
 class TrainingError(UserError):

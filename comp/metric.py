@@ -1,4 +1,4 @@
-"""The competition's metric, log loss, per photo and in the mean, and how sure a mean of it is. numpy in float64, nothing else."""
+"""The competition's metric, log loss, and how certain a mean of it is. numpy in float64."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,9 @@ from comp.errors import DataError
 
 Floats = NDArray[np.float64]
 
-BOARD_EPSILON = 1e-15  # Kaggle's log loss keeps every probability this far from 0 and 1: no single photo costs more than 34.5
+# Kaggle's log loss keeps every probability this far from 0 and 1: no photo costs more than 34.5
+BOARD_EPSILON = 1e-15
+N_DRAWS = 1000  # of a bootstrap
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
@@ -17,11 +19,9 @@ def sigmoid(logits: ArrayLike) -> Floats:
 
 
 def per_photo_loss(labels: ArrayLike, probs: ArrayLike) -> Floats:
-    """Natural log loss of each photo, `[n]`, as the board counts it: finite for probabilities of exactly 0 and 1 too."""
-    truth, p = (
-        np.asarray(labels, np.float64),
-        np.clip(np.asarray(probs, np.float64), BOARD_EPSILON, 1 - BOARD_EPSILON),
-    )
+    """Natural log loss of each photo, `[n]`, as Kaggle counts it: finite for 0 and 1 too."""
+    truth = np.asarray(labels, np.float64)
+    p = np.clip(np.asarray(probs, np.float64), BOARD_EPSILON, 1 - BOARD_EPSILON)
     return -truth * np.log(p) - (1 - truth) * np.log1p(-p)
 
 
@@ -31,7 +31,7 @@ def log_loss(labels: ArrayLike, probs: ArrayLike) -> float:
 
 
 def per_photo_logit_loss(labels: ArrayLike, logits: ArrayLike) -> Floats:
-    """Natural log loss of each photo, `[n]`, from logits: exact where the probability would round to 0 or 1."""
+    """Natural log loss of each photo, `[n]`: exact where the probability would round to 0 or 1."""
     truth, z = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
     return truth * np.logaddexp(0.0, -z) + (1 - truth) * np.logaddexp(0.0, z)
 
@@ -48,61 +48,45 @@ def prior_logit(labels: ArrayLike) -> float:
     truth = np.asarray(labels, np.float64)
     if not truth.size:
         raise DataError(
-            "no labels to take the prior from: 0 labelled photos; run `make data` and look at the verdicts in data/train.csv"
+            "no labels to take the prior from: 0 labelled photos; run `make data` and look at"
+            " data/train.csv"
         )
     return float(np.log(truth.sum() + 0.5) - np.log((1 - truth).sum() + 0.5))
 
 
 def bootstrap_interval(
-    losses: ArrayLike,
-    groups: ArrayLike | None = None,
-    *,
-    seed: int,
-    n_draws: int = 1000,
-    level: float = 0.95,
+    losses: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
     """The central `level` of the mean of `losses [n]` over draws with replacement.
 
-    `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and drawing them singly makes
-    the interval too narrow.
+    `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and
+    drawing them singly makes the interval too narrow.
     """
     values = np.asarray(losses, np.float64)
     if not values.size:
         raise DataError("no losses to draw from: 0 photos; run `make train` first")
-    return _bootstrap(values, np.ones_like(values), groups, seed, n_draws, level)
+    return bootstrap_ratio(values, np.ones_like(values), groups, seed=seed, level=level)
 
 
 def bootstrap_ratio(
     losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """The central `level` of the mean of `losses [n]` / that of `others [n]`, which are of the same photos and drawn together."""
-    return _bootstrap(
-        np.asarray(losses, np.float64), np.asarray(others, np.float64), groups, seed, 1000, level
-    )
-
-
-def _bootstrap(
-    above: Floats, below: Floats, groups: ArrayLike | None, seed: int, n_draws: int, level: float
-) -> tuple[float, float]:
-    """The central `level` of the sum of `above [n]` / that of `below [n]` over draws of whole `groups [n]`."""
-    index = (
-        np.arange(above.size)
-        if groups is None
-        else np.unique(np.asarray(groups), return_inverse=True)[1]
-    )
+    """The central `level` of mean(losses) / mean(others), both `[n]` of the same photos."""
+    above, below = np.asarray(losses, np.float64), np.asarray(others, np.float64)
+    index = np.unique(np.asarray(groups), return_inverse=True)[1]
     tops, bottoms = np.bincount(index, above), np.bincount(index, below)
     rng = np.random.default_rng(seed)
-    ratios = np.empty(n_draws)
-    for draw in range(n_draws):
-        chosen = rng.integers(tops.size, size=tops.size)
-        ratios[draw] = tops[chosen].sum() / bottoms[chosen].sum()
+    ratios = np.empty(N_DRAWS)
+    for draw in range(N_DRAWS):
+        drawn = rng.integers(tops.size, size=tops.size)
+        ratios[draw] = tops[drawn].sum() / bottoms[drawn].sum()
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """A mean difference of log loss, positive where there is less of it, with its 95 % interval over photos and groups."""
+    """A mean difference of log loss, positive for an improvement, with its 95 % interval."""
 
     mean: float
     low: float

@@ -1,4 +1,4 @@
-"""Curves for people: as PNG, and as text blocks for a terminal. The only door to matplotlib."""
+"""Curves as PNG, and as text for a terminal. The only door to matplotlib."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def curve_png(
     x_label: str,
     y_label: str,
 ) -> None:
-    """`curves` over `x`, which is positive and drawn on a logarithmic axis, with a vertical line for each of `marks`."""
+    """`curves` over `x > 0` on a logarithmic axis, with a vertical line for each of `marks`."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for index, (name, y) in enumerate(curves.items()):
         axes.plot(x, y, label=name, alpha=0.35 if index else 1.0)
@@ -40,7 +40,7 @@ def curve_png(
 
 
 def text_curve(y: ArrayLike, *, width: int = 64, height: int = 8) -> list[str]:
-    """Lines of text, top first, on which block characters rise to `y [n]`, from its least to its largest value."""
+    """Lines of text, top first: a bar chart of `y [n]`, from its least to its largest value."""
     values = np.array(
         [part.mean() for part in np.array_split(np.asarray(y, np.float64), min(width, np.size(y)))]
     )

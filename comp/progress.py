@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: a bar on a terminal, plain lines elsewhere."""
+"""What a user sees while a stage works: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -22,13 +22,13 @@ LINE_EVERY_S = 15.0  # between two plain progress lines
 
 
 class Advance(Protocol):
-    """Tell that `n` more units are done; `note` is what is worth seeing now, such as the loss."""
+    """Counts `n` more units as done; `note` is worth seeing now, such as the loss."""
 
     def __call__(self, n: int = 1, note: str = "") -> None: ...
 
 
 class Reporter:
-    """The one place that prints. Progress goes to stderr, results and remarks to stdout."""
+    """The only place that prints. Progress goes to stderr, results and remarks to stdout."""
 
     def __init__(self) -> None:
         self._out = Console(file=sys.stdout, soft_wrap=True, highlight=False)
@@ -49,42 +49,30 @@ class Reporter:
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(
-                *(f"{cell:.5f}" if isinstance(cell, float) else escape(str(cell)) for cell in row)
-            )
+            cells = (f"{x:.5f}" if isinstance(x, float) else escape(str(x)) for x in row)
+            table.add_row(*cells)
         self._out.print(table)
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """A bar with throughput and time left on a terminal; a line now and then, and one at the end, elsewhere."""
-        with (
-            self._bar(label, total, unit)
-            if self._err.is_terminal
-            else self._lines(label, total, unit) as advance
-        ):
+        """Progress, throughput and time left: a bar on a terminal, some lines elsewhere."""
+        show = self._bar if self._err.is_terminal else self._lines
+        with show(label, total, unit) as advance:
             yield advance
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TaskProgressColumn(show_speed=True),
-        )
-        extra = (
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, *extra, console=self._err) as progress:
+        left = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        right = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        note_column = TextColumn("{task.fields[note]}")
+        percent = TaskProgressColumn(show_speed=True)
+        with Progress(*left, percent, *right, note_column, console=self._err) as progress:
             task = progress.add_task(escape(label), total=total, note="", rate="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
-                progress.update(
-                    task, advance=n, note=escape(note), rate=_rate(speed, unit) if speed else ""
-                )
+                rate = _rate(speed, unit) if speed else ""
+                progress.update(task, advance=n, note=escape(note), rate=rate)
 
             yield advance
 
@@ -100,17 +88,13 @@ class Reporter:
             if now - last > LINE_EVERY_S and done < total:
                 last = now
                 left = (total - done) * (now - start) / done
-                self._err.print(
-                    escape(f"{label}: {done:,}/{total:,} {unit}, {left:.0f} s left {note}".rstrip())
-                )
+                line = f"{label}: {done:,}/{total:,} {unit}, {left:.0f} s left {note}"
+                self._err.print(escape(line.rstrip()))
 
         yield advance
         took = time.monotonic() - start
-        self._err.print(
-            escape(
-                f"{label}: {done:,} {unit} in {took:.1f} s ({_rate(done / max(took, 1e-9), unit)})"
-            )
-        )
+        rate = _rate(done / max(took, 1e-9), unit)
+        self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({rate})"))
 
 
 def _rate(speed: float, unit: str) -> str:

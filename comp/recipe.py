@@ -131,6 +131,22 @@ class HeadShape(Options):
     dropout: Share = 0.0  # rate after each of them; with no hidden layer, on the features
 
 
+class Augmentation(Options):
+    """What a photo may look like in training."""
+
+    # what training cuts from the canvas. random-resized-crop: random size, shape and position,
+    # resized; pad-and-crop: the input's size, at a random position after padding with black;
+    # center-crop: what prediction uses
+    crop: Crop = "random-resized-crop"
+    area: float = Field(0.6, gt=0, le=1)  # smallest share of the canvas in a resized crop
+    aspect: float = Field(1.33, ge=1)  # largest ratio of its sides
+    pad_px: int = Field(4, ge=0, le=1024)  # on each side, by pad-and-crop
+    flip: bool = True  # mirror half of the photos
+    colour: float = Field(
+        0.2, ge=0, le=1
+    )  # strength of the brightness, contrast, saturation jitter
+
+
 class Phase(Options):
     """A first phase of fine-tuning with its own schedule; everything else is as in the main one."""
 
@@ -154,9 +170,8 @@ class FineTune(Options):
     momentum: Share = 0.9  # of sgd, rmsprop and those of timm's that have one
     nesterov: bool = False  # of sgd only
     peak_lr: Positive = 1e-4  # of the head; blocks below get layer_decay ** distance of it
-    layer_decay: float = Field(
-        0.75, gt=0, le=1
-    )  # learning-rate factor from a block to the one below
+    # learning-rate factor from a block to the one below
+    layer_decay: float = Field(0.75, gt=0, le=1)
     weight_decay: float = Field(0.05, ge=0)  # never on norms, biases and other vectors
     warmup: Share = 0.1  # fraction of all steps; rises linearly from 0, in one-cycle as a cosine
     # of the learning rate after the warm-up
@@ -172,17 +187,7 @@ class FineTune(Options):
     wise_ft: float = Field(1.0, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # share of the label given to the other class
     head_start: bool = True  # start from the solved logistic head; for a linear head only
-    # what training cuts from the canvas. random-resized-crop: random size, shape and position,
-    # resized; pad-and-crop: the input's size, at a random position after padding with black;
-    # center-crop: what prediction uses
-    crop: Crop = "random-resized-crop"
-    crop_area: float = Field(0.6, gt=0, le=1)  # smallest share of the canvas in a resized crop
-    crop_aspect: float = Field(1.33, ge=1)  # largest ratio of its sides
-    crop_pad_px: int = Field(4, ge=0, le=1024)  # on each side, by pad-and-crop
-    flip: bool = True  # mirror half of the photos
-    colour: float = Field(
-        0.2, ge=0, le=1
-    )  # strength of the brightness, contrast, saturation jitter
+    augment: Augmentation = Augmentation()
     # 0: each step runs the frozen layers too, on freshly augmented photos. N: augment each photo N
     # times, compute the frozen layers' output once and cache it; epochs use the N in turn
     cached_views: int = Field(0, ge=0)
@@ -220,7 +225,8 @@ class FineTune(Options):
 
         Then their features are computed once.
         """
-        is_same = self.crop == "center-crop" and not self.flip and not self.colour
+        look = self.augment
+        is_same = look.crop == "center-crop" and not look.flip and not look.colour
         return is_same and all(phase.trainable == "head" for phase in self.phases())
 
 

@@ -1,14 +1,19 @@
 """The named runs. Each docstring is its measured claim; blank means not measured.
 
-Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"): how many photos there are, and how like ImageNet's.
+Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"): it depends on
+how many photos there are, and how like ImageNet's they are.
 
-    few, like       the features fit already and there is little to learn from: a head on a frozen backbone
-    many, like      enough to move every layer without losing what it knows: fine-tune all of it, lower layers less
-    few, unlike     the last layers know ImageNet's classes too well: a classical machine on features from further down
-    many, unlike    enough to train from scratch, and weights from elsewhere still make the better start: all layers, one rate
+few, like       the features fit already and there is little to learn from: a head on a frozen
+                backbone
+many, like      enough to move every layer without losing what it knows: fine-tune all layers, lower
+                ones less
+few, unlike     the last layers know ImageNet's classes too well: a classical machine on features
+                from further down
+many, unlike    enough to train from scratch, and pretrained weights still make the better start:
+                all layers at one rate
 
-Few are a few thousand. Cats and dogs are like ImageNet, of whose classes they are more than a tenth; the competition's 25,000 photos
-are many.
+Few means a few thousand. Cats and dogs are like ImageNet, where they are more than a tenth of the
+classes; the competition's 25,000 photos are many.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,29 +34,28 @@ from comp.tutorials import (
 
 DEFAULT = "convnext_tiny"
 ON_CPU = "lite0_head"  # what a machine without a GPU should run
-GUIDE = {  # the rule of thumb above: (photos, to ImageNet) -> recipes, the first for a CPU or the classical one
+# the rule of thumb above: (photos, to ImageNet) -> recipes, the one for a CPU first
+GUIDE = {
     ("few", "like"): ("lite0_head", "dinov2_small"),
     ("many", "like"): ("lite0_finetune", "convnext_tiny"),
     ("few", "unlike"): ("vgg19_block4_svm",),
     ("many", "unlike"): ("vgg16_finetune",),
 }
 ENSEMBLES = {  # names that stand for several recipes, whose runs are blended
-    "ensemble": (
-        "lite0_head",
-        "lite1_head",
-        "lite2_views",
-    ),  # heads on several backbones, all of whose weights come as packages
+    "ensemble": ("lite0_head", "lite1_head", "lite2_views")
 }
-# A head that is solved, its penalty chosen on held-out photos, is calibrated as it is: a temperature fitted to one of ours lies between
-# .89 and 1.01, and costs .0006 to .0025 of log loss where it is cross-fitted (LOG.md, 2026-11-22).
+# A solved head with its penalty chosen on held-out photos is calibrated: the best temperature of
+# ours lies between .89 and 1.01, and cross-fitting it costs .0006 to .0025 of log loss (LOG.md,
+# 2026-11-22).
 SOLVED = Prediction(calibration="none")
 
 
 def lite0_head() -> Recipe:
-    """EfficientNet-Lite0, frozen, at 224 px, under a solved logistic head: out of fold .0299 (.0188-.0435).
+    """EfficientNet-Lite0, frozen, at 224 px, solved logistic head: out of fold .0299 (.0188-.0435).
 
-    Measured, as below, on 1,602 real photos in 5 folds; 31 s from the archive to the score on two cores. Photos keep their shape, the
-    shorter side at 224 px, and are seen mirrored too: within noise the best of four ways to cut them (LOG.md, 2026-11-21).
+    Measured, as below, on 1,602 real photos in 5 folds; 31 s from the archive to the score on two
+    cores. Photos keep their shape, shorter side at 224 px, and are mirrored too: within noise the
+    best of four ways to crop them (LOG.md, 2026-11-21).
     """
     return Recipe(
         name="lite0_head",
@@ -73,41 +77,38 @@ def lite2_head() -> Recipe:
 
 
 def lite2_views() -> Recipe:
-    """EfficientNet-Lite2, frozen, in two crops: out of fold .0124 (.0055-.0222), .0039 (.0008-.0078) better than lite2_head.
+    """EfficientNet-Lite2, frozen, in two crops: out of fold .0124 (.0055-.0222).
 
-    The middle 260 px of a canvas of 297 px, under which the head is solved, and all of that canvas; each mirrored too. Taken because the
-    whole beside the middle helped Lite0 and Lite1 as well; one of 15 ways that were tried to show photos to heads (LOG.md, 2026-11-22).
+    .0039 (.0008-.0078) better than lite2_head. The middle 260 px of a canvas of 297 px, on which
+    the head is solved, and all of that canvas; each mirrored too. Chosen because the whole beside
+    the middle helped Lite0 and Lite1 as well; one of 15 ways tried (LOG.md, 2026-11-22).
     """
-    recipe = lite2_head().replace(name="lite2_views", pixels=Pixels(fit="shorter", canvas=1.143))
-    return recipe.replace(prediction=recipe.prediction.replace(views="multi_scale"))
+    pixels = Pixels(fit="shorter", canvas=1.143)
+    prediction = SOLVED.replace(views="multi_scale")
+    return lite2_head().replace(name="lite2_views", pixels=pixels, prediction=prediction)
 
 
 def lite0_finetune() -> Recipe:
-    """EfficientNet-Lite0, all layers, from the solved head: out of fold .0310 (.0189-.0458), no better than the head on so few photos.
+    """EfficientNet-Lite0, all layers: out of fold .0310 (.0189-.0458), no better than its head.
 
-    All numbers are ours: one epoch in batches of 32, because a CPU pays for more; 1e-4, convnext_tiny's rate, because this head is
-    solved already too; layer decay .8, with which ConvNeXt's authors tune. Norms are folded, for speed, and a quarter of the way that
-    training goes is kept: with all of it, norms not folded, the out-of-fold log loss was .0348.
+    On so few photos. All numbers are ours: one epoch in batches of 32, because a CPU is slow; 1e-4,
+    convnext_tiny's rate, because this head is solved already too; layer decay .8, with which
+    ConvNeXt's authors tune. Batch norms are fused, for speed, and weights move a quarter of the way
+    (WiSE-FT): all the way, without fusing, the out-of-fold log loss was .0348.
     """
-    return Recipe(
-        name="lite0_finetune",
-        model=Model(backbone="tf_efficientnet_lite0"),
-        training=FineTune(
-            fuse_batch_norm=True,
-            epochs=1,
-            batch_size=32,
-            peak_lr=1e-4,
-            layer_decay=0.8,
-            wise_ft=0.25,
-        ),
+    training = FineTune(
+        fuse_batch_norm=True, epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8, wise_ft=0.25
     )
+    model = Model(backbone="tf_efficientnet_lite0")
+    return Recipe(name="lite0_finetune", model=model, training=training)
 
 
 def lite0_tail() -> Recipe:
-    """EfficientNet-Lite0, its last stage alone, from the solved head, on kept activations: out of fold .0294 (.0179-.0455).
+    """EfficientNet-Lite0, its last stage on cached activations: out of fold .0294 (.0179-.0455).
 
-    Each photo is drawn four times. A quarter of the way that training goes is kept: with 0, 1/8, 1/4, 1/2, 3/4 and all of it the
-    out-of-fold log loss was .0302, .0296, .0297, .0315, .0351 and .0401, and the best temperature rose from .9 to 1.9.
+    From the solved head, each photo augmented four times. Weights move a quarter of the way: with
+    0, 1/8, 1/4, 1/2, 3/4 and all of it the out-of-fold log loss was .0302, .0296, .0297, .0315,
+    .0351 and .0401, and the best temperature rose from .9 to 1.9.
     """
     return Recipe(
         name="lite0_tail",
@@ -128,9 +129,10 @@ def lite0_tail() -> Recipe:
 def dinov2_small() -> Recipe:
     """DINOv2's ViT-S/14, frozen, at 224 px, under a solved logistic head.
 
-    Its authors advise against tuning it: logistic regression on the class token is one of the uses that their model card names, and tuning
-    gained them 2 % on ImageNet. 224 px are 16 x 16 patches, the size that the card counts with; timm's weights are of 518 px and their
-    positions are interpolated. That photos are squashed, so that no head is cut off, is ours, and the penalties are lite0_head's.
+    Its authors advise against tuning it: logistic regression on the class token is one of the uses
+    that their model card names, and tuning gained them 2 % on ImageNet. 224 px are 16 x 16 patches,
+    the card's example; timm's weights are of 518 px and their positions are interpolated. Squashing
+    photos, so that no head is cut off, is ours, and the penalties are lite0_head's.
     """
     return Recipe(
         name="dinov2_small",
@@ -144,9 +146,10 @@ def dinov2_small() -> Recipe:
 def convnext_tiny() -> Recipe:
     """ConvNeXt-Tiny (in12k, fine-tuned on in1k), all layers, at 224 px.
 
-    Stochastic depth .1 is what ConvNeXt's authors trained this size with (their TRAINING.md), weight decay .05 their default, layer decay
-    .75 the middle of what they tune with (.7 from in1k, .8 from in22k). 1e-4 at batch 64 and three epochs are ours, untuned: `make lr`
-    tries the rate. Predicted at two scales, because the canvas, 1 / .95 of the input as timm evaluates these weights, has room for them.
+    Its authors trained this size with stochastic depth .1 (their TRAINING.md); weight decay .05 is
+    their default, layer decay .75 the middle of what they tune with (.7 from in1k, .8 from in22k).
+    1e-4 at batch 64 and three epochs are ours, untuned: `make lr` tests the rate. Predicted at two
+    scales, because timm evaluates these weights with a canvas 1 / .95 of the input.
     """
     return Recipe(
         name="convnext_tiny",
@@ -159,16 +162,16 @@ def convnext_tiny() -> Recipe:
 def convnext_base() -> Recipe:
     """ConvNeXt-Base (in22k, fine-tuned on in1k), all layers, at 224 px.
 
-    5e-5, layer decay .8, stochastic depth .2 and next to no weight decay are its authors' own for tuning these weights at this size
-    (TRAINING.md, "Fine-tune from ImageNet-22K"), there over 30 epochs of 1.28 million photos, in batches of 512 and without warm-up.
-    Three epochs in batches of 64 are ours, untuned.
+    5e-5, layer decay .8, stochastic depth .2 and next to no weight decay are its authors' own for
+    tuning these weights at this size (TRAINING.md, "Fine-tune from ImageNet-22K"), over 30 epochs
+    of 1.28 million photos in batches of 512 without warm-up. Three epochs in batches of 64 are
+    ours, untuned.
     """
+    training = FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8)
     return Recipe(
         name="convnext_base",
         model=Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2),
-        training=FineTune(
-            epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8
-        ),
+        training=training,
         prediction=Prediction(views="multi_scale"),
     )
 
@@ -176,9 +179,10 @@ def convnext_base() -> Recipe:
 def vit_base() -> Recipe:
     """ViT-B/16 (AugReg, in21k, fine-tuned on in1k), all layers, at 224 px.
 
-    Layer decay .65, weight decay .05 and stochastic depth .1 are what MAE tunes a ViT-B with (FINETUNE.md). Its rate, 5e-4 x batch / 256,
-    would be 1.25e-4 here; ours is 5e-5, because these weights have been tuned to in1k already and the head is solved. Three epochs and
-    batches of 64 are ours too, untuned. At twice the side: SET="pixels.size_px=448".
+    Layer decay .65, weight decay .05 and stochastic depth .1 are what MAE tunes a ViT-B with
+    (FINETUNE.md). Its rate, 5e-4 x batch / 256, would be 1.25e-4 here; ours is 5e-5, because these
+    weights have been tuned to in1k already and the head is solved. Three epochs and batches of 64
+    are ours too, untuned. At twice the side: SET="pixels.size_px=448".
     """
     return Recipe(
         name="vit_base",
@@ -189,12 +193,13 @@ def vit_base() -> Recipe:
 
 
 def eva02_base() -> Recipe:
-    """EVA-02-B/14 (in22k, fine-tuned on in22k and in1k), all layers, at 448 px; for one large GPU.
+    """EVA-02-B/14 (in22k, fine-tuned on in22k and in1k), all layers, at 448 px; one large GPU.
 
-    5e-5, layer decay .8, weight decay .05 and stochastic depth .15 are its authors' own for these weights at this size (EVA-02/asuka's
-    README, "Fine-tune EVA-02 on IN-1K with IN-21K intermediate fine-tuned checkpoint"), there over 15 epochs in batches of 512; two epochs
-    in batches of 32 are ours, untuned. Their label smoothing of .2 would spoil a log loss. They evaluate with the whole square, so that
-    the canvas has no room for crops and the only other view is the mirrored one. At half the side, a fifth of the work:
+    5e-5, layer decay .8, weight decay .05 and stochastic depth .15 are its authors' own for these
+    weights at this size (EVA-02/asuka's README, "Fine-tune EVA-02 on IN-1K with IN-21K intermediate
+    fine-tuned checkpoint"), over 15 epochs in batches of 512; two epochs in batches of 32 are ours,
+    untuned. Their label smoothing of .2 would spoil a log loss. They evaluate on the whole square,
+    so that the canvas has no room for crops. At half the side, a fifth of the work:
     SET="pixels.size_px=224".
     """
     return Recipe(
@@ -207,7 +212,7 @@ def eva02_base() -> Recipe:
 _GROUPS: dict[str, tuple[Callable[[], Recipe], ...]] = {
     "For one GPU": (convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
     "For a CPU": (lite0_head, lite1_head, lite2_head, lite2_views, lite0_tail, lite0_finetune),
-    "As four tutorials have it": (
+    "As in four tutorials": (
         *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
         *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
     ),
@@ -220,9 +225,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def named(name: str) -> Recipe:
     """The recipe called `name`; RecipeError lists the names there are."""
     if name in ENSEMBLES:
-        raise RecipeError(
-            f"{name} is several recipes, and one is wanted here: {', '.join(ENSEMBLES[name])}"
-        )
+        parts = ", ".join(ENSEMBLES[name])
+        raise RecipeError(f"{name} is several recipes, but one is needed here: {parts}")
     if name not in RECIPES:
         raise RecipeError(f"no recipe {name!r}; there are {', '.join([*RECIPES, *ENSEMBLES])}")
     return RECIPES[name]()
@@ -230,29 +234,29 @@ def named(name: str) -> Recipe:
 
 def chosen(name: str, settings: Iterable[str]) -> list[Recipe]:
     """The recipe called `name` under `settings`, or all those of the ensemble called so."""
+    settings = list(settings)
     return [override(named(member), settings) for member in members([name])]
 
 
 def members(runs: Iterable[str]) -> list[str]:
-    """`runs` with the members of an ensemble in the place of its name."""
+    """`runs` with each ensemble's name replaced by its recipes'."""
     return [member for run in runs for member in ENSEMBLES.get(run, (run,))]
 
 
 def listed() -> list[str]:
-    """Each recipe and ensemble with the first line of its claim, by group, and the guide to which of them to take; lines for a terminal."""
-    rows = {
+    """Lines for a terminal: recipes by group with the first line of their claims, and the guide."""
+    tables = {
         title: {make.__name__: (make.__doc__ or "").strip().splitlines()[0] for make in group}
         for title, group in _GROUPS.items()
     }
-    rows["Several recipes, blended"] = {
-        name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()
-    }
-    rows["Which to take"] = {
+    blends = {name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()}
+    tables["Several recipes, blended"] = blends
+    tables["Which to take"] = {
         f"{photos} photos, {like} ImageNet's": " or ".join(names) + "."
         for (photos, like), names in GUIDE.items()
     }
     lines = []
-    for title, claims in rows.items():
+    for title, claims in tables.items():
         width = 2 + max(map(len, claims)) + 2
         lines += ["", title]
         for name, claim in claims.items():

@@ -1,4 +1,4 @@
-"""Artefacts on disk: whole or not at all, each with its origin."""
+"""Files that appear whole or not at all, locks, fingerprints."""
 
 import errno
 import hashlib
@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-import pandas as pd
 
 from comp.errors import DataError, StoreError
 from comp.progress import Reporter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what flock says on some network folders
 
@@ -73,9 +75,10 @@ class Workspace:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+    """A scratch path beside `path` that replaces it if the block succeeds, and vanishes if not.
 
-    The bytes reach the disk before the name does, so that a crash leaves the old file or the new one, never a piece.
+    The bytes reach the disk before the name does, so that a crash leaves the old file or the new
+    one, never a piece.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -130,7 +133,7 @@ def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iter
 
 
 def link(source: Path, target: Path) -> None:
-    """`target` becomes another name of `source`, or a copy of it where hard links are not supported."""
+    """`target` becomes another name of `source`, or a copy where hard links do not work."""
     try:
         target.hardlink_to(source)
     except FileExistsError:
@@ -163,13 +166,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: "pd.DataFrame") -> None:
     """`table` as CSV with `\\n` line ends and floats that read back bit for bit."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def plain(value: Any) -> Any:
-    """`value` in terms of JSON: dataclasses become objects under their type's name, paths and tuples the obvious."""
+    """`value` as JSON types; dataclasses become objects that name their type."""
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__} | {
             item.name: plain(getattr(value, item.name)) for item in fields(value)
@@ -195,7 +198,7 @@ def file_sha256(path: Path) -> str:
 
 
 def code_commit(folder: Path) -> str:
-    """The git commit of the code in `folder`, "-dirty" if a file there differs from it, "none" outside a repository or without git."""
+    """The git commit of the code in `folder`, with "-dirty" if files differ from it; or "none"."""
 
     def git(*words: str) -> str:
         done = subprocess.run(

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from twin.server import Twin
+
 from comp.competition import COMPETITION
 from comp.kaggle import Kaggle, Patience
 from comp.progress import Advance, Reporter
-from comp.rehearsal.server import RehearsalServer
 
 ARCHIVE = f"{COMPETITION.slug}.zip"
 IDS = [str(n) for n in range(1, 41)]
@@ -60,7 +61,7 @@ class Notebook(Reporter):
 class Stand:
     """A server, and one Kaggle that asks it."""
 
-    server: RehearsalServer
+    server: Twin
     archive: Path
     env: dict[str, str]
     kaggle: Kaggle
@@ -111,7 +112,7 @@ def make_competition(folder: Path, n_bytes: int = 3_000_000) -> tuple[Path, Path
 def stand(folder: Path) -> Iterator[Stand]:
     """Both, once it is certain that nothing is sent anywhere but to this machine."""
     archive, solution = make_competition(folder)
-    with RehearsalServer(archive, solution, daily_limit=100_000) as server:
+    with Twin(archive, solution, daily_limit=100_000) as server:
         env = server.environment(folder / "home")
         assert env["KAGGLE_API_ENVIRONMENT"] == "LOCALHOST"
         assert env["http_proxy"].startswith("http://127.0.0.1:")

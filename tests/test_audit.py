@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from comp.train.device import find_device
 from heard import Heard
 
 from comp.data.manifest import read_manifest, write_manifest
@@ -19,7 +20,6 @@ from comp.progress import Reporter
 from comp.recipe import FineTune, Folds, Head, Model, Pixels, Recipe
 from comp.recipes import RECIPES
 from comp.store import Workspace, read_json, write_json
-from comp.train.device import find_device
 from comp.train.stage import train
 
 CPU = find_device("cpu")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from comp.train.device import find_device
 from finished_run import make_run, make_workspace
 from heard import Heard
 
@@ -27,7 +28,6 @@ from comp.progress import Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train.device import find_device
 from comp.train.run import open_run
 from comp.train.stage import train
 

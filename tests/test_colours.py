@@ -1,7 +1,6 @@
 """Colours are measured over every pixel of the photos that train, and of no others."""
 
 import numpy as np
-
 from comp.train.colours import measured
 
 

@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from comp.errors import TrainingError
-from comp.recipe import FineTune, Model, Phase
+from comp.network.backbone import build
+from comp.network.device import Device, find_device
+from comp.network.freezing import freeze
+from comp.network.preprocessing import KNOWN
+from comp.recipe import Augmentation, FineTune, Model, Phase
 from comp.train import finetune
-from comp.train.backbone import build, input_of
-from comp.train.batches import Batch, training_batches
-from comp.train.device import Device, find_device
-from comp.train.finetune import ema_decay, fine_tune, smoothed
-from comp.train.freezing import freeze
+from comp.train.batches import AugmentedPhotos, Batch, batches_of
+from comp.train.finetune import ema_decay, fine_tune, smooth_labels
 
 MODEL = Model(backbone="mobilenetv3_small_050", weights="random")
+SHOWN = KNOWN["convnext_tiny.in12k_ft_in1k"]  # the mean and std of ImageNet
 TRAINING = FineTune(epochs=2, batch_size=4, ema=0.0, peak_lr=1e-3)
 CPU = find_device("cpu")
 
@@ -32,15 +35,25 @@ class Canvases:
             for label in self.labels
         ]
 
+        self.sha256s = tuple(str(row) for row in range(n))
+
     def canvas(self, row: int) -> np.ndarray:
         return self._squares[row]
+
+
+def loader_of(
+    canvases: Canvases, training: FineTune, seed: int, device: Device
+) -> DataLoader[Batch]:
+    n = len(canvases.labels)
+    photos = AugmentedPhotos(canvases, range(n), canvases.labels, training.augment, 32, seed)
+    return batches_of(photos, n, training, seed, device)
 
 
 def batches(
     training: FineTune, n: int = 16, seed: int = 0, device: Device = CPU
 ) -> Iterator[Batch]:
     canvases = Canvases(n)
-    return iter(training_batches(canvases, range(n), canvases.labels, training, 32, device, seed))
+    return iter(loader_of(canvases, training, seed, device))
 
 
 def network_of(trains: str = "all") -> nn.Module:
@@ -55,7 +68,7 @@ def run(network: nn.Module, training: FineTune, data: Iterator[Batch], n_steps: 
     return [
         point.loss
         for point in fine_tune(
-            network, data, n_steps, training, input_of(MODEL), CPU, lambda n=1, note="": None
+            network, data, n_steps, training, SHOWN, CPU, lambda n=1, note="": None
         )
     ]
 
@@ -67,7 +80,7 @@ def test_the_average_forgets_its_start_in_short_runs_and_is_slow_in_long_ones() 
 
 
 def test_smoothing_moves_both_labels_by_as_much() -> None:
-    assert smoothed(torch.tensor([0.0, 1.0]), 0.1).tolist() == pytest.approx([0.1, 0.9])
+    assert smooth_labels(torch.tensor([0.0, 1.0]), 0.1).tolist() == pytest.approx([0.1, 0.9])
 
 
 @pytest.mark.parametrize("trains", ["all", "head", "last:1", "last:2"])
@@ -121,7 +134,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(
     training, notes, loss_of = (
         TRAINING.replace(epochs=1, batch_size=8),
         list[str](),
-        finetune._loss,
+        finetune._mean_loss,
     )
 
     def bounded(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -134,13 +147,13 @@ def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     run(whole, training, batches(training), 2)
-    monkeypatch.setattr(finetune, "_loss", bounded)
+    monkeypatch.setattr(finetune, "_mean_loss", bounded)
     fine_tune(
         short,
         batches(training),
         2,
         training,
-        input_of(MODEL),
+        SHOWN,
         CPU,
         lambda n=1, note="": notes.append(note),
     )
@@ -148,7 +161,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_the_largest_parts_that_do(
     for a, b in zip(whole.parameters(), short.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-2)
     room = 0
-    with pytest.raises(TrainingError, match="one photo alone does not fit"):
+    with pytest.raises(TrainingError, match="a single photo does not fit"):
         run(network_of(), training, batches(training), 2)
 
 
@@ -195,7 +208,7 @@ def test_a_loss_that_explodes_stops_the_fold() -> None:
 
 
 def test_batches_hold_every_photo_once_an_epoch_in_an_order_that_the_seed_decides() -> None:
-    plain = TRAINING.replace(crop_area=1.0, crop_aspect=1.0, flip=False, colour=0.0)
+    plain = TRAINING.replace(augment=Augmentation(area=1.0, aspect=1.0, flip=False, colour=0.0))
     first = [squares for squares, _ in batches(plain)]
     again = [squares for squares, _ in batches(plain)]
     other = [squares for squares, _ in batches(plain, seed=1)]
@@ -211,7 +224,7 @@ def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -
     training = TRAINING.replace(epochs=2)
     inline = list(batches(training))
     canvases = Canvases(16)
-    loader = training_batches(canvases, range(16), canvases.labels, training, 32, CPU, 0)
+    loader = loader_of(canvases, training, 0, CPU)
     workers = torch.utils.data.DataLoader(
         loader.dataset,
         batch_sampler=loader.batch_sampler,
@@ -228,7 +241,7 @@ def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -
 
 
 def test_colour_changes_leave_labels_and_shapes_alone() -> None:
-    squares, labels = next(batches(TRAINING.replace(colour=1.0)))
+    squares, labels = next(batches(TRAINING.replace(augment=Augmentation(colour=1.0))))
     assert squares.shape == (4, 32, 32, 3)
     assert squares.dtype == torch.uint8
     assert set(labels.tolist()) <= {0.0, 1.0}
@@ -239,7 +252,5 @@ def test_on_a_gpu_the_loss_falls_too_in_the_precision_that_the_device_has() -> N
     device, network = find_device("cuda"), network_of()
     training = TRAINING.replace(epochs=10)
     data = batches(training, device=device)
-    points = fine_tune(
-        network, data, 40, training, input_of(MODEL), device, lambda n=1, note="": None
-    )
+    points = fine_tune(network, data, 40, training, SHOWN, device, lambda n=1, note="": None)
     assert points[-1].loss < 0.7 * points[0].loss

@@ -375,14 +375,7 @@ def test_a_wait_outlasts_a_server_that_is_down_for_a_while_and_not_one_that_stay
 def test_all_pages_of_submissions_are_read(scene: Stand) -> None:
     scene.arm()
     for number in range(230):
-        scene.server._submissions.add(
-            file_name="x.csv",
-            description=f"page {number}",
-            sha256="",
-            n_bytes=1,
-            score=0.5,
-            error="",
-        )
+        scene.server.add(file_name="x.csv", description=f"page {number}", score=0.5)
     listed = [known.message for known in scene.kaggle.submissions()]
     assert [message for message in listed if message.startswith("page ")] == [
         f"page {number}" for number in reversed(range(230))

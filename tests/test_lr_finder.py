@@ -13,12 +13,12 @@ from torch import Tensor
 
 from comp.__main__ import main
 from comp.errors import RecipeError, TrainingError
+from comp.network.device import find_device
 from comp.plots import text_curve
 from comp.progress import Reporter
 from comp.recipe import FineTune, Folds, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train.device import find_device
 from comp.train.lr_finder import HIGHEST, LOWEST, RangeTest, find_lr, range_test, smoothed
 from comp.train.stage import train
 
@@ -117,9 +117,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_the_weights_on_disk_are_untouched_and_a_curve_is_drawn(drawn_copy: Workspace) -> None:
-    train(drawn_copy, TINY, CPU, Reporter())
+    train(drawn_copy, TINY, "cpu", Reporter())
     before, heard = contents(drawn_copy.root), Heard()
-    found = find_lr(drawn_copy, TINY, CPU, heard, n_steps=40)
+    found = find_lr(drawn_copy, TINY, "cpu", heard, n_steps=40)
     after = contents(drawn_copy.root)
     (png,) = set(after) - set(before)
     assert {path: after[path] for path in before} == before
@@ -147,8 +147,8 @@ def test_recipes_that_take_no_steps_and_tests_of_too_few_end_in_one_line(
         RecipeError,
         match="lite0_head solves its head, without steps: it has no learning rate to find",
     ):
-        find_lr(drawn_copy, named("lite0_head"), CPU, Reporter())
+        find_lr(drawn_copy, named("lite0_head"), "cpu", Reporter())
     with pytest.raises(RecipeError, match="at least 30 steps, got 3"):
-        find_lr(drawn_copy, TINY, CPU, Reporter(), n_steps=3)
+        find_lr(drawn_copy, TINY, "cpu", Reporter(), n_steps=3)
     assert main(["lr", "--home", str(drawn_copy.root), "--recipe", "lite0_head"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

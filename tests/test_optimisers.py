@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from comp.errors import RecipeError
+from comp.network.backbone import build
+from comp.network.freezing import freeze
 from comp.recipe import FineTune, Model
-from comp.train.backbone import build
-from comp.train.freezing import freeze
-from comp.train.optimisers import make_optimiser, refuse_unknown
+from comp.train.optimiser import check_optimiser, make_optimiser
 
 NAMES = ["sgd", "rmsprop", "adam", "adamw", "lamb", "lion"]
 
@@ -62,9 +62,9 @@ def test_names_that_neither_torch_nor_timm_knows_are_refused_with_near_ones() ->
     with pytest.raises(
         RecipeError, match=r"neither torch nor timm has an optimiser 'adamx'; near it are .*adam"
     ):
-        refuse_unknown(FineTune(optimiser="adamx"))
+        check_optimiser(FineTune(optimiser="adamx"))
     for name in NAMES:
-        refuse_unknown(FineTune(optimiser=name))
+        check_optimiser(FineTune(optimiser=name))
 
 
 def test_nesterov_needs_the_momentum_of_sgd() -> None:

@@ -13,14 +13,11 @@ from comp.progress import Reporter
 from comp.recipe import FineTune, Model, Phase, Pixels, Recipe
 from comp.seeds import derive_seed
 from comp.store import Workspace
-from comp.train import stage
-from comp.train.device import find_device
+from comp.train import tuning
+from comp.train.checkpoints import new_network
 from comp.train.finetune import fine_tune
-from comp.train.run import open_run
 from comp.train.stage import train
-from comp.train.workbench import open_workbench
 
-CPU = find_device("cpu")
 TWO = Recipe(
     name="two_phases",
     model=Model(backbone="mobilenetv3_small_050", weights="random"),
@@ -63,11 +60,10 @@ def test_the_head_alone_changes_first_and_then_what_the_main_phase_names(
         states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
         return fine_tune(network, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "fine_tune", watched)
-    run = train(drawn_copy, recipe, CPU, Reporter())
+    monkeypatch.setattr(tuning, "fine_tune", watched)
+    run = train(drawn_copy, recipe, "cpu", Reporter())
     states.append(safetensors.torch.load_file(run.checkpoint(0)))
-    bench = open_workbench(open_run(drawn_copy, recipe), CPU, Reporter())
-    fresh = bench.network(derive_seed(recipe.seed, "head", 0)).state_dict()
+    fresh = new_network(recipe, seed=derive_seed(recipe.seed, "head", 0)).state_dict()
     assert all(torch.equal(tensor, fresh[key]) for key, tensor in states[0].items())
     changed = [
         {key for key in fresh if not torch.equal(before[key], after[key])}

@@ -22,6 +22,10 @@ from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.errors import RecipeError
 from comp.kaggle import Kaggle
+from comp.network.backbone import build
+from comp.network.freezing import freeze
+from comp.network.heads import last_layer, tensors_of, trained_head
+from comp.network.preprocessing import preprocessing_of
 from comp.options import override
 from comp.predict.stage import predict
 from comp.recipe import FineTune, Model, Recipe
@@ -33,17 +37,11 @@ from comp.seeds import derive_seed
 from comp.store import Workspace, read_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
-from comp.train.backbone import build
-from comp.train.device import find_device
-from comp.train.finetune import set_training
-from comp.train.freezing import freeze
-from comp.train.heads import finished as finished_head
-from comp.train.heads import last_of, tensors_of
-from comp.train.run import Run, open_run
+from comp.train.checkpoints import new_network
+from comp.train.finetune import set_training_mode
+from comp.train.run import Run
 from comp.train.stage import train
-from comp.train.workbench import open_workbench
 
-CPU = find_device("cpu")
 # One fit of 29 photos, scored on two parts of 10.
 SMALL = [
     "folds.n_photos=48",
@@ -107,9 +105,9 @@ def tiny(name: str, weights: Path | None = None) -> Recipe:
     return override(recipe, [*settings, *TINY.get(name, ["pixels.size_px=32"]), *given])
 
 
-def finished(workspace: Workspace, recipe: Recipe) -> Run:
-    train(workspace, recipe, CPU, Heard())
-    return predict(workspace, COMPETITION, recipe, CPU, Heard())
+def completed(workspace: Workspace, recipe: Recipe) -> Run:
+    train(workspace, recipe, "cpu", Heard())
+    return predict(workspace, COMPETITION, recipe, "cpu", Heard())
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +133,14 @@ def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_
     name: str, drawn_copy: Workspace, settled: Path, kaggle: Kaggle
 ) -> None:
     recipe = tiny(name, settled)
-    run = finished(drawn_copy, recipe)
+    run = completed(drawn_copy, recipe)
     assert np.isfinite(pd.read_csv(run.folder / "test.csv")["prob"]).all()
     assert np.isfinite(pd.read_csv(run.oof)["logit"]).all()
     checkpoint = safetensors.torch.load_file(run.checkpoint(0))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.values())
     assert submit(drawn_copy, COMPETITION, kaggle, run.folder, Heard()).public_score is not None
     if isinstance(recipe.training, FineTune):
-        bench = open_workbench(open_run(drawn_copy, recipe), CPU, Heard())
-        network = bench.network(derive_seed(recipe.seed, "head", 0))
+        network = new_network(recipe, seed=derive_seed(recipe.seed, "head", 0))
         trained: set[str] = set()
         for phase in recipe.training.phases():
             freeze(network, phase.trainable)
@@ -152,18 +149,18 @@ def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_
             }
         before = network.state_dict()
         if recipe.on_features:  # then nothing but a head is kept, and all of it trains
-            before = tensors_of(finished_head(network.get_classifier()))  # type: ignore[operator]
+            before = tensors_of(trained_head(network.get_classifier()))  # type: ignore[operator]
             trained = set(before) - {"penalty"}
         assert {
             key for key, tensor in checkpoint.items() if not torch.equal(tensor, before[key])
         } == trained
-        check_gradients(network, bench.size_px)
+        check_gradients(network, preprocessing_of(recipe).size_px)
 
 
 def check_gradients(network: nn.Module, size_px: int) -> None:
     """What trains gets a finite gradient, nothing else gets one, and no statistic of a batch norm moves."""
-    nn.init.normal_(last_of(network.get_classifier()).weight, std=0.1)  # type: ignore[operator]
-    set_training(network)
+    nn.init.normal_(last_layer(network.get_classifier()).weight, std=0.1)  # type: ignore[operator]
+    set_training_mode(network)
     statistics = {
         key: buffer.clone() for key, buffer in network.named_buffers() if "running" in key
     }
@@ -191,12 +188,12 @@ def test_an_ensemble_goes_through_the_stages_like_a_recipe(
 
     def called(stage: str) -> int:
         return main(
-            [stage, "--home", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings]
+            [stage, "--workspace", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings]
         )
 
     assert called("train") == 0
     for recipe in chosen("ensemble", settings):
-        predict(drawn_copy, COMPETITION, recipe, CPU, Heard())
+        predict(drawn_copy, COMPETITION, recipe, "cpu", Heard())
     assert called("submit") == 1
     assert "are not blended yet: run `make predict`" in capsys.readouterr().err
     assert called("predict") == called("forecast") == called("submit") == 0
@@ -215,7 +212,7 @@ def test_the_guide_and_the_ensembles_name_recipes() -> None:
         assert [recipe.name for recipe in chosen(name, ["seed=3"])] == list(parts)
         assert {recipe.seed for recipe in chosen(name, ["seed=3"])} == {3}
         with pytest.raises(
-            RecipeError, match=f"{name} is several recipes, and one is wanted here: {parts[0]}"
+            RecipeError, match=f"{name} is several recipes, but one is needed here: {parts[0]}"
         ):
             named(name)
     cells = [
@@ -247,7 +244,7 @@ def test_a_tutorials_method_learns_on_a_backbone_whose_weights_come_as_a_package
         "folds.split=[0.2,0.3]",
     ]
     more = ["training.optimiser=adam", "training.epochs=20"] if name == "vgg16_last_layer" else []
-    check_learning(finished(drawn_copy, override(named(name), [*settings, *more])))
+    check_learning(completed(drawn_copy, override(named(name), [*settings, *more])))
 
 
 def test_a_tutorials_method_takes_xceptions_weights_from_a_file(drawn_copy: Workspace) -> None:
@@ -260,7 +257,7 @@ def test_a_tutorials_method_takes_xceptions_weights_from_a_file(drawn_copy: Work
         "pixels.size_px=96",
         "folds.n_photos=48",
     ]
-    run = finished(
+    run = trained_head(
         drawn_copy, override(named("inception_bottleneck"), [*settings, "folds.split=[0.2,0.2]"])
     )
     losses = pd.read_csv(run.folder / "fold-0-history.csv")["loss"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from comp.recipe import FineTune
-from comp.train.schedules import learning_rate
+from comp.train.optimiser import learning_rate
 
 SHAPES = ("cosine", "one-cycle", "step", "exponential", "constant")
 

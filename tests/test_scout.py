@@ -8,19 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from comp.train.workbench import save_network
 from heard import Heard
 
 from comp.__main__ import main
 from comp.errors import RecipeError, UserError
+from comp.network.backbone import build
+from comp.network.device import find_device
 from comp.progress import Reporter
 from comp.recipe import Head, Model
 from comp.store import Workspace
 from comp.train import budget, features
-from comp.train.backbone import build
-from comp.train.budget import Clock, OutOfTimeError, seconds
-from comp.train.device import find_device
-from comp.train.scout import Tried, advice, pareto, scout
-from comp.train.workbench import save_network
+from comp.train.scout import Clock, OutOfTimeError, Tried, advice, pareto, scout, seconds_of
 
 CPU = find_device("cpu")
 TINY = ("mobilenetv3_small_050=random", "resnet10t=random")
@@ -41,7 +40,7 @@ def test_each_backbone_and_their_features_side_by_side_get_a_row_on_the_same_pho
     drawn_copy: Workspace,
 ) -> None:
     heard = Heard()
-    scout(drawn_copy, TINY, CPU, heard, budget_s=600, settings=SMALL)
+    scout(drawn_copy, TINY, "cpu", heard, budget_s=600, settings=SMALL)
     table = table_of(drawn_copy)
     both = next(name for name in table.index if " + " in name)
     assert set(table.index) == {"mobilenetv3_small_050", "resnet10t", both}
@@ -60,17 +59,19 @@ def test_features_come_from_where_training_keeps_them(
     weights = drawn_copy.root / "w.safetensors"
     save_network(weights, build(Model(backbone="mobilenetv3_small_050", weights="random")))
     name = f"mobilenetv3_small_050={weights}"
-    first = scout(drawn_copy, [name], CPU, Reporter(), budget_s=600, settings=SMALL)
+    first = scout(drawn_copy, [name], "cpu", Reporter(), budget_s=600, settings=SMALL)
     monkeypatch.setattr(
         features.Store, "append", lambda *_: pytest.fail("features were computed again")
     )
-    again = scout(drawn_copy, [name], CPU, Reporter(), budget_s=600, settings=SMALL)
+    again = scout(drawn_copy, [name], "cpu", Reporter(), budget_s=600, settings=SMALL)
     assert first["log_loss"].equals(again["log_loss"])
 
 
 def test_a_backbone_without_weights_keeps_its_row_with_the_reason(drawn_copy: Workspace) -> None:
     heard = Heard()
-    scout(drawn_copy, ["resnet18=/nowhere.pth", TINY[0]], CPU, heard, budget_s=600, settings=SMALL)
+    scout(
+        drawn_copy, ["resnet18=/nowhere.pth", TINY[0]], "cpu", heard, budget_s=600, settings=SMALL
+    )
     table = table_of(drawn_copy)
     assert "no weights at /nowhere.pth" in table["note"]["resnet18"]
     assert np.isnan(table["log_loss"]["resnet18"])
@@ -89,7 +90,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out_and_the_table_stays_valid
 
     monkeypatch.setattr(features.Embedder, "embed", slow)
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    scout(drawn_copy, TINY, CPU, Reporter(), budget_s=500, settings=SMALL)
+    scout(drawn_copy, TINY, "cpu", Reporter(), budget_s=500, settings=SMALL)
     assert now[0] <= 500 + 200
     table = table_of(drawn_copy)
     assert list(table.index) == ["mobilenetv3_small_050", "resnet10t"]
@@ -104,15 +105,15 @@ def test_nothing_scored_and_names_and_budgets_that_cannot_be_meant_end_in_one_li
         UserError,
         match=r"none of 1 backbones could be scored; resnet18: no weights at /nowhere\.pth",
     ):
-        scout(drawn_copy, ["resnet18=/nowhere.pth"], CPU, Reporter(), budget_s=600)
+        scout(drawn_copy, ["resnet18=/nowhere.pth"], "cpu", Reporter(), budget_s=600)
     with pytest.raises(RecipeError, match="timm knows no backbone 'resnet19x'"):
-        scout(drawn_copy, [*TINY, "resnet19x"], CPU, Reporter(), budget_s=600)
+        scout(drawn_copy, [*TINY, "resnet19x"], "cpu", Reporter(), budget_s=600)
     with pytest.raises(RecipeError, match="at least two per fold"):
-        scout(drawn_copy, TINY, CPU, Reporter(), budget_s=600, settings=["folds.n_photos=5"])
+        scout(drawn_copy, TINY, "cpu", Reporter(), budget_s=600, settings=["folds.n_photos=5"])
     for text in ("soon", "10", "0m", "-5s"):
         assert main(["scout", "--home", str(tmp_path), f"--budget={text}"]) == 1
     assert capsys.readouterr().err.count("a budget reads 90s, 10m or 1.5h") == 4
-    assert [seconds("90s"), seconds("10m"), seconds("1.5h")] == [90, 600, 5400]
+    assert [seconds_of("90s"), seconds_of("10m"), seconds_of("1.5h")] == [90, 600, 5400]
 
 
 def test_the_front_is_what_nothing_else_beats_in_one_and_matches_in_the_other() -> None:

@@ -5,24 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from comp.train.colours import measured
+from comp.train.views import View, normalise
+from comp.train.workbench import Workbench, input_for, open_workbench
 from torch import nn
 
 from comp.errors import RecipeError
+from comp.network.backbone import build
+from comp.network.device import Device, find_device
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.store import Workspace
 from comp.train import lr_finder
-from comp.train.backbone import Input, build, input_of
-from comp.train.colours import measured
-from comp.train.device import Device, find_device
 from comp.train.features import Embedder, make_embedder
+from comp.train.labels import training_rows
 from comp.train.run import open_run
-from comp.train.selection import learners
 from comp.train.stage import train
-from comp.train.views import View, normalise
-from comp.train.workbench import Workbench, input_for, open_workbench
 
 CPU = find_device("cpu")
 TINY = Recipe(
@@ -55,7 +55,7 @@ def test_measured_colours_are_those_of_the_photos_that_train_for_the_fold(
 ) -> None:
     bench = bench_of(drawn_copy, TINY)
     for fold in (0, 1):
-        rows = bench.pixels.rows(list(bench.photos["id"][learners(bench.photos, fold)]))
+        rows = bench.pixels.rows(list(bench.photos["id"][training_rows(bench.photos, fold)]))
         assert (bench.shown_for(fold).mean, bench.shown_for(fold).std) == measured(
             bench.pixels, [int(row) for row in rows]
         )

@@ -15,8 +15,7 @@ from comp.predict.stage import predict
 from comp.recipe import Folds
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train.device import find_device
-from comp.train.selection import learners, select
+from comp.train.labels import select, training_rows
 from comp.train.stage import train
 
 
@@ -51,7 +50,7 @@ def test_parts_have_their_shares_of_both_classes_and_no_group_is_in_two(
         for part, share in enumerate((*shares, 1 - sum(shares))):
             assert abs((here["part"] == part).sum() - share * len(here)) <= 2 * group_size
     assert (photos["fold"] == (photos["part"] == 2)).all()
-    assert learners(photos.assign(target=1.0), 0).equals(photos["part"] == 2)
+    assert training_rows(photos.assign(target=1.0), 0).equals(photos["part"] == 2)
 
 
 def test_equal_shares_deal_the_folds_that_no_shares_deal() -> None:
@@ -67,7 +66,7 @@ def test_equal_shares_deal_the_folds_that_no_shares_deal() -> None:
 def test_a_split_is_fitted_once_and_reported_by_part_and_predicts(drawn_copy: Workspace) -> None:
     recipe = override(named("lite0_head"), ["pixels.size_px=64", "folds.split=[0.2,0.3]"])
     heard = Heard()
-    run = train(drawn_copy, recipe, find_device("cpu"), heard)
+    run = train(drawn_copy, recipe, "cpu", heard)
     assert [path.name for path in sorted(run.folder.glob("fold-*.safetensors"))] == [
         "fold-0.safetensors"
     ]
@@ -78,7 +77,7 @@ def test_a_split_is_fitted_once_and_reported_by_part_and_predicts(drawn_copy: Wo
     assert counts[1] == pytest.approx(24, abs=3)
     assert "validation" in str(heard)
     assert "test" in str(heard)
-    predict(drawn_copy, COMPETITION, recipe, find_device("cpu"), heard)
+    predict(drawn_copy, COMPETITION, recipe, "cpu", heard)
     assert np.isfinite(pd.read_csv(run.folder / "test.csv")["prob"]).all()
 
 

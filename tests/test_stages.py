@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from comp.train.workbench import Workbench
+from twin.server import Twin
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
@@ -17,22 +19,20 @@ from comp.data.manifest import natural_order, read_manifest
 from comp.data.stage import prepare
 from comp.errors import DataError, RecipeError, StaleError, TrainingError
 from comp.kaggle import Kaggle
+from comp.network.device import find_device
 from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
 from comp.rehearsal.drawing import write_edition
-from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
 from comp.store import Workspace, read_json, write_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train import features, stage
-from comp.train.device import find_device
 from comp.train.run import Run, open_run, trained_run
 from comp.train.stage import train
-from comp.train.workbench import Workbench
 
 CPU = find_device("cpu")
 HEAD = override(named("lite0_head"), ["pixels.size_px=96"])
@@ -81,8 +81,8 @@ def workspace(prepared: Workspace, tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def server(edition: tuple[Path, Path]) -> Iterator[RehearsalServer]:
-    with RehearsalServer(*edition, daily_limit=100) as running:
+def server(edition: tuple[Path, Path]) -> Iterator[Twin]:
+    with Twin(*edition, daily_limit=100) as running:
         yield running
 
 
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
-    server: RehearsalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, heard = Workspace(tmp_path / "w"), Heard()
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
@@ -105,8 +105,8 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
             None,
             heard,
         )
-        run = train(workspace, HEAD, CPU, heard)
-        predict(workspace, COMPETITION, HEAD, CPU, heard)
+        run = train(workspace, HEAD, "cpu", heard)
+        predict(workspace, COMPETITION, HEAD, "cpu", heard)
         return submit(workspace, COMPETITION, kaggle, run.folder, heard).public_score
 
     score = all_four()
@@ -134,7 +134,7 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
         (False, 0.5, (0.7, 0.3), None),
         (False, 0.5, (0.3, 0.4), "the training loss of fold 0 went from 0.3000 to 0.4000"),
         (True, 0.5, (0.004, 0.0056), None),
-        (True, 0.8, (0.7, 0.3), "has learnt nothing"),
+        (True, 0.8, (0.7, 0.3), "has learned nothing"),
     ],
 )
 def test_a_rehearsal_fails_unless_something_was_learnt(
@@ -153,7 +153,7 @@ def test_a_rehearsal_fails_unless_something_was_learnt(
 def test_every_photo_that_trains_has_one_logit_from_the_fold_that_did_not_see_it(
     workspace: Workspace,
 ) -> None:
-    run = train(workspace, HEAD, CPU, Reporter())
+    run = train(workspace, HEAD, "cpu", Reporter())
     manifest = read_manifest(workspace.manifest("train"))
     trained = manifest[manifest["fold"].notna()]
     oof = pd.read_csv(run.oof, dtype={"id": str})
@@ -168,11 +168,11 @@ def test_labels_of_a_held_out_fold_do_not_change_its_own_logits(
     workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Poison: flip all labels of fold 0; its logits come from the other folds and stay, those of the others move."""
-    before = pd.read_csv(train(workspace, HEAD, CPU, Reporter()).oof)
+    before = pd.read_csv(train(workspace, HEAD, "cpu", Reporter()).oof)
     table = pd.read_csv(workspace.manifest("train"), dtype=str, keep_default_na=False)
     table.loc[table["fold"] == "0", "label"] = table["label"].map({"0": "1", "1": "0"})
     table.to_csv(workspace.manifest("train"), index=False)
-    after = pd.read_csv(train(workspace, HEAD, CPU, Reporter()).oof)
+    after = pd.read_csv(train(workspace, HEAD, "cpu", Reporter()).oof)
     held = before["fold"] == 0
     assert np.array_equal(before["logit"][held], after["logit"][held])
     assert not np.isclose(before["logit"][~held], after["logit"][~held]).any()
@@ -180,8 +180,8 @@ def test_labels_of_a_held_out_fold_do_not_change_its_own_logits(
 
 def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None:
     """The photos of test ids 1, 2 and 10 change places on disk; so must their logits, and no others."""
-    run = train(workspace, HEAD, CPU, Reporter())
-    predict(workspace, COMPETITION, HEAD, CPU, Reporter())
+    run = train(workspace, HEAD, "cpu", Reporter())
+    predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
     before = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
     assert list(before.index) == natural_order(before.index)
     table = pd.read_csv(workspace.manifest("test"), dtype=str, keep_default_na=False).set_index(
@@ -197,7 +197,7 @@ def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None
     photos = {id: (workspace.photos / "test" / f"{id}.jpg").read_bytes() for id in swap}
     for new, old in swap.items():
         (workspace.photos / "test" / f"{new}.jpg").write_bytes(photos[old])
-    predict(workspace, COMPETITION, HEAD, CPU, Reporter())
+    predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
     after = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
     for id in before.index:
         pd.testing.assert_series_equal(
@@ -210,8 +210,8 @@ def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(
     workspace: Workspace,
 ) -> None:
     heard = Heard()
-    train(workspace, HEAD, CPU, Reporter())
-    run = predict(workspace, COMPETITION, HEAD, CPU, heard)
+    train(workspace, HEAD, "cpu", Reporter())
+    run = predict(workspace, COMPETITION, HEAD, "cpu", heard)
     manifest = read_manifest(workspace.manifest("test"))
     (blind,) = manifest["id"][manifest["verdict"] == "truncated"]
     table = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")
@@ -224,7 +224,7 @@ def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(
 def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = contents(train(workspace, TUNE, CPU, Reporter()).folder)
+    reference = contents(train(workspace, TUNE, "cpu", Reporter()).folder)
     run = open_run(workspace, TUNE)
     shutil.rmtree(run.folder)
     fitted = []
@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
 
     monkeypatch.setattr(stage, "_fit_fold", counted)
     with pytest.raises(KeyboardInterrupt):
-        train(workspace, TUNE, CPU, Reporter())
+        train(workspace, TUNE, "cpu", Reporter())
     assert [run.checkpoint(fold).exists() for fold in run.folds] == [
         True,
         True,
@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
         "_fit_fold",
         lambda bench, fold, *rest: (fitted.append(fold), real(bench, fold, *rest)),
     )
-    train(workspace, TUNE, CPU, Reporter())
+    train(workspace, TUNE, "cpu", Reporter())
     assert fitted == [0, 1, 2, 3, 4]
     again = contents(run.folder)
     assert {path: data for path, data in again.items() if path.name != "run.json"} == {
@@ -260,7 +260,7 @@ def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
 
 
 def test_a_fine_tune_goes_through_train_predict_and_submit(
-    workspace: Workspace, server: RehearsalServer, tmp_path: Path
+    workspace: Workspace, server: Twin, tmp_path: Path
 ) -> None:
     recipe = override(
         TUNE,
@@ -272,8 +272,8 @@ def test_a_fine_tune_goes_through_train_predict_and_submit(
         ],
     )
     heard = Heard()
-    run = train(workspace, recipe, CPU, heard)
-    predict(workspace, COMPETITION, recipe, CPU, heard)
+    run = train(workspace, recipe, "cpu", heard)
+    predict(workspace, COMPETITION, recipe, "cpu", heard)
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
     row = submit(workspace, COMPETITION, kaggle, run.folder, heard)
     assert row.public_score is not None
@@ -287,11 +287,11 @@ def test_a_fine_tune_goes_through_train_predict_and_submit(
 def test_another_clip_or_other_views_need_no_other_fit(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = train(workspace, HEAD, CPU, Reporter())
+    first = train(workspace, HEAD, "cpu", Reporter())
     monkeypatch.setattr(stage, "fit_head", lambda *_, **__: pytest.fail("a head was fitted"))
     for change in ("prediction.clip=0.01", "prediction.views=none"):
         recipe, heard = override(HEAD, [change]), Heard()
-        run = train(workspace, recipe, CPU, heard)
+        run = train(workspace, recipe, "cpu", heard)
         assert run.name != first.name
         assert "5 folds taken over" in str(heard)
     none = pd.read_csv(open_run(workspace, override(HEAD, ["prediction.views=none"])).oof)
@@ -301,7 +301,7 @@ def test_another_clip_or_other_views_need_no_other_fit(
 def test_a_subset_keeps_the_classes_even_and_its_photos_in_their_folds(
     workspace: Workspace,
 ) -> None:
-    run = train(workspace, override(HEAD, ["folds.n_photos=60"]), CPU, Reporter())
+    run = train(workspace, override(HEAD, ["folds.n_photos=60"]), "cpu", Reporter())
     oof = pd.read_csv(run.oof, dtype={"id": str})
     assert 50 <= len(oof) <= 72
     assert 0.4 < oof["label"].mean() < 0.6
@@ -311,14 +311,14 @@ def test_a_subset_keeps_the_classes_even_and_its_photos_in_their_folds(
 
 def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run `make data` first"):
-        train(Workspace(tmp_path / "empty"), HEAD, CPU, Reporter())
+        train(Workspace(tmp_path / "empty"), HEAD, "cpu", Reporter())
     with pytest.raises(StaleError, match="run `make train`"):
-        predict(workspace, COMPETITION, HEAD, CPU, Reporter())
+        predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
     with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
         train(
             workspace,
             override(HEAD, ["pixels.fit=squash", "prediction.views=five_crop"]),
-            CPU,
+            "cpu",
             Reporter(),
         )
     assert not workspace.runs.exists()
@@ -326,12 +326,12 @@ def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_pa
 
 def test_a_run_does_not_go_on_with_other_weights(workspace: Workspace) -> None:
     recipe = TUNE.replace(training=FineTune(epochs=1, batch_size=32), folds=TUNE.folds.replace(n=2))
-    run = train(workspace, recipe, CPU, Reporter())
+    run = train(workspace, recipe, "cpu", Reporter())
     run.oof.unlink()
     began = read_json(run.folder / "run.json")
     write_json(run.folder / "run.json", began | {"weights": "0" * 10})
     with pytest.raises(StaleError, match="began with other weights"):
-        train(workspace, recipe, CPU, Reporter())
+        train(workspace, recipe, "cpu", Reporter())
 
 
 @pytest.fixture
@@ -345,26 +345,26 @@ def test_heads_of_weights_that_have_since_been_replaced_are_neither_taken_over_n
     workspace: Workspace, weights_file: Path
 ) -> None:
     recipe, heard = override(HEAD, [f"model.weights={weights_file}"]), Heard()
-    train(workspace, recipe, CPU, heard)
+    train(workspace, recipe, "cpu", heard)
     torch.save(timm.create_model(HEAD.model.backbone).state_dict(), weights_file)
     with pytest.raises(
         StaleError,
         match=r"began with other weights than .*weights\.pth: delete it, or name the old file",
     ):
-        predict(workspace, COMPETITION, recipe, CPU, heard)
-    train(workspace, override(recipe, ["prediction.views=none"]), CPU, heard)
+        predict(workspace, COMPETITION, recipe, "cpu", heard)
+    train(workspace, override(recipe, ["prediction.views=none"]), "cpu", heard)
     assert "taken over" not in str(heard)
 
 
 def test_a_fold_that_is_fitted_anew_is_scored_and_predicted_anew(workspace: Workspace) -> None:
-    run = train(workspace, HEAD, CPU, Reporter())
-    predict(workspace, COMPETITION, HEAD, CPU, Reporter())
+    run = train(workspace, HEAD, "cpu", Reporter())
+    predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
     (said,) = run.folder.glob("fold-1-test-*.csv")
     kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("fold-0*")}
     right, wrong = pd.read_csv(run.scores(1)), pd.read_csv(run.scores(1)).assign(logit=0.0)
     wrong.to_csv(run.scores(1), index=False)
     run.checkpoint(1).unlink()
-    train(workspace, HEAD, CPU, Reporter())
+    train(workspace, HEAD, "cpu", Reporter())
     assert np.allclose(pd.read_csv(run.scores(1))["logit"], right["logit"])
     assert not said.exists()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -379,7 +379,7 @@ def test_views_that_would_see_the_same_are_refused_where_a_photo_fills_its_canva
             override(
                 HEAD, ["pixels.fit=shorter", "pixels.canvas=1.0", "prediction.views=multi_scale"]
             ),
-            CPU,
+            "cpu",
             Reporter(),
         )
 

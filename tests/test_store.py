@@ -68,10 +68,7 @@ def test_a_lock_lets_one_process_in_and_the_next_one_gives_up_after_its_limit(
         "with locked(pathlib.Path(sys.argv[1]), Reporter()): print('in', flush=True); input()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"

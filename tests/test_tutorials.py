@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from comp.network.backbone import build
+from comp.network.freezing import freeze
+from comp.network.heads import set_head
+from comp.network.preprocessing import geometry_of
 from comp.options import override
 from comp.recipe import FineTune, Recipe
 from comp.recipes import RECIPES, named
-from comp.train.backbone import build
-from comp.train.freezing import freeze
-from comp.train.heads import set_head
-from comp.train.schedules import learning_rate
-from comp.train.workbench import geometry_of, input_for
+from comp.train.optimiser import learning_rate
 
 VGG_HEAD = 4096 + 1
 VGG_DENSE = 25088 * 4096 + 4096 + 4096 * 4096 + 4096
@@ -40,9 +40,9 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[int]]] = {
     ),
     "vgg16_finetune": (
         {
-            "training.crop": "pad-and-crop",
-            "training.crop_pad_px": 4,
-            "training.flip": True,
+            "training.augment.crop": "pad-and-crop",
+            "training.augment.pad_px": 4,
+            "training.augment.flip": True,
             "training.batch_size": 128,
             "training.epochs": 20,
             "training.schedule": "step",
@@ -153,4 +153,4 @@ def test_transformers_are_built_at_both_sizes(name: str, size_px: int) -> None:
     network = network_of(recipe)
     patch_px = network.patch_embed.patch_size[0]  # type: ignore[union-attr, index]
     assert network.pos_embed.shape[1] == (size_px // patch_px) ** 2 + 1  # type: ignore[union-attr]
-    assert geometry_of(recipe, input_for(recipe)).size_px >= size_px
+    assert geometry_of(recipe).size_px >= size_px

@@ -6,6 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from comp.train.device import find_device
+from comp.train.head import fit_head
+from comp.train.selection import learners
+from comp.train.verdicts import chosen_verdicts, read_verdicts, targets
+from comp.train.workbench import open_workbench
 from heard import Heard
 
 from comp.errors import DataError
@@ -13,13 +18,8 @@ from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head, Model, Pixels, Recipe
 from comp.store import Workspace
-from comp.train.device import find_device
-from comp.train.head import fit_head
 from comp.train.run import open_run
-from comp.train.selection import learners
 from comp.train.stage import begin_fold, solved_head, train
-from comp.train.verdicts import chosen_verdicts, read_verdicts, targets
-from comp.train.workbench import open_workbench
 
 CPU = find_device("cpu")
 TINY = Recipe(

@@ -1,115 +1,73 @@
-"""What Kaggle makes of an uploaded CSV: a log loss, or the reason why there is none."""
+"""How an uploaded CSV is scored: a log loss, or the reason why there is none."""
 
-import csv
 import io
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from comp.errors import UserError
-
-CLIP = 1e-15  # Kaggle's log loss bounds each probability by this and its complement
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """The score of a submission, or why it has none; exactly one of the two is there."""
-
-    score: float | None = None
-    reason: str = ""
+from comp.metric import log_loss
 
 
-class _InvalidError(Exception):
-    """What is wrong with a CSV, in the words that its owner will read."""
+class UnscorableError(Exception):
+    """What is wrong with a CSV, in words for its owner."""
 
 
 def read_solution(path: Path) -> dict[str, int]:
-    """The label, 0 or 1, of each id of `id,label` in `path`."""
+    """The label, 0 or 1, of each id in `path`, a CSV with the columns id and label."""
     try:
-        rows = _table(path.read_bytes(), ("id", "label"))
-        solution = {row["id"]: {"0": 0, "1": 1}[row["label"]] for row in rows}
-        if not 0 < len(solution) == len(rows):
-            raise _InvalidError(f"{len(rows)} rows with {len(solution)} different ids")
-        return solution
-    except OSError as error:
+        labels = _values_by_id(path.read_bytes(), ("id", "label"))
+    except (OSError, UnscorableError) as error:
         raise UserError(
-            f"{path}: cannot read the solution ({error.strerror}); name a CSV with the columns id,label"
+            f"{path}: no solution ({error}); name a CSV with the columns id,label"
         ) from None
-    except (KeyError, _InvalidError) as error:
-        raise UserError(
-            f"{path}: not a solution ({error}); it needs the columns id,label, with labels 0 and 1"
-        ) from None
+    if labels.empty or not labels.isin(["0", "1"]).all():
+        raise UserError(f"{path}: no solution; its {len(labels)} labels must be 0 or 1")
+    return {str(key): int(label) for key, label in labels.items()}
 
 
-def judge(content: bytes, solution: Mapping[str, int], columns: tuple[str, str]) -> Verdict:
-    """The log loss of `content`, a CSV with `columns` (id, P(positive)), over all ids of `solution`.
+def score_csv(content: bytes, solution: Mapping[str, int], columns: tuple[str, str]) -> float:
+    """The log loss of `content`, a CSV with `columns` (id, P(positive)), over all of `solution`.
 
-    The whole of it counts as the public score: a rehearsal has no private part.
+    All of it counts as the public score: a rehearsal has no private part. UnscorableError if
+    Kaggle would not score it.
     """
-    try:
-        probs = _probabilities(_table(content, columns), columns)
-        _same_ids(probs, solution)
-    except _InvalidError as error:
-        return Verdict(reason=f"Evaluation Exception: {error}")
-    return Verdict(score=log_loss(list(solution.values()), [probs[key] for key in solution]))
-
-
-def log_loss(labels: Sequence[int], probs: Sequence[float]) -> float:
-    """Mean of -ln(probability of what came true), probabilities within [1e-15, 1 - 1e-15]; `probs` are P(label is 1)."""
-    bounded = (min(max(prob, CLIP), 1 - CLIP) for prob in probs)
-    return -math.fsum(
-        math.log(prob if label else 1 - prob) for label, prob in zip(labels, bounded, strict=True)
-    ) / len(labels)
-
-
-def _table(content: bytes, columns: tuple[str, str]) -> list[dict[str, str]]:
-    """The rows under a header that names `columns`, in any order and nothing else."""
-    try:
-        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise _InvalidError(f"Submission is not a CSV file in UTF-8 ({error})") from None
-    header = rows[0] if rows else []
-    if sorted(header) != sorted(columns):
-        raise _InvalidError(
-            f"Submission must have the columns {','.join(columns)}; found {','.join(header) or 'none'}"
+    texts = _values_by_id(content, columns)
+    missing = [key for key in solution if key not in texts.index]
+    unknown = [key for key in texts.index if key not in solution]
+    if missing or unknown:
+        raise UnscorableError(
+            f"Submission must have the {len(solution)} ids of the solution; {len(missing)} are "
+            f"missing and {len(unknown)} are unknown, such as '{(missing + unknown)[0]}'"
         )
-    filled = [row for row in rows[1:] if row]
-    for number, row in enumerate(filled, 1):
-        if len(row) != len(header):
-            raise _InvalidError(f"Record {number} has {len(row)} values instead of {len(header)}")
-    return [dict(zip(header, row, strict=True)) for row in filled]
+    probs = pd.to_numeric(texts, errors="coerce")
+    bad = texts[~probs.between(0, 1)]
+    if len(bad):
+        raise UnscorableError(
+            f"Column '{columns[1]}' must hold numbers in [0, 1]: "
+            f"id '{bad.index[0]}' has '{bad.iloc[0]}'"
+        )
+    return log_loss(list(solution.values()), probs[list(solution)])
 
 
-def _probabilities(rows: Sequence[Mapping[str, str]], columns: tuple[str, str]) -> dict[str, float]:
+def _values_by_id(content: bytes, columns: tuple[str, str]) -> pd.Series:
+    """The second of `columns` as text, indexed by the first; UnscorableError for anything odd."""
     key, value = columns
-    repeated = [name for name, n in Counter(row[key] for row in rows).items() if n > 1]
-    if repeated:
-        raise _InvalidError(
-            f"Submission has {len(repeated)} duplicate values in column '{key}', such as '{repeated[0]}'"
-        )
-    return {row[key]: _probability(row[value], row[key], value) for row in rows}
-
-
-def _probability(text: str, key: str, column: str) -> float:
     try:
-        value = float(text.replace("_", "?"))  # Python, unlike a CSV, reads 0_1 as a number
-    except ValueError:
-        raise _InvalidError(f"Column '{column}' must be numeric: id '{key}' has '{text}'") from None
-    if not 0 <= value <= 1:
-        raise _InvalidError(f"Column '{column}' must lie within [0, 1]: id '{key}' has '{text}'")
-    return value
-
-
-def _same_ids(probs: Mapping[str, float], solution: Mapping[str, int]) -> None:
-    extra = [key for key in probs if key not in solution]
-    missing = [key for key in solution if key not in probs]
-    if extra or missing:
-        found = f"Submission must have {len(solution)} rows with the ids of the solution; found {len(probs)}"
-        wrong = [
-            f"{len(keys)} {kind}, such as '{keys[0]}'"
-            for keys, kind in ((missing, "missing"), (extra, "unknown"))
-            if keys
-        ]
-        raise _InvalidError(f"{found}: {'; '.join(wrong)}")
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UnscorableError(f"Submission is not a CSV file in UTF-8 ({reason})") from None
+    if sorted(table.columns) != sorted(columns):
+        raise UnscorableError(
+            f"Submission must have the columns {key},{value}; found {','.join(table.columns)}"
+        )
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes an extra value for an index
+        raise UnscorableError("Submission has rows with more than 2 values")
+    repeated = table.loc[table[key].duplicated(), key]
+    if len(repeated):
+        raise UnscorableError(
+            f"Submission has {len(repeated)} duplicate ids, such as '{repeated.iloc[0]}'"
+        )
+    return table.set_index(key)[value]

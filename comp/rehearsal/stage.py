@@ -1,4 +1,4 @@
-"""The rehearsal: the four stages, for real, against a stand-in for Kaggle on this machine, in a workspace of its own."""
+"""The four stages, for real, against a stand-in for Kaggle, in a workspace of their own."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from comp.data.stage import prepare
 from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
 from comp.metric import log_loss, prior_logit, sigmoid
+from comp.network.preprocessing import geometry_of
 from comp.predict.ensemble import predict_all
 from comp.progress import Reporter
 from comp.recipe import FineTune, Recipe
@@ -20,11 +21,8 @@ from comp.rehearsal.server import RehearsalServer
 from comp.store import Workspace, read_json
 from comp.submit.ledger import LedgerRow
 from comp.submit.stage import submit
-from comp.train.backbone import input_of
-from comp.train.device import Device
 from comp.train.run import Run
 from comp.train.stage import train
-from comp.train.workbench import geometry_of
 
 N_TRAIN, N_TEST, SEED = 800, 200, 0  # drawn photos, when there is no archive
 DAILY_LIMIT = 100  # submissions; a rehearsal is for trying things
@@ -35,22 +33,22 @@ def rehearse(
     root: Path,
     competition: Competition,
     recipes: Sequence[Recipe],
-    device: Device,
+    device: str | None,
     archive: Path | None,
     solution: Path | None,
     reporter: Reporter,
 ) -> LedgerRow:
-    """Data, train, predict and submit `recipes`, several as a blend, on `archive`, scored against `solution`; or on drawn photos.
+    """Runs data, train, predict and submit with `recipes` (several are blended); the ledger's row.
 
-    Everything lies under `root`/.rehearsal; the real data, ledger and credentials are not touched. TrainingError if nothing was learnt.
+    The photos are those of `archive`, scored against `solution`, or drawn. All files go under
+    `root`/.rehearsal; the real data, ledger and credentials are not touched. TrainingError if a
+    model learned nothing.
     """
     if (archive is None) != (solution is None):
         raise UserError(
-            "a rehearsal on photos of your own needs both ARCHIVE and SOLUTION, got one of them"
+            "a rehearsal on your own photos needs both ARCHIVE and SOLUTION; only one was given"
         )
-    competition = replace(
-        competition, noise_rate=0.0, noise_spread=0.0
-    )  # nobody has flipped labels of drawn photos, or of yours
+    competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # no flipped labels here
     workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
         archive, solution = write_edition(
@@ -61,12 +59,12 @@ def rehearse(
             competition=competition,
             reporter=reporter,
         )
-    journal = workspace.root / "server" / "submissions.jsonl"
+    journal = workspace.root / "server" / "submissions.json"
     with RehearsalServer(
         archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT
     ) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
-        geometry = geometry_of(recipes[0], input_of(recipes[0].model))
+        geometry = geometry_of(recipes[0])
         prepare(
             workspace,
             competition,
@@ -80,36 +78,36 @@ def rehearse(
         row = submit(workspace, competition, kaggle, folder, reporter, limit_s=WAIT_S)
     for run in runs:
         check_learning(run)
-    reporter.say(
-        f"rehearsal of {', '.join(recipe.name for recipe in recipes)} done; everything is under {workspace.root}"
-    )
-    place = (
-        workspace.root.relative_to(Path.cwd())
-        if workspace.root.is_relative_to(Path.cwd())
-        else workspace.root
-    )
-    reporter.say(f"to go on there: make train predict forecast RECIPE=... IN={place}")
+    names, place = ", ".join(recipe.name for recipe in recipes), workspace.root
+    reporter.say(f"rehearsal of {names} done; everything is under {place}")
+    if place.is_relative_to(Path.cwd()):
+        place = place.relative_to(Path.cwd())
+    reporter.say(f"to continue there: make train predict forecast RECIPE=... WORKSPACE={place}")
     return row
 
 
 def name_of(archive: Path) -> str:
-    """A name for an archive's workspace: its own, and where it lies."""
+    """A name for the workspace of `archive`, different for each path."""
     return f"{archive.stem}-{hashlib.sha256(str(archive.resolve()).encode()).hexdigest()[:6]}"
 
 
 def check_learning(run: Run) -> None:
-    """TrainingError unless the out-of-fold log loss beats the prior's and the training loss fell, if no solved head left it no room."""
+    """TrainingError unless the out-of-fold log loss is better than that of the class frequencies.
+
+    The loss of training must have fallen too, unless the head was solved first, which leaves it
+    little room.
+    """
     oof = pd.read_csv(run.oof)
     prior = log_loss(oof["label"], sigmoid([prior_logit(oof["label"])] * len(oof)))
     cv = float(read_json(run.folder / "calibration.json")["cv_raw"])
     if cv >= prior:
         raise TrainingError(
-            f"{run.name} has learnt nothing: out-of-fold log loss {cv:.5f}, the prior's is {prior:.5f}"
+            f"{run.name} has learned nothing: its out-of-fold log loss is {cv:.5f}, "
+            f"that of the class frequencies {prior:.5f}"
         )
     if isinstance(run.recipe.training, FineTune) and not run.recipe.training.head_start:
         for fold in run.folds:
-            losses = pd.read_csv(run.folder / f"fold-{fold}-history.csv")["loss"]
+            losses = pd.read_csv(run.history(fold))["loss"]
             if len(losses) > 1 and losses.iloc[-1] >= losses.iloc[0]:
-                raise TrainingError(
-                    f"{run.name}: the training loss of fold {fold} went from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}"
-                )
+                change = f"from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}"
+                raise TrainingError(f"{run.name}: the training loss of fold {fold} went {change}")

@@ -7,72 +7,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.recipe import FineTune
-from comp.train.views import View, cut_square
+from comp.network.views import CENTRE, crop
+from comp.recipe import Augmentation
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # its import asks the network for a newer version otherwise
+# its import asks the network for a newer version otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations
 import cv2
 
 Image = NDArray[np.uint8]
+JITTER_SHARE = 0.8  # of the photos whose colours change
 
 cv2.setNumThreads(0)  # the loader's workers share the cores already
 
 
-def make_augmentation(training: FineTune, size_px: int) -> Callable[[Image, int], Image]:
-    """A function of a canvas [h, w, 3] and a seed to a uint8 square [s, s, 3]: a crop, a flip, a change of colour.
+def make_augmentation(options: Augmentation, size_px: int) -> Callable[[Image, int], Image]:
+    """A function of a canvas [h, w, 3] and a seed to an augmented uint8 crop [size_px, size_px, 3].
 
-    The same canvas and seed give the same square, whichever worker computes it.
+    The same canvas and seed give the same crop in every process.
     """
-    steps = _crops(training, size_px)
-    if training.flip:
+    steps = _crop_steps(options, size_px)
+    if options.flip:
         steps.append(albumentations.HorizontalFlip(p=0.5))
-    if training.colour:
-        strength = training.colour
-        steps.append(
-            albumentations.ColorJitter(
-                brightness=strength, contrast=strength, saturation=strength, hue=0, p=0.8
-            )
-        )
+    if options.colour:
+        most = dict.fromkeys(("brightness", "contrast", "saturation"), options.colour)
+        steps.append(albumentations.ColorJitter(**most, hue=0, p=JITTER_SHARE))
 
     def augment(canvas: Image, seed: int) -> Image:
-        square = (
-            cut_square(canvas, View(name="centre"), size_px)
-            if training.crop == "center-crop"
-            else canvas
-        )
+        image = crop(canvas, CENTRE, size_px) if options.crop == "center-crop" else canvas
         for index, step in enumerate(steps):
-            step.set_random_seed(
-                (seed + index) % 2**63
-            )  # one seed for all would tie the flip to the crop
-            square = step(image=square)["image"]
-        return square
+            step.set_random_seed((seed + index) % 2**63)  # one seed would tie the flip to the crop
+            image = step(image=image)["image"]
+        return image
 
     return augment
 
 
-def _crops(training: FineTune, size_px: int) -> list[Any]:
-    match training.crop:
-        case (
-            "center-crop"
-        ):  # is none of this library's: training must see the very square that prediction sees
+def _crop_steps(options: Augmentation, size_px: int) -> list[Any]:
+    match options.crop:
+        case "center-crop":  # not albumentations': training must see exactly what prediction sees
             return []
         case "pad-and-crop":
-            return [
-                albumentations.Pad(padding=training.crop_pad_px),
-                albumentations.RandomCrop(height=size_px, width=size_px),
-            ]
+            pad = albumentations.Pad(padding=options.pad_px)
+            return [pad, albumentations.RandomCrop(height=size_px, width=size_px)]
         case "random-resized-crop":
-            area, aspect = (
-                (training.crop_area, 1.0),
-                (1 / training.crop_aspect, training.crop_aspect),
+            resized = albumentations.RandomResizedCrop(
+                size=(size_px, size_px),
+                scale=(options.area, 1.0),
+                ratio=(1 / options.aspect, options.aspect),
+                interpolation=cv2.INTER_LINEAR,
             )
-            size = (size_px, size_px)
-            return [
-                albumentations.RandomResizedCrop(
-                    size=size, scale=area, ratio=aspect, interpolation=cv2.INTER_LINEAR
-                )
-            ]
+            return [resized]

@@ -1,7 +1,7 @@
-"""Batches for training: augmented uint8 squares, or what was kept of them, and labels, in an order that a seed decides."""
+"""Training batches: augmented crops or cached arrays, and labels, in an order set by a seed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,175 +10,127 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from comp.data.photos import n_cores
-from comp.recipe import FineTune
+from comp.network.device import Device
+from comp.network.views import Canvases, Crops
+from comp.recipe import Augmentation, FineTune
 from comp.seeds import derive_seed
 from comp.store import fingerprint
-from comp.train.device import Device
-from comp.train.views import Canvases, Photos
+from comp.train.features import CachedRows
 
-Batch = tuple[
-    Tensor, Tensor
-]  # uint8 [b, s, s, 3], or features or activations float32 [b, ...]; and labels float32 [b]
+# uint8 crops [b, s, s, 3], or cached arrays float32 [b, ...]; and labels float32 [b]
+Batch = tuple[Tensor, Tensor]
 MAX_WORKERS = 12  # processes that feed a GPU
-
-
-class Kept(Protocol):
-    """What was made of photos before; `comp.train.kept.Rows` is it on disk."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def take(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The arrays [n, ...] at `places`."""
-        ...
-
-
-class InMemory:
-    """What was made of photos before, in memory."""
-
-    def __init__(self, arrays: NDArray[np.float32]) -> None:
-        self._arrays, self.shape = arrays, arrays.shape
-
-    def take(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._arrays[places]
+PREFETCH = 4  # batches per process
+Place = tuple[int, int]  # epoch, row of the fold's training photos
 
 
 class Draw:
-    """A way to see every photo: one draw of the augmentation in training, the same for a photo in every run."""
+    """One draw of the augmentation for every photo, the same in each run with these options."""
 
     flip = False
 
-    def __init__(self, training: FineTune, seed: int, number: int) -> None:
-        crop = (training.crop, training.crop_area, training.crop_aspect, training.crop_pad_px)
-        self.name = f"draw-{fingerprint(crop, training.flip, training.colour, seed)}-{number}"
-        self._training, self._seed, self._number = training, seed, number
+    def __init__(self, options: Augmentation, seed: int, number: int) -> None:
+        self.name = f"draw-{fingerprint(options, seed)}-{number}"
+        self._options, self._seed, self._number = options, seed, number
 
-    def squares(self, photos: Photos, rows: Sequence[int], size_px: int) -> NDArray[np.uint8]:
-        from comp.train.augment import make_augmentation
+    def crops(self, photos: Canvases, rows: Sequence[int], size_px: int) -> Crops:
+        from comp.train.augment import make_augmentation  # albumentations takes .5 s to load
 
-        augment = make_augmentation(self._training, size_px)
-        seeds = (derive_seed(self._seed, "draw", self._number, photos.sha256s[row]) for row in rows)
-        return np.stack(
-            [augment(photos.canvas(row), seed) for row, seed in zip(rows, seeds, strict=True)]
-        )
+        augment = make_augmentation(self._options, size_px)
+        seeds = [derive_seed(self._seed, "draw", self._number, photos.sha256s[row]) for row in rows]
+        pairs = zip(rows, seeds, strict=True)
+        return np.stack([augment(photos.canvas(row), seed) for row, seed in pairs])
 
 
-class _Augmented(Dataset[Batch]):
-    """The training photos of one fold; an index is (epoch, place)."""
+class AugmentedPhotos(Dataset[Batch]):
+    """The training photos of one fold, augmented anew in each epoch; indexed by `Place`s."""
 
     def __init__(
         self,
         canvases: Canvases,
         rows: Sequence[int],
-        labels: Sequence[float],
-        training: FineTune,
+        targets: Sequence[float],
+        augmentation: Augmentation,
         size_px: int,
         seed: int,
     ) -> None:
-        self._canvases, self._rows, self._labels, self._seed = (
-            canvases,
-            list(rows),
-            list(labels),
-            seed,
-        )
-        from comp.train.augment import (
-            make_augmentation,
-        )  # albumentations takes half a second to load, and heads have no use for it
+        from comp.train.augment import make_augmentation
 
-        self._augment = make_augmentation(training, size_px)
+        self._canvases, self._rows = canvases, list(rows)
+        self._targets = torch.tensor(targets, dtype=torch.float32)
+        self._augment, self._seed = make_augmentation(augmentation, size_px), seed
 
-    def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
-        squares = [
-            self._augment(
-                self._canvases.canvas(self._rows[place]),
-                derive_seed(self._seed, "augment", epoch, place),
-            )
-            for epoch, place in indices
-        ]
-        labels = torch.tensor([self._labels[place] for _, place in indices], dtype=torch.float32)
-        return torch.from_numpy(np.stack(squares)), labels
+    def __getitems__(self, places: list[Place]) -> Batch:
+        crops = [self._crop(epoch, self._rows[index]) for epoch, index in places]
+        return torch.from_numpy(np.stack(crops)), self._targets[[index for _, index in places]]
+
+    def _crop(self, epoch: int, row: int) -> NDArray[np.uint8]:
+        seed = derive_seed(self._seed, "augment", epoch, self._canvases.sha256s[row])
+        return self._augment(self._canvases.canvas(row), seed)
 
 
-class _Held(Dataset[Batch]):
-    """What is kept of the training photos of one fold, in one or more draws; an index is (epoch, place)."""
+class CachedPhotos(Dataset[Batch]):
+    """Cached arrays of the training photos of one fold, in some draws that epochs use in turn."""
 
     def __init__(
-        self, draws: Sequence[Kept], places: Sequence[int], labels: Sequence[float]
+        self, draws: Sequence[CachedRows], rows: Sequence[int], targets: Sequence[float]
     ) -> None:
-        self._draws, self._places, self._labels = (
-            draws,
-            np.asarray(places, np.int64),
-            torch.tensor(labels, dtype=torch.float32),
-        )
+        self._draws, self._rows = draws, np.asarray(rows, np.int64)
+        self._targets = torch.tensor(targets, dtype=torch.float32)
 
-    def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
-        turns = np.array([(epoch + place) % len(self._draws) for epoch, place in indices])
-        places = np.array([place for _, place in indices])
-        kept = np.empty((len(places), *self._draws[0].shape[1:]), np.float32)
+    def __getitems__(self, places: list[Place]) -> Batch:
+        turns = np.array([(epoch + index) % len(self._draws) for epoch, index in places])
+        indices = np.array([index for _, index in places])
+        arrays = np.empty((len(indices), *self._draws[0].shape[1:]), np.float32)
         for turn in np.unique(turns):
             here = turns == turn
-            kept[here] = self._draws[turn].take(self._places[places[here]])
-        return torch.from_numpy(kept), self._labels[places]
+            arrays[here] = self._draws[turn].take(self._rows[indices[here]])
+        return torch.from_numpy(arrays), self._targets[indices]
 
 
 class _Shuffled:
-    """For each epoch, batches of (epoch, place) in a new order; a last batch that is not full is left out, unless it is the only one."""
+    """Batches of `Place`s, in a new order in each epoch.
+
+    A last batch that is not full is left out, unless it is the only one.
+    """
 
     def __init__(self, n_photos: int, training: FineTune, seed: int) -> None:
-        self._n, self._size, self._epochs, self._seed = (
-            n_photos,
-            min(training.batch_size, n_photos),
-            training.epochs,
-            seed,
-        )
+        self._n, self._size = n_photos, min(training.batch_size, n_photos)
+        self._epochs, self._seed = training.epochs, seed
 
     def __len__(self) -> int:
         return self._epochs * (self._n // self._size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         for epoch in range(self._epochs):
-            order = np.random.default_rng(derive_seed(self._seed, "shuffle", epoch)).permutation(
-                self._n
-            )
+            rng = np.random.default_rng(derive_seed(self._seed, "shuffle", epoch))
+            order = rng.permutation(self._n).tolist()
             for start in range(0, self._n - self._size + 1, self._size):
-                yield [(epoch, int(place)) for place in order[start : start + self._size]]
+                yield [(epoch, index) for index in order[start : start + self._size]]
 
 
-def training_batches(
-    canvases: Canvases,
-    rows: Sequence[int],
-    labels: Sequence[float],
+def batches_of(
+    photos: AugmentedPhotos | CachedPhotos,
+    n_photos: int,
     training: FineTune,
-    size_px: int,
-    device: Device,
     seed: int,
+    device: Device | None = None,
 ) -> DataLoader[Batch]:
-    """All batches of all epochs of one fold, in order. On a GPU, processes prepare them ahead; on a CPU the cores are the model's."""
-    n_workers = min(MAX_WORKERS, n_cores() - 1) if device.where.type != "cpu" else 0
+    """All batches of all epochs, in order.
+
+    For a GPU, processes prepare them ahead; on a CPU, or without `device`, the cores are the
+    model's.
+    """
+    n_workers = min(MAX_WORKERS, n_cores() - 1) if device and not device.is_cpu else 0
     return DataLoader(
-        _Augmented(canvases, rows, labels, training, size_px, seed),
-        batch_sampler=_Shuffled(len(rows), training, seed),
-        collate_fn=_as_is,
+        photos,
+        batch_sampler=_Shuffled(n_photos, training, seed),
+        collate_fn=_unchanged,
         num_workers=n_workers,
-        pin_memory=device.is_cuda,
-        prefetch_factor=4 if n_workers else None,
+        pin_memory=bool(device and device.is_cuda),
+        prefetch_factor=PREFETCH if n_workers else None,
     )
 
 
-def kept_batches(
-    draws: Sequence[Kept],
-    places: Sequence[int],
-    labels: Sequence[float],
-    training: FineTune,
-    seed: int,
-) -> DataLoader[Batch]:
-    """The same of the photos at `places` in what is kept of them; each epoch takes the next of the `draws` of a photo, in turn."""
-    return DataLoader(
-        _Held(draws, places, labels),
-        batch_sampler=_Shuffled(len(labels), training, seed),
-        collate_fn=_as_is,
-    )
-
-
-def _as_is(batch: Any) -> Any:  # __getitems__ has made the batch already
+def _unchanged(batch: Any) -> Any:  # __getitems__ makes whole batches
     return batch

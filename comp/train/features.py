@@ -1,235 +1,208 @@
-"""Pooled features of a frozen backbone: computed once for each photo and view, kept, shared by folds and runs."""
+"""Outputs of a frozen network, computed once per photo and view, and cached on disk."""
 
-import copy
-import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from comp.data.pixels import PixelStore
 from comp.errors import DataError, StaleError
+from comp.network.backbone import build
+from comp.network.boundary import Boundary
+from comp.network.device import Device
+from comp.network.embedder import Embedder, make_embedder, weights_key
+from comp.network.heads import FeatureHead
+from comp.network.views import Look, View
 from comp.progress import Advance, Reporter
-from comp.store import fingerprint
-from comp.train.activations import Boundary, given_to
-from comp.train.backbone import Input, embed
-from comp.train.device import Device, has_fast_bf16
-from comp.train.folding import fold_batch_norm
-from comp.train.fusing import packed
-from comp.train.kept import SHARD_BYTES, SHARD_PHOTOS, Rows, Store
-from comp.train.views import Seen, View, as_images
+from comp.store import fingerprint, whole
+from comp.train.inputs import Inputs
+from comp.train.run import check_weights
 
-MAX_BYTES = 20 * 10**9  # of kept activations
-BATCH = 32  # photos a forward pass on a CPU; more only makes the cache miss
-BATCH_GPU = 256
-# Largest relative error of features in bfloat16 that is let pass. Lite0's move by 4 to 7 %, which is rounding without a direction: on 2,002
-# photos its out-of-fold log loss went from .0401 to .0398, and that of the 400 from .0331 to .0327.
-BF16_TOLERANCE = 0.10
-_CENTRE = View(name="centre")
+SHARD_PHOTOS = 2048  # with SHARD_BYTES, what a killed run loses at most
+SHARD_BYTES = 64 * 2**20
+N_AT_ONCE = 1024  # photos whose outputs are in memory
+HALF_BYTES = 2  # of a number in a shard
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embedder:
-    """A frozen network, or its frozen part, made ready to embed photos: folded, laid out and in the precision that suits the device."""
+class CachedRows:
+    """Arrays of some photos in order, on disk: only what is taken is read."""
 
-    network: nn.Module
-    shown: Input
-    size_px: int
-    device: Device
-    dtype: torch.dtype
-    key: str  # changes with the network's weights, the size, the colours' normalisation, the precision and the boundary
-    shape: tuple[int, ...]  # of what it makes of one photo
-    boundary: Boundary | None = None  # where it ends; None: at the head
+    def __init__(self, shards: Sequence[NDArray[np.floating]], places: NDArray[np.int64]) -> None:
+        """`places [n, 2]`: the shard of each photo, and the row in it."""
+        self._shards, self._places = list(shards), places
+        row_shape = self._shards[0].shape[1:] if self._shards else (0,)
+        self.shape: tuple[int, ...] = (len(places), *row_shape)
 
-    @property
-    def makes(self) -> str:
-        return "features" if self.boundary is None else f"activations before {self.boundary.module}"
+    def __len__(self) -> int:
+        return len(self._places)
 
-    def features(self, pixels: PixelStore, rows: Sequence[int], view: Seen) -> Iterator[Tensor]:
-        """Batches [b, *shape] float32 on the CPU, in the order of `rows`; the next batch is cut while this one is computed."""
-        size = BATCH_GPU if self.device.is_cuda else BATCH
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        with ThreadPoolExecutor(1) as ahead, torch.inference_mode():
-            pending = [
-                ahead.submit(view.squares, pixels, chunk, self.size_px) for chunk in chunks[:1]
-            ]
-            for index in range(len(chunks)):
-                square = torch.from_numpy(pending.pop().result())
-                if index + 1 < len(chunks):
-                    pending.append(
-                        ahead.submit(view.squares, pixels, chunks[index + 1], self.size_px)
-                    )
-                yield self.embed(square, view).float().cpu()
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The arrays [n, ...] at `rows`."""
+        wanted = self._places[np.asarray(rows, np.int64)]
+        taken = np.empty((len(wanted), *self.shape[1:]), np.float32)
+        for shard in np.unique(wanted[:, 0]):
+            here = wanted[:, 0] == shard
+            taken[here] = self._shards[shard][wanted[here, 1]]
+        return taken
 
-    def embed(self, square: Tensor, view: Seen) -> Tensor:
-        """Features, or activations, [b, *shape] of uint8 `square [b, s, s, 3]`."""
-        images = as_images(
-            square.to(self.device.where, non_blocking=True),
-            view,
-            self.size_px,
-            self.shown,
-            self.dtype,
-        )
-        return self.of_images(self.network, images)
-
-    def of_images(self, network: nn.Module, images: Tensor) -> Tensor:
-        """What `network` makes of `images [b, 3, s, s]`, as its own precision wants them."""
-        return (
-            embed(network, images)
-            if self.boundary is None
-            else given_to(network, self.boundary.module, images)
-        )
+    def all(self) -> NDArray[np.float32]:
+        return self.take(np.arange(len(self)))
 
 
-def make_embedder(
-    network: nn.Module,
-    shown: Input,
-    size_px: int,
-    device: Device,
-    example: Tensor,
-    boundary: Boundary | None = None,
-) -> tuple[Embedder, str]:
-    """The embedder and one line that says in what precision it works and why. `example` uint8 [n, s, s, 3] decides.
+def in_memory(arrays: NDArray[np.float32]) -> CachedRows:
+    return CachedRows([arrays], np.array([(0, row) for row in range(len(arrays))], np.int64))
 
-    The key comes from the weights as they were before anything was folded.
+
+class ArrayCache:
+    """Arrays of one kind in a folder, by their photo's sha256.
+
+    Each shard is one file, such as 00000-1f3a5c7e9b.npy, with two arrays: the hashes [n] and, in
+    the same order, the values [n, ...] in float16, or in float32 where half precision overflows.
     """
-    key = weights_key(network)
-    network = network.to(device.where).to(memory_format=torch.channels_last)
-    embedder = Embedder(
-        network=network,
-        shown=shown,
-        size_px=size_px,
-        device=device,
-        dtype=torch.float32,
-        key=key,
-        shape=(),
-        boundary=boundary,
-    )
-    with torch.inference_mode():
-        reference = embedder.embed(example, _CENTRE)
-    one = as_images(example[:1].to(device.where), _CENTRE, size_px, shown, torch.float32)
-    fold_batch_norm(
-        network,
-        lambda: embedder.of_images(network, one),
-        keep=boundary.module if boundary else None,
-    )
-    chosen, why = None, "float32: this device has no fast bfloat16"
-    if device.is_cuda or has_fast_bf16():
-        tried = _ready(replace(embedder, network=copy.deepcopy(network)), torch.bfloat16, example)
-        with torch.inference_mode():
-            moved = float(
-                (tried.embed(example, _CENTRE).float() - reference).norm() / reference.norm()
-            )
-        chosen = tried if moved <= BF16_TOLERANCE else None
-        move = f"move by {moved:.2%} on {len(example)} photos"
-        why = (
-            f"bfloat16: {embedder.makes} {move}"
-            if chosen
-            else f"float32: in bfloat16 {embedder.makes} would {move}"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shards = [_read_shard(path) for path in sorted(folder.glob("*.npy"))]
+
+    def _places(self) -> dict[str, tuple[int, int]]:
+        return {
+            key: (shard, row)
+            for shard, (keys, _) in enumerate(self._shards)
+            for row, key in enumerate(keys)
+        }
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that have no array, each once, in order."""
+        places = self._places()
+        return [key for key in dict.fromkeys(keys) if key not in places]
+
+    def rows(self, keys: Sequence[str]) -> CachedRows:
+        """The arrays of `keys`, none of which is missing."""
+        places = self._places()
+        wanted = np.array([places[key] for key in keys], np.int64).reshape(-1, 2)
+        return CachedRows([values for _, values in self._shards], wanted)
+
+    def append(self, keys: Sequence[str], arrays: NDArray[np.float32]) -> None:
+        with np.errstate(over="ignore"):
+            half = arrays.astype(np.float16)
+        values = half if np.isfinite(half).all() else arrays
+        name = f"{len(self._shards):05d}-{fingerprint(list(keys))}.npy"
+        with whole(self._folder / name) as scratch, scratch.open("wb") as file:
+            np.save(file, np.array(keys, "S64"))
+            np.save(file, values)
+        self._shards.append(_read_shard(self._folder / name))
+
+
+def _read_shard(path: Path) -> tuple[list[str], NDArray[np.floating]]:
+    """The hashes and the mapped values; StaleError if the file is damaged."""
+    try:
+        with path.open("rb") as file:
+            keys = [key.decode() for key in np.load(file).tolist()]
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            values = np.memmap(path, dtype, "r", file.tell(), shape)
+        if len(keys) != len(values):
+            raise ValueError(f"{len(keys)} keys of {len(values)} arrays")
+    except (OSError, ValueError, EOFError, TypeError, UnicodeDecodeError) as error:
+        raise StaleError(f"{path} is damaged ({error}): delete it and run this again") from error
+    return keys, values
+
+
+class FrozenNetwork:
+    """The part of the network that all folds of a run share, and its cached outputs."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        device: Device,
+        reporter: Reporter,
+        *,
+        network: nn.Module | None = None,
+        boundary: Boundary | None = None,
+    ) -> None:
+        """`network`, if it is built already, is consumed; `boundary`: where it ends."""
+        self._inputs, self._device, self._reporter = inputs, device, reporter
+        self._network, self._boundary = network, boundary
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """Ready for inference. StaleError if the weights are not those the run began with."""
+        run, recipe = self._inputs.run, self._inputs.run.recipe
+        network = self._network or build(recipe.model, size_px=recipe.pixels.size_px)
+        self._network = None
+        check_weights(run, weights_key(network))
+        preprocessing, example = self._inputs.preprocessing, self._inputs.example_crops()
+        embedder, why = make_embedder(network, preprocessing, self._device, example, self._boundary)
+        self._reporter.say(f"inference in {why}")
+        return embedder
+
+    def outputs(self, ids: Sequence[str], look: Look) -> CachedRows:
+        """Features, or activations, of `ids` under one view, computed where they are not cached."""
+        pixels = self._inputs.pixels
+        key = fingerprint(self.embedder.key, pixels.store)
+        cache = ArrayCache(self._inputs.run.workspace.features / key / look.name)
+        rows = [int(row) for row in pixels.rows(ids)]
+        keys = [pixels.sha256s[row] for row in rows]
+        row_of = dict(zip(keys, rows, strict=True))
+        missing = {key: row_of[key] for key in cache.missing(keys)}
+        if missing:
+            label = f"{self.embedder.output}, {look.name}"
+            with self._reporter.track(label, len(missing), "photos") as advance:
+                self._compute(cache, missing, look, advance)
+        return cache.rows(keys)
+
+    def mean_features(self, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
+        """Features [n, d] averaged over `views`."""
+        total = self.outputs(ids, views[0]).all()
+        for view in views[1:]:
+            total += self.outputs(ids, view).all()
+        return total / np.float32(len(views))
+
+    def logits(self, head: FeatureHead, ids: Sequence[str], view: View) -> NDArray[np.float64]:
+        """Logits [n] of `ids` under `view`, by a head on this network's outputs."""
+        rows = self.outputs(ids, view)
+        starts = range(0, len(rows), N_AT_ONCE)
+        parts = [rows.take(range(start, min(start + N_AT_ONCE, len(rows)))) for start in starts]
+        logits = [head.logits(torch.from_numpy(part)).numpy() for part in parts]
+        return np.concatenate(logits) if logits else np.empty(0)
+
+    def _compute(
+        self, cache: ArrayCache, missing: dict[str, int], look: Look, advance: Advance
+    ) -> None:
+        """Cache the outputs of the photos `missing`, whose rows in the pixels it maps to."""
+        keys, waiting = list(missing), list[Tensor]()
+        pixels = self._inputs.pixels
+        for batch in self.embedder.embed_photos(pixels, list(missing.values()), look):
+            n_bad = int((~torch.isfinite(batch)).flatten(1).any(1).sum())
+            if n_bad:
+                raise StaleError(
+                    f"{n_bad} of {len(batch)} photos have {self.embedder.output} that are not"
+                    " finite: the weights are damaged"
+                )
+            waiting.append(batch)
+            advance(len(batch))
+            n_waiting = sum(map(len, waiting))
+            n_bytes = n_waiting * batch[0].numel() * HALF_BYTES
+            is_full = n_waiting >= SHARD_PHOTOS or n_bytes >= SHARD_BYTES
+            if is_full or n_waiting == len(keys):
+                cache.append(keys[:n_waiting], torch.cat(waiting).numpy())
+                keys, waiting = keys[n_waiting:], []
+
+    def check_disk(self, n_photos: int, n_views: int) -> None:
+        """Say what caching all views takes on disk; DataError if there is not that much."""
+        folder = self._inputs.run.workspace.features
+        folder.mkdir(parents=True, exist_ok=True)
+        n_bytes = n_photos * n_views * math.prod(self.embedder.shape) * HALF_BYTES
+        free = shutil.disk_usage(folder).free
+        line = (
+            f"{self.embedder.output} of {n_photos:,} photos in {n_views} views take"
+            f" {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
         )
-    chosen = chosen or _ready(embedder, torch.float32, example)
-    key = fingerprint(
-        key, size_px, str(chosen.dtype), shown, *([boundary.module] if boundary else [])
-    )
-    return replace(chosen, key=key, shape=tuple(reference.shape[1:])), why
-
-
-def _ready(embedder: Embedder, dtype: torch.dtype, example: Tensor) -> Embedder:
-    """With its network in `dtype`, and on a CPU with its convolutions packed."""
-    network = embedder.network.to(dtype)
-    if embedder.device.where.type == "cpu":
-        images = as_images(example, _CENTRE, embedder.size_px, embedder.shown, dtype)
-        with torch.inference_mode():
-            network = packed(
-                network,
-                images,
-                embedder.of_images,
-                keep=embedder.boundary.module if embedder.boundary else None,
-            )
-    return replace(embedder, network=network, dtype=dtype)
-
-
-def weights_key(network: Any) -> str:
-    """Ten hexadecimal digits of everything in the network but its head, and of the layer that it ends in."""
-    digest = hashlib.sha256(network.pretrained_cfg.get("cut", "").encode())
-    head = network.pretrained_cfg["classifier"]
-    for name, value in network.state_dict().items():
-        if not name.startswith(f"{head}."):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:10]
-
-
-def announce(
-    folder: Path, embedder: Embedder, n_photos: int, n_views: int, reporter: Reporter
-) -> None:
-    """Say what all that may have to be kept takes on disk, before it is made; DataError if it is too much, or there is not that much."""
-    n_bytes = n_photos * n_views * math.prod(embedder.shape) * 2
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    line = f"{embedder.makes} of {n_photos:,} photos in {n_views} views take {n_bytes / 1e9:.2f} GB"
-    if n_bytes > min(free, MAX_BYTES):
-        bound = (
-            f"{free / 1e9:.2f} GB are free"
-            if n_bytes > free
-            else f"the bound is {MAX_BYTES / 1e9:.0f} GB"
-        )
-        raise DataError(
-            f"{line} and {bound}: lower training.cached_views or freeze more, by training.trainable"
-        )
-    reporter.say(f"{line}; {free / 1e9:.2f} GB are free")
-
-
-def features_of(
-    folder: Path,
-    embedder: Embedder,
-    pixels: PixelStore,
-    ids: Sequence[str],
-    view: Seen,
-    reporter: Reporter,
-) -> Rows:
-    """What `embedder` makes of `ids` under one view, in order; computed where it is not kept already."""
-    store = Store(folder / fingerprint(embedder.key, pixels.store) / view.name)
-    rows = pixels.rows(ids)
-    keys = [pixels.sha256s[row] for row in rows]
-    known = store.keys()
-    missing = {
-        key: int(row) for key, row in zip(keys, rows, strict=True) if key not in known
-    }  # exact copies are computed once
-    if missing:
-        with reporter.track(f"{embedder.makes}, {view.name}", len(missing), "photos") as advance:
-            _compute(store, embedder, pixels, missing, view, advance)
-    return store.rows(keys)
-
-
-def _compute(
-    store: Store,
-    embedder: Embedder,
-    pixels: PixelStore,
-    missing: dict[str, int],
-    view: Seen,
-    advance: Advance,
-) -> None:
-    keys, waiting = list(missing), list[Tensor]()
-    for batch in embedder.features(pixels, list(missing.values()), view):
-        bad = int((~torch.isfinite(batch)).flatten(1).any(1).sum())
-        if bad:
-            raise StaleError(
-                f"{bad} of {len(batch)} photos have {embedder.makes} that are not finite: the weights are damaged"
-            )
-        waiting.append(batch)
-        advance(len(batch))
-        n_waiting = sum(map(len, waiting))
-        if (
-            n_waiting >= SHARD_PHOTOS
-            or n_waiting * batch[0].numel() * 2 >= SHARD_BYTES
-            or n_waiting == len(keys)
-        ):
-            store.append(keys[:n_waiting], torch.cat(waiting).numpy())
-            keys, waiting = keys[n_waiting:], []
+        if n_bytes > free:
+            raise DataError(f"{line}: lower training.cached_views, or freeze more layers")
+        self._reporter.say(line)

@@ -1,4 +1,4 @@
-"""A run on disk: what it is made from, which folds are done, what they said."""
+"""A run on disk: what it is made from, which folds are done, their logits. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ from comp.store import (
     code_commit,
     file_sha256,
     fingerprint,
+    link,
     read_json,
     write_json,
     write_table,
 )
-from comp.train.verdicts import chosen_verdicts
+from comp.train.labels import chosen_label_fixes
 
-FORMAT = 1  # of the files of a run; one more when what they mean changes
+FORMAT = 2  # of the files of a run: one more when their meaning changes
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
 
 
@@ -33,18 +34,16 @@ class Run:
 
     workspace: Workspace
     recipe: Recipe
-    data_key: (
-        str  # changes with the training manifest, and with the verdicts that the recipe asks for
-    )
+    data_key: str  # fingerprint of the training manifest and of the label fixes that are applied
 
     @property
     def fingerprint(self) -> str:
-        """Told apart: everything that changes the predictions."""
+        """Of everything that affects the predictions."""
         return fingerprint(FORMAT, self.recipe.key(), self.data_key)
 
     @property
     def fit_fingerprint(self) -> str:
-        """Told apart: everything that changes the fitted folds; runs that share it share their checkpoints."""
+        """Of everything that affects fitting; runs that share it share their checkpoints."""
         return fingerprint(FORMAT, self.recipe.fit_key(), self.data_key)
 
     @property
@@ -56,8 +55,16 @@ class Run:
         return self.workspace.runs / self.name
 
     @property
+    def origin(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def oof(self) -> Path:
+        return self.folder / "oof.csv"
+
+    @property
     def folds(self) -> range:
-        """The folds that the recipe fits; of a split the one that holds out both of its parts."""
+        """The folds that the recipe fits; a split has one, which holds out both of its parts."""
         folds = self.recipe.folds
         return range(1 if folds.split is not None else folds.fit or folds.n)
 
@@ -69,66 +76,62 @@ class Run:
         """The out-of-fold logits of a fold, as CSV."""
         return self.folder / f"fold-{fold}-oof.csv"
 
-    @property
-    def oof(self) -> Path:
-        return self.folder / "oof.csv"
+    def history(self, fold: int) -> Path:
+        """The training curve of a fold, as CSV."""
+        return self.folder / f"fold-{fold}-history.csv"
 
     def is_trained(self) -> bool:
         return self.oof.exists() and all(self.checkpoint(fold).exists() for fold in self.folds)
 
 
 def open_run(workspace: Workspace, recipe: Recipe) -> Run:
-    """The run of `recipe` on the training photos that are there now; DataError if there are none."""
+    """The run of `recipe` on today's training photos; DataError if there are none."""
     manifest = workspace.manifest("train")
     if not manifest.exists():
         raise DataError(f"no {manifest}: run `make data` first")
     key = file_sha256(manifest)[:10]
     if recipe.folds.label_fixes is not None:
-        key = fingerprint(key, chosen_verdicts(workspace.verdicts, recipe.folds.label_fixes))
+        fixes = chosen_label_fixes(workspace.verdicts, recipe.folds.label_fixes)
+        key = fingerprint(key, fixes)
     return Run(workspace=workspace, recipe=recipe, data_key=key)
 
 
 def trained_run(workspace: Workspace, recipe: Recipe) -> Run:
-    """The run of `recipe` if its folds are fitted. StaleError tells a run of other photos from one that was never made."""
+    """The run of `recipe` if its folds are fitted, else StaleError, which names runs like it."""
     run = open_run(workspace, recipe)
     if run.is_trained():
         return run
-    others = sorted(
-        path.name for path in workspace.runs.glob(f"{recipe.name}-*") if (path / "oof.csv").exists()
-    )
-    seen = f"; there is {', '.join(others[:3])}, of other photos or settings" if others else ""
+    alike = sorted(path.parent.name for path in workspace.runs.glob(f"{recipe.name}-*/oof.csv"))
+    hint = f"; {', '.join(alike[:3])} used other photos or settings" if alike else ""
     raise StaleError(
-        f"run {run.name} has no fitted folds{seen}: run `make train` with the same RECIPE and SET first"
+        f"run {run.name} has no fitted folds{hint}: run `make train` with the same RECIPE and SET"
+        " first"
     )
 
 
 def start(run: Run, weights_key: str, device_name: str) -> None:
-    """Write run.json, where a run begins. StaleError if it began with other weights: a fold must not differ from the next one."""
-    refuse_other_weights(run, weights_key)
-    origin = run.folder / "run.json"
-    if origin.exists():
+    """Write run.json when a run begins. StaleError if it began with other weights."""
+    check_weights(run, weights_key)
+    if run.origin.exists():
         return
-    write_json(
-        origin,
-        {
-            "name": run.recipe.name,
-            "fingerprint": run.fingerprint,
-            "fit_fingerprint": run.fit_fingerprint,
-            "data": run.data_key,
-            "weights": weights_key,
-            "recipe": run.recipe.model_dump(mode="json"),
-            "device": device_name,
-            "versions": {name: version(name) for name in LIBRARIES},
-            "commit": code_commit(Path(__file__).parents[1]),
-            "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
+    origin = {
+        "name": run.recipe.name,
+        "fingerprint": run.fingerprint,
+        "fit_fingerprint": run.fit_fingerprint,
+        "data": run.data_key,
+        "weights": weights_key,
+        "recipe": run.recipe,
+        "device": device_name,
+        "versions": {name: version(name) for name in LIBRARIES},
+        "commit": code_commit(Path(__file__).parents[1]),
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(run.origin, origin)
 
 
-def refuse_other_weights(run: Run, weights_key: str) -> None:
-    """StaleError where `run` began with a backbone of other weights than `weights_key` tells of."""
-    origin = run.folder / "run.json"
-    if origin.exists() and read_json(origin)["weights"] != weights_key:
+def check_weights(run: Run, weights_key: str) -> None:
+    """StaleError if `run` began with other backbone weights: all folds must have the same."""
+    if run.origin.exists() and read_json(run.origin)["weights"] != weights_key:
         now = run.recipe.model.weights or "those found now"
         raise StaleError(
             f"{run.folder} began with other weights than {now}: delete it, or name the old file"
@@ -136,21 +139,21 @@ def refuse_other_weights(run: Run, weights_key: str) -> None:
 
 
 def adopt(run: Run, weights_key: str) -> list[int]:
-    """Take over the checkpoints that other runs with the same fit of the same weights have already, and say of which folds."""
-    taken, same = [], {"fit_fingerprint": run.fit_fingerprint, "weights": weights_key}
+    """Link the checkpoints that other runs with the same fit have; of which folds."""
+    adopted, same = [], {"fit_fingerprint": run.fit_fingerprint, "weights": weights_key}
     for other in sorted(run.workspace.runs.glob("*/run.json")):
         if other.parent == run.folder or not same.items() <= read_json(other).items():
             continue
         for fold in run.folds:
             source = other.parent / run.checkpoint(fold).name
             if source.exists() and not run.checkpoint(fold).exists():
-                run.checkpoint(fold).hardlink_to(source)
-                taken.append(fold)
-    return taken
+                link(source, run.checkpoint(fold))
+                adopted.append(fold)
+    return adopted
 
 
 def forget_scores(run: Run, fold: int) -> None:
-    """Delete what an earlier fit of `fold` said, before there is another."""
+    """Delete the logits of an earlier fit of `fold`, before there is another."""
     for path in (run.oof, run.scores(fold), *run.folder.glob(f"fold-{fold}-test-*.csv")):
         path.unlink(missing_ok=True)
 
@@ -158,36 +161,39 @@ def forget_scores(run: Run, fold: int) -> None:
 def write_scores(
     run: Run, fold: int, ids: Sequence[str], by_view: Mapping[str, NDArray[np.float64]]
 ) -> None:
-    """The mean over views as `logit`; with several, each in a column of its own beside it."""
+    """The mean over views as `logit`; with several, each in its own column beside it.
+
+    StaleError if a logit is not finite.
+    """
+    logits = np.mean(list(by_view.values()), axis=0)
+    n_bad = int((~np.isfinite(logits)).sum())
+    if n_bad:
+        raise StaleError(
+            f"{n_bad} of {len(ids)} out-of-fold logits of fold {fold} are not finite: delete"
+            f" {run.checkpoint(fold)} and train again"
+        )
     views = by_view if len(by_view) > 1 else {}
-    write_table(
-        run.scores(fold),
-        pd.DataFrame({"id": ids, "logit": np.mean(list(by_view.values()), axis=0), **views}),
-    )
+    write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": logits, **views}))
 
 
 def collect_oof(run: Run, photos: pd.DataFrame) -> None:
-    """Write oof.csv: id, label, fold, logit and its views of every photo of the fitted folds, in the order of `photos`.
+    """Write oof.csv: id, label, fold, logit and views of all held-out photos, in their order.
 
-    The fold of a split is 0 in its validation part and 1 in its test part: whoever cross-fits, fits on the one and scores the other.
-    StaleError if a fold lacks a photo, or has one twice: then its file is not of this run.
+    A split's fold is 0 in its validation part and 1 in its test part, so that cross-fitting fits on
+    one and scores the other. StaleError unless each photo has one row.
     """
-    parts = [read_scores(run.scores(fold)) for fold in run.folds]
-    scored = pd.concat(parts)
+    scored = pd.concat([read_scores(run.scores(fold)) for fold in run.folds])
     held_out = photos[photos["fold"].isin(list(run.folds))]
     if sorted(scored["id"]) != sorted(held_out["id"]):
         n_off = len(set(scored["id"]) ^ set(held_out["id"]))
         raise StaleError(
-            f"{n_off:,} out-of-fold logits in {run.folder} are missing, double or of others: delete its fold-*-oof.csv and train again"
+            f"{n_off:,} out-of-fold logits in {run.folder} are missing, double or of other photos:"
+            " delete its fold-*-oof.csv and train again"
         )
-    table = (
-        held_out[["id", "label", "part"]]
-        .rename(columns={"part": "fold"})
-        .merge(scored, on="id", how="left", validate="1:1")
-    )
-    write_table(run.oof, table)
+    table = held_out[["id", "label", "part"]].rename(columns={"part": "fold"})
+    write_table(run.oof, table.merge(scored, on="id", how="left", validate="1:1"))
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """A table of id (text) and numbers, as this project writes them."""
+    """A table of id (text) and numbers."""
     return pd.read_csv(path, dtype={"id": str})

@@ -1,11 +1,14 @@
-"""Which backbone deserves a fine-tune: the features of each, frozen, under a solved head, in five folds and within a budget of time.
+"""Which backbone deserves a fine-tune: frozen features of each under a solved head, in a time budget.
 
-A backbone's features are computed once, without mirroring, and kept where `make train` looks for them. Then the features of the best ones
-are laid side by side, as ypwhs did for .04141 on this board. The table is in runs/scout.csv, whole after each backbone.
+A backbone's features are computed once, without mirroring, and cached where `make train` looks for
+them. Then the features of the best ones are put side by side. The table is in runs/scout.csv, whole
+after each backbone.
 """
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,34 +19,30 @@ from numpy.typing import ArrayLike, NDArray
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import bootstrap_interval, gain, per_photo_logit_loss
+from comp.network.backbone import build
+from comp.network.device import Device, find_device
+from comp.network.preprocessing import preprocessing_of
+from comp.network.views import CENTRE
+from comp.network.weights import PACKAGED
 from comp.options import override
-from comp.progress import Reporter
+from comp.progress import Advance, Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Recipe
 from comp.store import Workspace, write_table
-from comp.train.backbone import build, input_of
-from comp.train.budget import Clock
-from comp.train.device import Device
-from comp.train.features import BATCH, BATCH_GPU, Embedder
+from comp.train.features import FrozenNetwork
+from comp.train.inputs import Inputs, read_inputs
+from comp.train.labels import select
 from comp.train.run import open_run
-from comp.train.selection import select
-from comp.train.stage import out_of_fold
-from comp.train.workbench import Workbench, open_workbench
+from comp.train.solver import out_of_fold
 
 N_PHOTOS = 2000  # enough to tell .03 from .02, and a few minutes on a CPU
-MOST_TOGETHER = 4  # backbones whose features are laid side by side
+MAX_TOGETHER = 4  # backbones whose features are put side by side
 FASTER = 1.5  # times, from which on another backbone is named beside the best
+RATE_S = 3.0  # that progress is watched before its rate is believed
 HEAD = Head(views="none")
-COLUMNS = (
-    "backbone",
-    "log_loss",
-    "low",
-    "high",
-    "photos_per_s",
-    "n_parameters",
-    "front",
-    "n_photos",
-    "note",
-)
+
+
+class OutOfTimeError(UserError):
+    """The time budget is too small for what was begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +51,10 @@ class Tried:
 
     name: str
     note: str = ""  # why it was not scored
-    losses: NDArray[np.float64] = field(
-        default_factory=lambda: np.empty(0)
-    )  # out-of-fold log loss [n] of each photo, if it was scored
-    features: NDArray[np.float32] = field(
-        default_factory=lambda: np.empty((0, 0), np.float32)
-    )  # [n, d]
-    photo_s: float = np.inf  # seconds that its features take, a photo
+    # out-of-fold log loss [n] of each photo, if it was scored
+    losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    photo_s: float = np.inf  # seconds per photo that its features take
     n_parameters: int = 0
     n_together: int = 1
 
@@ -69,116 +65,109 @@ class Tried:
 
 def scout(
     workspace: Workspace,
-    backbones: Sequence[str],
-    device: Device,
+    backbones: Sequence[str] | None,
+    device: str | None,
     reporter: Reporter,
     *,
-    budget_s: float,
+    budget: str,
     settings: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Try each of `backbones`, a timm name or NAME=FILE with its weights, on the same photos; the table, best first.
+    """Try each of `backbones`, a timm name or NAME=FILE, on the same photos; the table, best first.
 
-    `settings` are overrides of what is common to all, such as pixels.size_px=320 or folds.n_photos=5000. A backbone that has no weights or
-    does not fit into the budget keeps its row, with the reason. A step is not interrupted: the budget may be overrun by one batch, one
-    fold's head, or a download.
+    None: those whose weights are packaged. `settings` override what is common to all, such as
+    pixels.size_px=320. A backbone that has no weights or does not fit into the `budget` keeps its
+    row, with the reason. The budget may be overrun by one batch, one fold's head, or a download.
     """
-    clock = Clock(reporter, budget_s)
-    recipes = [_recipe(text, settings) for text in dict.fromkeys(backbones)]
+    clock, where = Clock(reporter, seconds_of(budget)), find_device(device)
+    recipes = [_recipe(text, settings) for text in dict.fromkeys(backbones or PACKAGED)]
     for recipe in recipes:
-        input_of(recipe.model)  # refuses a name that timm does not know before any work
+        preprocessing_of(recipe)  # refuses unknown names before any work
     photos = select(read_manifest(workspace.manifest("train")), recipes[0].folds, recipes[0].seed)
     tried: list[Tried] = []
     for recipe in recipes:
-        tried.append(_try(workspace, recipe, device, clock))
+        tried.append(_try(workspace, recipe, where, clock))
         _write(workspace, tried, photos)
     singles = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
     if not singles:
         raise UserError(
             f"none of {len(tried)} backbones could be scored; {tried[0].name}: {tried[0].note}"
         )
-    for n_together in range(2, min(len(singles), MOST_TOGETHER) + 1):
+    for n_together in range(2, min(len(singles), MAX_TOGETHER) + 1):
         tried.append(_side_by_side(singles[:n_together], photos, clock))
     table = _write(workspace, tried, photos)
-    _show(
-        table,
-        f"frozen features under a solved head, {len(photos):,} photos, {photos['fold'].nunique()} folds",
-        reporter,
-    )
+    n_folds = photos["fold"].nunique()
+    title = f"frozen features under a solved head, {len(photos):,} photos, {n_folds} folds"
+    _print(table, title, reporter)
     for line in advice(tried, photos["group"]):
         reporter.say(line)
     return table
 
 
 def _recipe(text: str, settings: Sequence[str]) -> Recipe:
-    """What the head recipes of comp/recipes.py see, so that features are shared with them."""
+    """The preprocessing of the head recipes, so that features are shared with them."""
     backbone, _, weights = text.partition("=")
-    model, pixels = (
-        Model(backbone=backbone, weights=weights or None),
-        Pixels(fit="shorter", canvas=1.0),
+    recipe = Recipe(
+        name="scout",
+        model=Model(backbone=backbone, weights=weights or None),
+        pixels=Pixels(fit="shorter", canvas=1.0),
+        folds=Folds(n_photos=N_PHOTOS),
+        training=HEAD,
     )
-    return override(
-        Recipe(
-            name="scout", model=model, pixels=pixels, folds=Folds(n_photos=N_PHOTOS), training=HEAD
-        ),
-        settings,
-    )
+    return override(recipe, settings)
 
 
-def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: Clock) -> Tried:
+def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: "Clock") -> Tried:
     name = recipe.model.backbone
     try:
         clock.check()
         network = build(recipe.model, size_px=recipe.pixels.size_px)
         n_parameters = sum(parameter.numel() for parameter in network.parameters())
-        bench = open_workbench(open_run(workspace, recipe), device, clock, with_test=False)
-        embedder, _ = bench.embedder(network)
-        photo_s = _seconds_a_photo(bench, embedder, clock)
-        features = bench.mean_features(embedder, list(bench.photos["id"]), bench.views("none"))
-        losses = _losses(features, bench.photos, clock)
+        inputs = read_inputs(open_run(workspace, recipe), clock, with_test=False)
+        frozen = FrozenNetwork(inputs, device, clock, network=network)
+        photo_s = _seconds_per_photo(inputs, frozen, clock)
+        features = frozen.mean_features(inputs.ids, [CENTRE])
+        losses = _losses(features, inputs.photos, clock)
     except (UserError, torch.OutOfMemoryError) as error:
         return Tried(name=name, note=str(error).splitlines()[0])
-    return Tried(
-        name=name, losses=losses, features=features, photo_s=photo_s, n_parameters=n_parameters
-    )
+    figures = {"losses": losses, "features": features, "photo_s": photo_s}
+    return Tried(name=name, n_parameters=n_parameters, **figures)  # type: ignore[arg-type]
 
 
-def _seconds_a_photo(bench: Workbench, embedder: Embedder, clock: Clock) -> float:
-    """Of two batches after a first that warms up; measured each time, because cached features take none."""
-    size = BATCH_GPU if bench.device.is_cuda else BATCH
-    ended = []
-    for _ in embedder.features(
-        bench.pixels, [row % len(bench.pixels) for row in range(3 * size)], bench.views("none")[0]
-    ):
+def _seconds_per_photo(inputs: Inputs, frozen: FrozenNetwork, clock: "Clock") -> float:
+    """From two batches after a first to warm up; cached features would take no time."""
+    size, ended = frozen.embedder.batch_size, []
+    rows = [row % len(inputs.pixels) for row in range(3 * size)]
+    for _ in frozen.embedder.embed_photos(inputs.pixels, rows, CENTRE):
         ended.append(time.monotonic())
         clock.check()
     return (ended[-1] - ended[0]) / (2 * size)
 
 
 def _losses(
-    features: NDArray[np.float32], photos: pd.DataFrame, clock: Clock
+    features: NDArray[np.float32], photos: pd.DataFrame, clock: "Clock"
 ) -> NDArray[np.float64]:
     logits = out_of_fold(features, photos.assign(target=photos["label"]), HEAD, 0, clock)
     return per_photo_logit_loss(photos["label"], logits)
 
 
-def _side_by_side(parts: Sequence[Tried], photos: pd.DataFrame, clock: Clock) -> Tried:
+def _side_by_side(parts: Sequence[Tried], photos: pd.DataFrame, clock: "Clock") -> Tried:
     name = " + ".join(part.name for part in parts)
     try:
         clock.check()
         losses = _losses(np.hstack([part.features for part in parts]), photos, clock)
     except UserError as error:
         return Tried(name=name, note=str(error))
-    photo_s, n_parameters = (
-        sum(part.photo_s for part in parts),
-        sum(part.n_parameters for part in parts),
-    )
     return Tried(
-        name=name, losses=losses, photo_s=photo_s, n_parameters=n_parameters, n_together=len(parts)
+        name=name,
+        losses=losses,
+        photo_s=sum(part.photo_s for part in parts),
+        n_parameters=sum(part.n_parameters for part in parts),
+        n_together=len(parts),
     )
 
 
 def pareto(losses: ArrayLike, costs: ArrayLike) -> NDArray[np.bool_]:
-    """Which of n have a finite loss and no other that is at least as good in `losses [n]` and `costs [n]` and better in one of them."""
+    """Which of n have a finite loss and are not dominated in `losses [n]` and `costs [n]`."""
     loss, cost = np.asarray(losses, np.float64), np.asarray(costs, np.float64)
     no_worse = (loss[:, None] <= loss) & (cost[:, None] <= cost)
     better = (loss[:, None] < loss) | (cost[:, None] < cost)
@@ -186,80 +175,100 @@ def pareto(losses: ArrayLike, costs: ArrayLike) -> NDArray[np.bool_]:
 
 
 def _write(workspace: Workspace, tried: Sequence[Tried], photos: pd.DataFrame) -> pd.DataFrame:
-    """runs/scout.csv, best first; log loss and its 95 % interval are empty where a backbone could not be scored."""
-    rows = []
+    """runs/scout.csv, best first; the log loss is empty where a backbone could not be scored."""
     front = pareto([one.loss for one in tried], [one.photo_s for one in tried])
+    rows = []
     for one, on_front in zip(tried, front, strict=True):
-        low, high = (
-            bootstrap_interval(one.losses, photos["group"], seed=0)
-            if one.losses.size
-            else (np.nan, np.nan)
-        )
-        rows.append(
-            (
-                one.name,
-                one.loss,
-                low,
-                high,
-                1 / one.photo_s,
-                one.n_parameters,
-                on_front,
-                len(photos),
-                one.note,
-            )
-        )
-    table = (
-        pd.DataFrame(rows, columns=list(COLUMNS))
-        .sort_values("log_loss", kind="stable")
-        .replace({"log_loss": np.inf}, np.nan)
-    )
+        low, high = np.nan, np.nan
+        if one.losses.size:
+            low, high = bootstrap_interval(one.losses, photos["group"], seed=0)
+        row = {"backbone": one.name, "log_loss": one.loss, "low": low, "high": high}
+        row |= {"photos_per_s": 1 / one.photo_s, "n_parameters": one.n_parameters}
+        rows.append(row | {"front": on_front, "n_photos": len(photos), "note": one.note})
+    table = pd.DataFrame(rows).sort_values("log_loss", kind="stable")
+    table = table.replace({"log_loss": np.inf}, np.nan)
     write_table(workspace.runs / "scout.csv", table)
     return table
 
 
-def _show(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
+def _print(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
     rows = []
     for row in table[table["note"] == ""].to_dict("records"):
-        name = row["backbone"] + " *" * row["front"]
-        figures = (
-            f"{row['low']:.4f} to {row['high']:.4f}",
-            f"{row['photos_per_s']:,.1f}",
-            f"{row['n_parameters'] / 1e6:.1f}",
-        )
-        rows.append((name, row["log_loss"], *figures))
-    reporter.table(
-        f"{title}; * nothing else is better and as fast",
-        ("", "log loss", "95 %", "photos/s", "M weights"),
-        rows,
-    )
+        interval = f"{row['low']:.4f} to {row['high']:.4f}"
+        speed, size = f"{row['photos_per_s']:,.1f}", f"{row['n_parameters'] / 1e6:.1f}"
+        rows.append((row["backbone"] + " *" * row["front"], row["log_loss"], interval, speed, size))
+    columns = ("", "log loss", "95 %", "photos/s", "M weights")
+    reporter.table(f"{title}; * nothing else is better and as fast", columns, rows)
     for row in table[table["note"] != ""].to_dict("records"):
         reporter.warn(f"{row['backbone']} is not scored: {row['note']}")
 
 
 def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
-    """Whether features side by side beat the best single backbone, and, last, which backbone to fine-tune."""
+    """Whether features side by side beat the best backbone, and, last, which one to fine-tune."""
     scored = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
-    singles, together = (
-        [one for one in scored if one.n_together == 1],
-        [one for one in scored if one.n_together > 1],
-    )
+    singles = [one for one in scored if one.n_together == 1]
+    together = [one for one in scored if one.n_together > 1]
     best, lines = singles[0], []
     if together:
         found = gain(best.losses, together[0].losses, groups)
-        verdict = (
-            "beats every single backbone"
-            if found.low > 0
-            else f"does not measurably beat {best.name} alone"
-        )
-        lines.append(f"side by side, {together[0].name} {verdict}: a gain of {found}")
+        outcome = "beats every single backbone"
+        if found.low <= 0:
+            outcome = f"does not measurably beat {best.name} alone"
+        lines.append(f"side by side, {together[0].name} {outcome}: a gain of {found}")
     line = f"fine-tune {best.name}: log loss {best.loss:.5f}"
-    rivals = [
-        one
-        for one in singles[1:]
-        if FASTER * one.photo_s <= best.photo_s and gain(one.losses, best.losses, groups).low <= 0
-    ]
+    faster = [one for one in singles[1:] if FASTER * one.photo_s <= best.photo_s]
+    rivals = [one for one in faster if gain(one.losses, best.losses, groups).low <= 0]
     if rivals:
         fast = min(rivals, key=lambda one: one.photo_s)
         lost = gain(fast.losses, best.losses, groups)
-        line += f"; or {fast.name}, {best.photo_s / fast.photo_s:.1f} times as fast and not measurably worse: {lost}"
+        times = f"{best.photo_s / fast.photo_s:.1f} times as fast"
+        line += f"; or {fast.name}, {times} and not measurably worse: {lost}"
     return [*lines, line]
+
+
+def seconds_of(text: str) -> float:
+    """The seconds in `text`, such as 90s, 10m or 1.5h; UserError if it is something else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found or not float(found[1]):
+        raise UserError(f"a budget reads 90s, 10m or 1.5h, got {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+class Clock(Reporter):
+    """A reporter that passes everything on, and ends work that cannot end within `budget_s`."""
+
+    def __init__(self, reporter: Reporter, budget_s: float) -> None:
+        super().__init__()
+        self._reporter = reporter
+        self._end = time.monotonic() + budget_s
+
+    def check(self, needed_s: float = 0.0) -> None:
+        """OutOfTimeError unless `needed_s` seconds are left."""
+        left = self._end - time.monotonic()
+        if left <= needed_s:
+            needed = f", about {needed_s:.0f} s needed" if needed_s else ""
+            raise OutOfTimeError(f"no time: {max(left, 0):.0f} s of the budget left{needed}")
+
+    def say(self, line: str) -> None:
+        self._reporter.say(line)
+
+    def warn(self, line: str) -> None:
+        self._reporter.warn(line)
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """As the reporter's; the first step warms up and does not count for the rate."""
+        done, first = 0, (0.0, 0)
+        with self._reporter.track(label, total, unit) as inner:
+
+            def advance(n: int = 1, note: str = "") -> None:
+                nonlocal done, first
+                done += n
+                inner(n, note)
+                now = time.monotonic()
+                first = first if first[1] else (now, done)
+                took = now - first[0]
+                rest = took * (total - done) / (done - first[1]) if took > RATE_S else 0.0
+                self.check(rest)
+
+            yield advance

@@ -1,0 +1,219 @@
+"""Convolutions on a CPU that apply the activation after them while their output is in the cache.
+
+The operations are oneDNN's, those that torch's own compiler emits for CPUs; put in place of modules
+they need no compiling. Where memory is the limit, as in convolutions of few channels, this is worth
+more than any arithmetic. Measured with EfficientNet-Lite0, batch norms fused, 32 photos of 224 px,
+two cores of an Intel Xeon (Sapphire Rapids), photos per second in one benchmark: a forward pass in
+bfloat16 338 instead of 214; a training step 35 instead of 31 in float32, 48 with convolutions in
+bfloat16.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comp.network.backbone import embed, explicit_padding
+from comp.network.batchnorm import trace_convolutions
+
+# Largest relative change of a network's output: another order of summation, in either precision,
+# and one precision in place of the other.
+_FLOAT_TOLERANCE, _BF16_TOLERANCE, _MIXED_TOLERANCE = 1e-4, 0.02, 0.10
+_N_TRIED = 4  # photos that it is measured on
+Pad = Callable[[Tensor], Tensor]
+Bounds = tuple[float, float]
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An activation in oneDNN's terms."""
+
+    name: str = "none"
+    numbers: tuple[float, ...] = ()
+    algorithm: str = ""
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.name, list(self.numbers), self.algorithm
+
+
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.ReLU: lambda _: Activation("relu"),
+    nn.ReLU6: lambda _: Activation("hardtanh", (0.0, 6.0)),
+    nn.SiLU: lambda _: Activation("swish"),
+    nn.Hardswish: lambda _: Activation("hardswish"),
+    nn.GELU: lambda act: Activation("gelu", (), act.approximate),
+}
+# activations whose gradient follows from their output: it is 1 between these
+_BOUNDS: dict[type[nn.Module], Bounds] = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
+
+
+def is_available() -> bool:
+    """Whether torch has these operations on this machine."""
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def packed(network: nn.Module, example: Tensor, run: Run, exclude: str | None = None) -> nn.Module:
+    """A copy of `network` for inference: activations fused, weights laid out as oneDNN wants them.
+
+    `example [n, 3, s, s]` has the precision and size that `run` will be given. The module `exclude`
+    stays as it is. The network itself where oneDNN is missing or would change its output.
+    """
+    if not is_available():
+        return network
+    changed, some = copy.deepcopy(network), example[:_N_TRIED]
+    tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
+    try:
+        _pack(changed, some, run, len(example), exclude)
+        is_same = _is_close(run(changed, some), run(network, some), tolerance)
+    except RuntimeError:  # oneDNN has no bfloat16 for this CPU
+        is_same = False
+    return changed if is_same else network
+
+
+def _pack(
+    network: nn.Module, example: Tensor, run: Run, n_photos: int, exclude: str | None
+) -> None:
+    trace = trace_convolutions(network, lambda: run(network, example), tuple(_ACTIVATIONS), exclude)
+    for name, shape in trace.shapes.items():
+        conv: Any = network.get_submodule(name)
+        follower, pad = trace.followers.get(name), explicit_padding(conv)
+        act = _activation(network, follower) if follower else None
+        if pad:
+            packed_conv = _PackedConv(conv, pad, act or Activation(), (n_photos, *shape[1:]))
+            network.set_submodule(name, packed_conv)
+            if follower and act:
+                network.set_submodule(follower, nn.Identity())
+
+
+@torch.no_grad()
+def fuse_activations(network: Any, example: Tensor, *, half: bool = False) -> int:
+    """Let convolutions apply the activation after them, trained as before; how many changed.
+
+    In place; parameters keep their names and stay in float32. Only activations whose gradient
+    follows from their output are fused, so that nothing else is stored. `half` computes
+    convolutions in bfloat16, other than the gradients of depthwise ones, which oneDNN is slow at.
+    0 where oneDNN is missing or would change the output for `example [n, 3, s, s]`, on the CPU.
+    """
+    if not is_available():
+        return 0
+    before, replaced = embed(network, example), dict[str, nn.Module]()
+    trace = trace_convolutions(network, lambda: embed(network, example), tuple(_BOUNDS))
+    for name in trace.shapes if half else trace.followers:
+        conv: Any = network.get_submodule(name)
+        follower, pad = trace.followers.get(name), explicit_padding(conv)
+        act = _activation(network, follower) if follower else None
+        bounds = _BOUNDS.get(type(network.get_submodule(follower))) if follower else None
+        if pad and follower and act and bounds:
+            replaced |= {name: conv, follower: network.get_submodule(follower)}
+            network.set_submodule(name, _FusedConv(conv, pad, act, bounds, half))
+            network.set_submodule(follower, nn.Identity())
+        elif pad and half:
+            replaced[name] = conv
+            network.set_submodule(name, _FusedConv(conv, pad, Activation(), None, half))
+    tolerance = _MIXED_TOLERANCE if half else _FLOAT_TOLERANCE
+    try:
+        is_same = _is_close(embed(network, example), before, tolerance)
+    except RuntimeError:  # another kind of layer, with weights in float32, refuses bfloat16
+        is_same = False
+    if not is_same:
+        for name, module in replaced.items():
+            network.set_submodule(name, module)
+        return 0
+    if half and replaced:
+        network.get_classifier().register_forward_pre_hook(_as_float)
+    return sum(isinstance(module, nn.Conv2d) for module in replaced.values())
+
+
+def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].float(), *inputs[1:])
+
+
+def _activation(network: nn.Module, name: str) -> Activation | None:
+    """None for a class of somebody's own, which may do something else."""
+    module = network.get_submodule(name)
+    return _ACTIVATIONS[type(module)](module) if type(module) in _ACTIVATIONS else None
+
+
+def _is_close(output: Tensor, expected: Tensor, tolerance: float) -> bool:
+    change = (output.float() - expected.float()).norm()
+    return bool(change <= tolerance * expected.float().norm())
+
+
+class _PackedConv(nn.Module):
+    """A convolution and its activation, for inference."""
+
+    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Activation, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._geometry, self._pad, self._act = _geometry(conv), pad, act.arguments()
+        padded = list(pad(torch.empty(shape, device="meta")).shape)
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight.detach(), *self._geometry, padded
+        )
+        self._bias = conv.bias.detach() if conv.bias is not None else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            self._pad(images), self._weight, self._bias, *self._geometry, *self._act
+        )
+        return output
+
+
+class _FusedConv(nn.Conv2d):
+    """A convolution and its activation, for training; its parameters are those of `conv`."""
+
+    def __init__(
+        self, conv: nn.Conv2d, pad: Pad, act: Activation, bounds: Bounds | None, half: bool
+    ) -> None:
+        sizes = {"groups": conv.groups, "bias": conv.bias is not None}
+        super().__init__(conv.in_channels, conv.out_channels, 1, device="meta", **sizes)  # type: ignore[arg-type]
+        self.weight, self.bias = conv.weight, conv.bias
+        self._pad, self._settings = pad, (_geometry(conv), act.arguments(), bounds, half)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = _ConvActivation.apply(
+            self._pad(images), self.weight, self.bias, self._settings
+        )
+        return output
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+
+
+class _ConvActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]
+    ) -> Tensor:
+        geometry, act, bounds, half = settings
+        ctx.settings, ctx.bias_sizes = settings, [len(bias)] if bias is not None else None
+        dtype = torch.bfloat16 if half else torch.float32
+        images = images.to(dtype)
+        parameters = (weight.to(dtype), bias.to(dtype) if bias is not None else None)
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            images, *parameters, *geometry, *act
+        )
+        # the output is kept only where the gradient needs it: elsewhere a shortcut may be added to
+        # it in place
+        ctx.save_for_backward(images, weight, *([output] if bounds else []))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        images, weight, *output = ctx.saved_tensors
+        (padding, stride, dilation, groups), _, bounds, half = ctx.settings
+        gradient = gradients[0]
+        if bounds:
+            gradient = torch.ops.aten.hardtanh_backward(gradient, *output, *bounds)
+        dtype = torch.bfloat16 if half and groups == 1 else torch.float32
+        needed = [*ctx.needs_input_grad[:2], bool(ctx.bias_sizes) and ctx.needs_input_grad[2]]
+        geometry = (ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups)
+        results = torch.ops.aten.convolution_backward(
+            gradient.to(dtype), images.to(dtype), weight.to(dtype), *geometry, needed
+        )
+        return (*results, None)  # autograd casts each to the dtype of its input

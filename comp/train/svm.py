@@ -1,0 +1,67 @@
+"""A support vector machine on features, with calibrated probabilities: a door to scikit-learn."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.svm import SVC
+
+from comp.data.folds import assign_folds
+from comp.errors import DataError
+from comp.network.heads import FeatureHead, KernelHead, LinearHead
+from comp.recipe import Svm
+
+
+def fit_svm(
+    features: NDArray[np.float32],
+    targets: NDArray[np.float64],
+    groups: Sequence[int],
+    training: Svm,
+    *,
+    seed: int,
+) -> FeatureHead:
+    """A machine fitted to `features [n, d]` and `targets [n]`, 0 or 1, whose decisions are logits.
+
+    Platt's sigmoid maps decisions to logits. It is fitted on inner folds, which never split a
+    group, by machines that did not see them. Features are standardised and gamma is 1 / d,
+    scikit-learn's "scale". Source: Platt 1999, "Probabilistic outputs for support vector machines".
+    """
+    labels = (targets > 0.5).astype(np.int64)
+    n_soft = int((labels != targets).sum())
+    if n_soft:
+        raise DataError(
+            f"{n_soft} photos have a soft label, and an SVM learns 0 or 1: set"
+            " folds.label_fixes=flip or drop"
+        )
+    x = features.astype(np.float64)
+    mean, spread = x.mean(0), x.std(0)
+    scale = np.where(spread > 0, spread, 1.0)
+    x = (x - mean) / scale
+    rows = [str(row) for row in range(len(labels))]
+    inner = assign_folds(rows, labels, groups, n_folds=training.n_inner, seed=seed)
+    splits = [
+        (np.flatnonzero(inner != fold), np.flatnonzero(inner == fold))
+        for fold in range(training.n_inner)
+    ]
+    machine = SVC(C=training.cost, kernel=training.kernel, gamma=1 / x.shape[1])
+    classifier = CalibratedClassifierCV(machine, method="sigmoid", cv=splits, ensemble=False)
+    calibrated = classifier.fit(x, labels).calibrated_classifiers_[0]
+    fitted, sigmoid = calibrated.estimator, calibrated.calibrators[0]
+    # scikit-learn's P is 1 / (1 + exp(a f + b)), so the logit is -(a f + b)
+    slope, bias = -sigmoid.a_, -sigmoid.b_ - sigmoid.a_ * fitted.intercept_[0]
+    if training.kernel == "linear":
+        weight = slope * fitted.coef_[0] / scale
+        return LinearHead(weight=torch.tensor(weight), bias=torch.tensor(bias - mean @ weight))
+    numbers = {
+        "mean": mean,
+        "scale": scale,
+        "support": fitted.support_vectors_,
+        "dual": fitted.dual_coef_[0],
+        "gamma": 1 / x.shape[1],
+        "slope": slope,
+        "bias": bias,
+    }
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    return KernelHead(**tensors)
