@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from comp.bench.rows import Clock, Done, Setup, Work
 from comp.bench.tutorial import centred, loader_of
-from comp.data.pool import n_cores
+from comp.data.photos import n_cores
 
 
 def fastest(setup: Setup) -> Work:

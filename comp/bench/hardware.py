@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from comp.data.pool import n_cores
+from comp.data.photos import n_cores
 from comp.store import code_commit
 
 FLAGS = (

@@ -7,7 +7,7 @@ not take an hour; what is looked for hangs on their number and not on it. Linux 
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -16,9 +16,7 @@ import pandas as pd
 
 from comp.bench.ours import SILENT, recipe_of, workbench
 from comp.bench.rows import Clock, Done, Setup, Work, unheard
-from comp.data.pack import Writer, read_index
-from comp.data.pixels import Pixels
-from comp.data.stores import Store
+from comp.data.pixels import PixelStore, PixelWriter, read_index, store_folder
 from comp.recipe import FineTune, Model
 from comp.store import Workspace
 from comp.train.batches import training_batches
@@ -104,14 +102,13 @@ def _status_mb(name: str) -> float:
     return int(found[1]) / 1024 if found else float("nan")
 
 
-def _repeated(setup: Setup, real: Pixels, n_photos: int) -> Pixels:
+def _repeated(setup: Setup, real: PixelStore, n_photos: int) -> PixelStore:
     """`n_photos` of a store in which the `real` canvases stand again and again."""
-    store = Store(geometry=real.geometry, form="raw")
-    folder = store.folder(Workspace(setup.root / "work" / "synthetic"))
+    folder = store_folder(Workspace(setup.root / "work" / "synthetic"), real.geometry)
     keys = [f"{row:064x}" for row in range(n_photos)]
-    with Writer(folder) as writer:
+    with closing(PixelWriter(folder)) as writer:
         for key, row in islice(zip(keys, cycle(range(len(real))), strict=False), n_photos):
             if key not in writer:
-                canvas = np.array(real.canvas(row))
-                writer.add(key, key, store.packed(canvas), canvas.shape[0], canvas.shape[1])
-    return Pixels(folder, store, pd.DataFrame({"id": keys, "sha256": keys}), read_index(folder))
+                writer.add(key, key, np.array(real.canvas(row)))
+    wanted = pd.DataFrame({"id": keys, "sha256": keys})
+    return PixelStore(folder, real.geometry, wanted, read_index(folder))

@@ -15,8 +15,7 @@ from comp.bench.rows import Clock, Course, Done, Setup, Silent, Work, unheard
 from comp.competition import COMPETITION
 from comp.data.manifest import SPLITS, read_manifest, write_manifest
 from comp.data.pixels import open_pixels
-from comp.data.scan import scan
-from comp.data.stage import manifests_of
+from comp.data.scan import manifests_of, scan
 from comp.metric import logit_log_loss
 from comp.options import override
 from comp.predict.stage import predict
@@ -294,9 +293,12 @@ def _empty(setup: Setup, name: str) -> Workspace:
 
 def _make_data(setup: Setup, workspace: Workspace, recipe: Recipe) -> None:
     """What the stage `data` does after unpacking."""
-    table, thumbnails = scan(
-        workspace, files(setup.root), geometry_of(recipe, input_for(recipe)), SILENT
-    )
+    photos = [
+        (split, id, COMPETITION.classes.index(id.partition(".")[0]) if split == "train" else None)
+        for split, id in files(setup.root)
+    ]
+    geometry = geometry_of(recipe, input_for(recipe))
+    table, thumbnails = scan(workspace, photos, geometry, SILENT)
     manifests = manifests_of(table, thumbnails, COMPETITION)
     for split in SPLITS:
         write_manifest(workspace.manifest(split), manifests[split])
