@@ -12,6 +12,7 @@ from pathlib import Path
 from comp.arguments import Call, make_parser, words_of
 from comp.competition import COMPETITION
 from comp.errors import UserError
+from comp.options import override
 from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed, members
 from comp.store import Workspace
