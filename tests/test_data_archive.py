@@ -128,7 +128,26 @@ def test_an_interrupted_unpack_leaves_nothing_that_looks_finished_and_the_next_c
     assert len(tree(photos)) == len(TRAIN) + len(TEST)
 
 
-HOSTILE_NAMES = ["/tmp/evil.jpg", "../evil.jpg", "train/../../evil.jpg", "train/./cat.9.jpg", "train//cat.9.jpg", "..\\evil.jpg", "train\\cat.9.jpg", "C:/evil.jpg", "train/CAT.0.JPG", "train/cat.0.jpg", "TRAIN/cat.0.jpg", "train/cat.00.jpg", "train/cow.0.jpg", "train/cat.0.jpg.exe", "train/deep/cat.9.jpg", "cat.9.jpg", "test/1.jpg", "train/cat.٣.jpg"]
+HOSTILE_NAMES = [
+    "/tmp/evil.jpg",
+    "../evil.jpg",
+    "train/../../evil.jpg",
+    "train/./cat.9.jpg",
+    "train//cat.9.jpg",
+    "..\\evil.jpg",
+    "train\\cat.9.jpg",
+    "C:/evil.jpg",
+    "train/CAT.0.JPG",
+    "train/cat.0.jpg",
+    "TRAIN/cat.0.jpg",
+    "train/cat.00.jpg",
+    "train/cow.0.jpg",
+    "train/cat.0.jpg.exe",
+    "train/deep/cat.9.jpg",
+    "cat.9.jpg",
+    "test/1.jpg",
+    "train/cat.٣.jpg",
+]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
