@@ -46,11 +46,15 @@ def test_a_setting_changes_one_option_and_nothing_else() -> None:
             "training.peak_lr=1e-3",
             "prediction.views=none",
             "model.weights=a/b.pth",
-            "training.flip=false",
+            "training.augment.flip=false",
         ],
     )
     assert isinstance(after.training, FineTune)
-    assert (after.training.epochs, after.training.peak_lr, after.training.flip) == (7, 1e-3, False)
+    assert (after.training.epochs, after.training.peak_lr, after.training.augment.flip) == (
+        7,
+        1e-3,
+        False,
+    )
     assert (after.prediction.views, after.model.weights) == ("none", "a/b.pth")
     assert after.folds == before.folds
     assert override(after, ["model.weights=none"]).model.weights is None
@@ -90,7 +94,7 @@ def test_a_list_of_numbers_is_an_option_too() -> None:
         ("training.epochs=many", "must be a valid integer"),
         ("training.epochs=1.5", "must be a valid integer"),
         ("training.epochs=0", "must be greater than or equal to 1"),
-        ("training.flip=2", "must be a valid boolean"),
+        ("training.augment.flip=2", "must be a valid boolean"),
         ("training.peak_lr=nan", "must be a finite number"),
         ("training.trainable=last:0", "all, head, last:N or from:NAME"),
         ("prediction.views=ten", "must be 'none', 'flip', 'five_crop' or 'multi_scale'"),
