@@ -28,7 +28,7 @@ DOORS = {
     "albumentations": "comp/train/augment.py",
     "cv2": "comp/train/augment.py",
     "rich": "comp/progress.py",
-    "scipy": "comp/predict/blend.py",
+    "scipy": "comp/predict/",
     "sklearn": "comp/train/classical.py",
     "matplotlib": "comp/plots.py",
     "fastai": "comp/bench/fastai_learner.py",
