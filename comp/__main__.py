@@ -5,71 +5,17 @@ imported where they are called: torch takes seconds, and neither --help nor a st
 needs it.
 """
 
-import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
+from comp.arguments import Call, make_parser, words_of
 from comp.competition import COMPETITION
 from comp.errors import UserError
 from comp.options import override
 from comp.progress import Reporter
-from comp.recipe import Recipe
-from comp.recipes import DEFAULT, ENSEMBLES, ON_CPU, RECIPES, chosen, listed, members, named
+from comp.recipes import ON_CPU, listed, members
 from comp.store import Workspace
-
-if TYPE_CHECKING:
-    from comp.kaggle import Kaggle
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """What the command line says, under the names of its options."""
-
-    workspace: Workspace
-    reporter: Reporter = field(default_factory=Reporter)
-    recipe: str = DEFAULT
-    set: Sequence[str] = ()
-    device: str | None = None
-    run: str | None = None
-    runs: Sequence[str] = ()
-    verdicts: str = "all"
-    method: Literal["simplex", "greedy", "equal", "features"] = "simplex"
-    backbones: Sequence[str] | None = None
-    budget: str = "10m"
-    steps: int = 100
-    force: bool = False
-    refresh: bool = False
-    archive: Path | None = None
-    solution: Path | None = None
-
-    @property
-    def recipes(self) -> list[Recipe]:
-        """The recipe, or those of an ensemble, with its settings."""
-        return chosen(self.recipe, self.set)
-
-    @property
-    def one_recipe(self) -> Recipe:
-        return override(named(self.recipe), self.set)
-
-    @property
-    def kaggle(self) -> "Kaggle":
-        from comp.kaggle import Kaggle
-
-        return Kaggle(COMPETITION, self.reporter)
-
-    @property
-    def run_folder(self) -> Path:
-        """The run to forecast or submit: by its folder's name, else that of the recipe."""
-        from comp.predict.runs import find_run
-        from comp.predict.stage import finished_folder
-
-        if self.run:
-            return find_run(self.workspace, self.run)
-        return finished_folder(self.workspace, COMPETITION, self.recipes)
 
 
 def data(call: Call) -> None:
@@ -170,8 +116,8 @@ def rehearsal(call: Call) -> None:
     from comp.rehearsal.stage import rehearse
 
     photos = (call.archive, call.solution)
-    root, recipes = call.workspace.root, call.recipes
-    rehearse(root, COMPETITION, recipes, call.device, *photos, call.reporter)
+    root = call.workspace.root
+    rehearse(root, COMPETITION, call.recipes, call.device, *photos, call.reporter)
 
 
 def scout(call: Call) -> None:
@@ -220,7 +166,7 @@ def recipes(call: Call) -> None:
         call.reporter.say(line)
 
 
-COMMANDS: dict[Callable[[Call], None], str] = {  # and their options
+COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     data: "recipe set",
     train: "recipe set device",
     predict: "recipe set device",
@@ -232,43 +178,23 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options
     scores: "",
     leaderboard: "refresh",
     doctor: "",
-    rehearsal: "recipe set device archive solution",
+    rehearsal: f"recipe={ON_CPU} set device archive solution",
     scout: "backbones budget set device",
     lr: "recipe set steps device",
     audit: "runs device",
     judge: "verdicts recipe set device",
     recipes: "",
 }
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "runs": {"nargs": "*", "metavar": "RUN", "help": "of runs/, by folder or recipe"},
-    "verdicts": {"help": "all, drop, flip, soft or the id of one photo in data/verdicts.csv"},
-    "recipe": {"metavar": "NAME", "help": f"one of {', '.join([*RECIPES, *ENSEMBLES])}"},
-    "set": {"nargs": "+", "metavar": "OPTION=VALUE", "help": "such as training.epochs=3"},
-    "device": {"help": "cuda, mps or cpu; default: the best there is"},
-    "run": {"help": "a folder of runs/, such as a blend's, instead of the recipe's"},
-    "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "how to blend"},
-    "backbones": {
-        "nargs": "+",
-        "metavar": "NAME[=FILE]",
-        "help": "of timm; default: packaged ones",
-    },
-    "budget": {"help": "of time, such as 90s, 10m or 1.5h"},
-    "steps": {"type": int, "help": "of the range test"},
-    "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},
-    "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
-    "archive": {"type": Path, "help": "a zip like Kaggle's"},
-    "solution": {"type": Path, "help": "its labels: a CSV of id,label with 0 or 1"},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(make_parser(COMMANDS).parse_args(arguments))
     command, folder = options.pop("command"), options.pop("workspace")
     reporter = Reporter()
     try:
         if options.get("set"):
-            options["set"] = _words(options["set"])
+            options["set"] = words_of(options["set"])
         given = {name: value for name, value in options.items() if value is not None}
         command(Call(workspace=Workspace(folder.resolve()), reporter=reporter, **given))
     except UserError as error:
@@ -278,43 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reporter.fail("stopped; the same command resumes here")
         return 130
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    text = "Dogs vs. Cats Redux, from Kaggle's archive to a score."
-    parser = argparse.ArgumentParser(prog="python -m comp", description=text)
-    stages = parser.add_subparsers(required=True, metavar="STAGE")
-    for command, names in COMMANDS.items():
-        text = command.__doc__ or ""
-        stage = stages.add_parser(command.__name__, help=text, description=text)
-        stage.set_defaults(command=command)
-        folder = "folder of data/, runs/ and submissions/; default: here"
-        stage.add_argument("--workspace", type=Path, default=Path(), help=folder)
-        for name in names.split():
-            positional = name in ("runs", "verdicts")
-            stage.add_argument(name if positional else f"--{name}", **_argument(command, name))
-    return parser
-
-
-def _argument(command: Callable[[Call], None], name: str) -> dict[str, Any]:
-    options = ARGUMENTS[name].copy()
-    default = getattr(Call, name, None)
-    if command is rehearsal and name == "recipe":
-        options["default"] = default = ON_CPU
-    if isinstance(default, (str, int)) and name != "verdicts" and "action" not in options:
-        options["help"] += f" (default: {default})"
-    if name == "set":
-        options["action"] = "extend"
-    return options
-
-
-def _words(settings: Sequence[str]) -> list[str]:
-    """`settings`, each of which may hold several: make passes SET as one word."""
-    try:
-        return [word for text in settings for word in shlex.split(text)]
-    except ValueError as error:
-        cause = f"{str(error).lower()} in {' '.join(settings)}"
-        raise UserError(f"SET cannot be read: {cause}") from None
 
 
 if __name__ == "__main__":

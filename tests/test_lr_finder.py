@@ -150,5 +150,5 @@ def test_recipes_that_take_no_steps_and_tests_of_too_few_end_in_one_line(
         find_lr(drawn_copy, named("lite0_head"), "cpu", Reporter())
     with pytest.raises(RecipeError, match="at least 30 steps, got 3"):
         find_lr(drawn_copy, TINY, "cpu", Reporter(), n_steps=3)
-    assert main(["lr", "--home", str(drawn_copy.root), "--recipe", "lite0_head"]) == 1
+    assert main(["lr", "--workspace", str(drawn_copy.root), "--recipe", "lite0_head"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -111,7 +111,7 @@ def test_nothing_scored_and_names_and_budgets_that_cannot_be_meant_end_in_one_li
     with pytest.raises(RecipeError, match="at least two per fold"):
         scout(drawn_copy, TINY, "cpu", Reporter(), budget_s=600, settings=["folds.n_photos=5"])
     for text in ("soon", "10", "0m", "-5s"):
-        assert main(["scout", "--home", str(tmp_path), f"--budget={text}"]) == 1
+        assert main(["scout", "--workspace", str(tmp_path), f"--budget={text}"]) == 1
     assert capsys.readouterr().err.count("a budget reads 90s, 10m or 1.5h") == 4
     assert [seconds_of("90s"), seconds_of("10m"), seconds_of("1.5h")] == [90, 600, 5400]
 

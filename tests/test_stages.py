@@ -393,7 +393,7 @@ def test_the_command_line_ends_user_errors_in_one_line_and_status_1(
         ["train", "--device", "tpu"],
         ["submit"],
     ):
-        assert main([words[0], "--home", str(tmp_path), *words[1:]]) == 1
+        assert main([words[0], "--workspace", str(tmp_path), *words[1:]]) == 1
         err = capsys.readouterr().err
         assert err.startswith("error: ")
         assert err.count("\n") == 1
