@@ -27,7 +27,7 @@ DOORS = {
     "albumentations": "comp/train/augment.py",
     "cv2": "comp/train/augment.py",
     "rich": "comp/progress.py",
-    "scipy": ("comp/predict/blend.py", "comp/data/duplicates.py"),
+    "scipy": ("comp/predict/", "comp/data/duplicates.py"),
     "sklearn": "comp/train/classical.py",
     "matplotlib": "comp/plots.py",
     "fastai": (),  # tests/bench alone
