@@ -129,7 +129,8 @@ def ablate(workspace: Workspace, reporter: Reporter, pair: Strings) -> None:
     """compare two runs photo by photo"""
     from comp.predict.ablate import ablate as compare
 
-    compare(workspace, COMPETITION, *pair, reporter)
+    ours, theirs = pair
+    compare(workspace, COMPETITION, ours, theirs, reporter)
 
 
 def forecast(
@@ -141,10 +142,10 @@ def forecast(
 ) -> None:
     """the score and rank that a run can expect, with intervals"""
     from comp.predict.finished import read_run
-    from comp.submit.forecast import show_forecast
+    from comp.submit.forecast import print_forecast
 
     finished = read_run(_run_folder(workspace, recipe, set, run))
-    show_forecast(workspace, COMPETITION, finished, reporter)
+    print_forecast(workspace, COMPETITION, finished, reporter)
 
 
 def submit(
@@ -164,21 +165,21 @@ def submit(
 
 def scores(workspace: Workspace, reporter: Reporter) -> None:
     """pick up scores that were pending"""
-    from comp.submit.stage import scores as pick_up
+    from comp.submit.stage import fetch_scores
 
-    pick_up(workspace, COMPETITION, _kaggle(reporter), reporter)
+    fetch_scores(workspace, COMPETITION, _kaggle(reporter), reporter)
 
 
 def leaderboard(workspace: Workspace, reporter: Reporter, refresh: bool = False) -> None:
     """your best, rank and neighbours, now and on the archived board"""
-    from comp.submit.leaderboard import leaderboard as print_board
+    from comp.submit.leaderboard import print_standings
 
-    print_board(workspace, COMPETITION, _kaggle(reporter), reporter, refresh=refresh)
+    print_standings(workspace, COMPETITION, _kaggle(reporter), reporter, refresh=refresh)
 
 
 def doctor(workspace: Workspace, reporter: Reporter) -> None:
     """what a run needs, line by line: fine, or what to do"""
-    from comp.doctor.stage import PATIENCE, Quiet, examine
+    from comp.doctor import PATIENCE, Quiet, examine
     from comp.kaggle import Kaggle
 
     examine(workspace, COMPETITION, Kaggle(COMPETITION, Quiet(), patience=PATIENCE), reporter)

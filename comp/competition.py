@@ -15,6 +15,8 @@ class Competition:
     columns: tuple[str, str]  # header of a submission: id, P(positive)
     n_train: int  # photos in the real edition; a rehearsal may hold fewer
     n_test: int
+    archive_bytes: int  # size of Kaggle's archive; the photos take as much again once unpacked
+    archived_board: str | None  # file in comp/ with a column of the final public scores, best first
     noise_rate: float  # share of the test labels that contradict any confident model, as believed before there are scores
     noise_spread: (
         float  # standard deviation of that belief; comp/submit/forecast.py learns from scores
@@ -38,6 +40,9 @@ COMPETITION = Competition(
     columns=("id", "label"),
     n_train=25_000,
     n_test=12_500,
+    archive_bytes=850_000_000,
+    # All 1,315 teams on 2017-03-02, when it closed; late submissions are scored but not ranked.
+    archived_board="archived_board.csv",
     noise_rate=0.004,  # public scores imply 50 to 70 photos, other evidence 0.3 to 0.5 %, six clips of one model 0.42 % (test_calibrate.py)
     noise_spread=0.001,
     max_member_bytes=64 * 2**20,

@@ -30,7 +30,7 @@ from comp.predict.finished import find_run, read_run
 from comp.predict.members import read_members
 from comp.recipes import named
 from comp.store import Workspace, read_json
-from comp.submit.forecast import show_forecast
+from comp.submit.forecast import print_forecast
 
 METHODS: tuple[Weighing, ...] = ("simplex", "greedy")
 
@@ -153,7 +153,7 @@ def test_a_blend_is_a_run_like_any_other(workspace: Workspace, method: Weighing)
     assert (run.settings.noise_rate, run.settings.clip) == (COMPETITION.noise_rate, 0.005)
     assert run.cv_raw == pytest.approx(logit_log_loss(run.oof["label"], run.oof["logit"]))
     assert run.cv_raw < min(read_run(workspace.runs / name).cv_raw for name in weights)
-    assert show_forecast(workspace, COMPETITION, run, heard).n_pairs == 0
+    assert print_forecast(workspace, COMPETITION, run, heard).n_pairs == 0
     ablate(workspace, COMPETITION, "blend", "a", heard)
     assert blended(workspace, folder.name, "a") != folder
     assert "of that of its best run" in str(heard)

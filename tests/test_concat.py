@@ -19,7 +19,7 @@ from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Prediction, Recipe, Svm
 from comp.store import Workspace, read_json
-from comp.submit.forecast import show_forecast
+from comp.submit.forecast import print_forecast
 from comp.train.run import Run
 from comp.train.stage import solved_head, train
 
@@ -88,7 +88,7 @@ def test_heads_see_the_features_of_all_runs_and_no_label_of_their_own_fold(
     assert run.settings.method == "none"
     assert "the log loss of one head on all these features, out of fold, is" in str(heard)
     assert joined(drawn_copy, "second", "first") == folder
-    assert show_forecast(drawn_copy, COMPETITION, run, heard).n_pairs == 0
+    assert print_forecast(drawn_copy, COMPETITION, run, heard).n_pairs == 0
     blend(drawn_copy, COMPETITION, ["concat", "first"], "simplex", (), heard)
 
 

@@ -1,4 +1,4 @@
-"""The doctor: every line comes, whatever is wrong, and each says what to do; fine only if a run would work."""
+"""The doctor: every line comes, whatever fails, and each bad one says what to do."""
 
 import os
 import subprocess
@@ -7,31 +7,21 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from kaggle_stand import ARCHIVE, HASTE, Notebook, Stand, stand
+from heard import Heard
+from kaggle_stand import ARCHIVE, HASTE, Stand, stand
 
+from comp import doctor
 from comp.competition import COMPETITION
-from comp.doctor import machine, stage
-from comp.doctor.account import account, archive_state, clock
-from comp.doctor.check import Check
+from comp.doctor import Check, Doubt, account_probes, examine, machine_probes, run_probes
 from comp.errors import UnavailableError, UserError
 from comp.kaggle import Kaggle
 from comp.store import Workspace
 
 ASKED = ["credentials", "authentication", "competition", "rules", "phone", "submissions", "clock"]
-HERE = [
-    "Python",
-    "packages",
-    "lock",
-    "torch",
-    "device",
-    "disk",
-    "memory",
-    "data/",
-    "runs/",
-    "submissions/",
-]
+HERE = ["Python", "packages", "torch", "device", "disk", "memory", "data/", "runs/", "submissions/"]
 
 
 @pytest.fixture(scope="module")
@@ -40,36 +30,32 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         yield made
 
 
-def by_name(kaggle: Kaggle) -> dict[str, Check]:
-    return {check.name: check for check in account(kaggle, COMPETITION)}
+def account(kaggle: Kaggle) -> dict[str, Check]:
+    return {check.name: check for check in run_probes(account_probes(kaggle, COMPETITION))}
 
 
 def bad(checks: dict[str, Check]) -> list[str]:
-    return [name for name, check in checks.items() if check.level == "bad"]
+    return [name for name, check in checks.items() if check.level == "BAD"]
 
 
 def test_where_a_run_would_work_each_line_is_fine_or_worth_a_look(
     scene: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.arm()
-    monkeypatch.setattr(stage, "machine", lambda _: [])
-    notebook = Notebook()
-    checks = {
-        check.name: check
-        for check in stage.examine(Workspace(tmp_path), COMPETITION, scene.kaggle, notebook)
-    }
+    monkeypatch.setattr(doctor, "machine_probes", lambda *_: {})
+    heard = Heard()
+    done = examine(Workspace(tmp_path), COMPETITION, scene.kaggle, heard)
+    checks = {check.name: check for check in done}
     assert list(checks) == [*ASKED, "archive"]
-    assert {name for name, check in checks.items() if check.level != "ok"} == {
+    assert [name for name, check in checks.items() if check.level == "look"] == [
         "credentials",
         "phone",
-    }
-    assert "to a stand-in" in checks["credentials"].text
-    assert "API does not tell" in checks["phone"].text
-    assert "100,000 left today" in checks["submissions"].text
-    assert [line[:4] for line in notebook.lines] == [
-        stage.MARKS[check.level] for check in checks.values()
     ]
-    assert list(tmp_path.iterdir()) == []  # it looks, and leaves nothing
+    assert "to a stand-in" in checks["credentials"].text
+    assert "API does not say" in checks["phone"].text
+    assert "100,000 left today" in checks["submissions"].text
+    assert [line[:5].strip() for line in heard.lines] == [check.level for check in done]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -87,17 +73,17 @@ def test_where_a_run_would_work_each_line_is_fine_or_worth_a_look(
         ("daily-limit", ["submissions"], "after midnight UTC"),
     ],
 )
-def test_what_fails_is_bad_in_its_own_line_and_the_walk_goes_on(
+def test_a_failure_is_bad_in_its_own_line_and_the_others_come(
     scene: Stand, fault: str, names: list[str], words: str
 ) -> None:
     scene.arm(fault)
-    checks = by_name(scene.kaggle)
+    checks = account(scene.kaggle)
     assert list(checks) == ASKED
     assert bad(checks) == names
     assert all(words in checks[name].text for name in names)
-    assert not any(
-        "\n" in check.text or scene.server.account.token in check.text for check in checks.values()
-    )
+    texts = "".join(check.text for check in checks.values())
+    assert "\n" not in texts
+    assert scene.server.account.token not in texts
 
 
 @pytest.mark.parametrize(
@@ -108,161 +94,145 @@ def test_what_fails_is_bad_in_its_own_line_and_the_walk_goes_on(
         ({"http_proxy": "http://127.0.0.1:9"}, "authentication", "cannot be reached"),
     ],
 )
-def test_without_credentials_or_a_network_all_lines_come_and_one_says_why(
+def test_without_credentials_or_a_network_one_line_says_why_and_the_rest_is_unknown(
     scene: Stand, variables: dict[str, str], name: str, words: str
 ) -> None:
     scene.arm()
     kaggle, _ = scene.another(replace(HASTE, n_tries=2), **variables)
-    checks = by_name(kaggle)
-    kaggle.close()
+    checks = account(kaggle)
     assert list(checks) == ASKED
     assert bad(checks) == [name]
     assert words in checks[name].text
-    assert [checks[other].text for other in ASKED[2:]] == ["not known without authentication"] * 5
+    assert [checks[other].text for other in ASKED[2:]] == ["unknown without authentication"] * 5
 
 
-def test_a_bad_line_makes_the_end_an_error_that_names_it(
+def test_bad_lines_end_in_an_error_that_names_them(
     scene: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.arm("403-rules", "daily-limit")
-    monkeypatch.setattr(stage, "machine", lambda _: [])
+    monkeypatch.setattr(doctor, "machine_probes", lambda *_: {})
     with pytest.raises(UserError, match=r"2 of 8 checks are bad \(rules, submissions\)"):
-        stage.examine(Workspace(tmp_path), COMPETITION, scene.kaggle, Notebook())
+        examine(Workspace(tmp_path), COMPETITION, scene.kaggle, Heard())
 
 
-def test_the_archive_is_absent_partial_or_complete_and_a_stranger_is_not_trusted(
+def test_the_archive_is_absent_partial_or_complete_and_one_of_unknown_origin_is_doubted(
     scene: Stand, tmp_path: Path
 ) -> None:
-    def state() -> tuple[str, str]:
-        check = archive_state(tmp_path, COMPETITION)
-        return check.level, check.text.partition(",")[0].partition(":")[0]
+    def find() -> str:
+        return doctor.find_archive(tmp_path, COMPETITION)
 
-    assert state() == ("ok", "absent")
+    assert find().startswith("absent:")
     scene.arm("cut:1", "503:skip=1:on=file")
     with pytest.raises(UnavailableError):
         scene.kaggle.download(tmp_path)
-    assert state() == ("ok", "partial and resumable")
+    assert find().startswith("partial and resumable,")
     (tmp_path / f"{ARCHIVE}.part.json").unlink()
-    assert state() == ("ok", "partial")
+    assert find().startswith("partial,")
     scene.arm()
     scene.kaggle.download(tmp_path)
-    assert state() == ("ok", "complete and checked")
+    assert find().startswith("complete and checked,")
     os.utime(tmp_path / ARCHIVE)
-    assert state()[0] == "warn"
+    with pytest.raises(Doubt, match="it will check them"):
+        find()
 
 
-def test_a_clock_is_compared_with_kaggles(scene: Stand) -> None:
+def test_the_clock_is_compared_with_kaggles(scene: Stand) -> None:
     scene.arm()
     scene.kaggle.limits()
     skew_s = scene.kaggle.clock_skew_s()
     assert skew_s is not None
     assert abs(skew_s) < 5
-    assert [clock(skew_s).level for skew_s in (-0.7, 59, None, 61, -3600)] == [
-        "ok",
-        "ok",
-        "warn",
-        "warn",
-        "warn",
-    ]
-    assert "3,600 s ahead of" in clock(-3600).text
+    assert doctor.compare_clock(-0.7) == doctor.compare_clock(59) == "within 60 s of Kaggle's"
+    for doubtful, words in ((None, "no date"), (61, "behind"), (-3600, "3,600 s ahead of")):
+        with pytest.raises(Doubt, match=words):
+            doctor.compare_clock(doubtful)
 
 
-def test_the_machine_is_walked_through_to_the_end(tmp_path: Path) -> None:
-    checks = {check.name: check for check in machine.machine(Workspace(tmp_path))}
+def test_the_machine_is_examined_to_the_end_and_nothing_is_written(tmp_path: Path) -> None:
+    probes = machine_probes(Workspace(tmp_path), COMPETITION)
+    checks = {check.name: check for check in run_probes(probes)}
     assert list(checks) == HERE
-    assert [
-        checks[name].level
-        for name in ("Python", "packages", "torch", "data/", "runs/", "submissions/")
-    ] == ["ok"] * 6
+    fine = [name for name in HERE if name not in ("packages", "device", "disk", "memory")]
+    assert [checks[name].level for name in fine] == ["ok"] * 5
     assert version("torch") in checks["torch"].text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torch_that_does_not_load_is_one_bad_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(command: list[str], **_: object) -> None:
-        raise subprocess.CalledProcessError(
-            1,
-            command,
-            stderr="Traceback\nRuntimeError: operator torchvision::nms does not exist\nFor debugging\n",
-        )
+def test_torch_that_does_not_load_is_one_bad_line_and_the_device_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(command: list[str], **_: object) -> None:
+        said = "Traceback\nRuntimeError: operator torchvision::nms does not exist\nFor debugging\n"
+        raise subprocess.CalledProcessError(1, command, stderr=said)
 
-    monkeypatch.setattr(subprocess, "run", fails)
-    torch, device = machine.torch_and_device()
-    assert (torch.level, device.level) == ("bad", "warn")
+    monkeypatch.setattr(subprocess, "run", fail)
+    probes = machine_probes(Workspace(tmp_path), COMPETITION)
+    torch, device = run_probes({name: probes[name] for name in ("torch", "device")})
+    assert torch.level == "BAD"
     assert "(RuntimeError: operator torchvision::nms does not exist)" in torch.text
+    assert device == Check("device", "look", "unknown without torch")
 
 
-def test_packages_that_do_not_fit_together_or_to_the_lock_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_that_are_missing_too_old_or_not_as_locked_are_named() -> None:
     here = version("torch").split("+")[0]
-    check = machine.packages(["no-such-package", "numpy", "torch>=99", "six; python_version < '3'"])
-    assert check.level == "bad"
-    assert check.text.startswith(
-        f"comp needs torch>=99 and finds {version('torch')}; comp needs no-such-package and finds none: "
+    wanted = ["no-such-package", "numpy", "torch>=99", "six"]
+    with pytest.raises(UserError, match=r"^2 of 4 are missing.* \(no-such-package, torch>=99\)"):
+        doctor.find_packages(wanted, "")
+    lock = (
+        f"torch=={here} \\\n    --hash=sha256:00\n# a comment\nabsent==1.0 ; sys_platform == 'x'\n"
     )
-    assert machine.packages(["torchvision"]).level == "ok"
-    for name, number, needs in (("visible", "1.0", "beneath>=2"), ("beneath", "1.9", "six")):
-        (tmp_path / f"{name}-{number}.dist-info").mkdir()
-        metadata = (
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\nRequires-Dist: {needs}\n"
-        )
-        (tmp_path / f"{name}-{number}.dist-info" / "METADATA").write_text(metadata)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert machine.packages(["visible"]).text.startswith(
-        "visible 1.0 needs beneath>=2 and finds 1.9: "
-    )
-    lock = f"torch=={here} \\\n    --hash=sha256:00\nnumpy==0.1  # old\n# a remark\nabsent==1.0 ; sys_platform == 'none'\n"
-    check = machine.lock(lock)
-    assert check.level == "warn"
-    assert check.text.startswith(f"1 of 2 packages are not as locked, numpy {version('numpy')}: ")
+    assert doctor.find_packages(["torch"], lock) == "1 are as locked"
+    with pytest.raises(Doubt, match=r"^1 of 2 are not as locked \(numpy==0.1\)"):
+        doctor.find_packages(["torch"], lock + "numpy==0.1  # old\n")
 
 
-def test_a_driver_without_a_torch_for_it_is_said() -> None:
-    found = {"kind": "cpu", "name": "x86_64", "n_bytes": 0, "torch": "2.15.0"}
-    assert "built without CUDA" in machine.device(driver="570.1", cuda=None, **found).text  # type: ignore[arg-type]
-    assert "built for CUDA 13.2" in machine.device(driver="570.1", cuda="13.2", **found).text  # type: ignore[arg-type]
-    assert machine.device(driver=None, cuda=None, **found).level == "warn"  # type: ignore[arg-type]
-    gpu = machine.device(
-        driver="570.1", cuda="13.2", kind="cuda", name="A GPU", n_bytes=80 * 10**9, torch="2.15.0"
-    )
-    assert (gpu.level, gpu.text) == ("ok", "A GPU, 80 GB, driver 570.1, torch for CUDA 13.2")
+def test_a_gpu_is_described_and_a_cpu_doubted_with_a_word_on_a_driver_that_torch_cannot_use() -> (
+    None
+):
+    gpu = {"kind": "cuda", "name": "A GPU", "n_bytes": 80 * 10**9, "cuda": "13.2", "torch": "2.15"}
+    assert doctor.describe_device(gpu, True) == "A GPU, 80 GB, torch for CUDA 13.2"
+    for cuda, has_driver, words in (
+        ("13.2", False, "only the CPU"),
+        ("13.2", True, "a torch for CUDA 13.2 that finds no GPU"),
+        (None, True, "a torch without CUDA that finds no GPU"),
+    ):
+        with pytest.raises(Doubt, match=words) as caught:
+            doctor.describe_device(gpu | {"kind": "cpu", "cuda": cuda}, has_driver)
+        assert ("driver" in str(caught.value)) == has_driver
 
 
-def test_memory_is_what_is_available_or_the_containers_limit(tmp_path: Path) -> None:
+def test_memory_is_what_is_available_or_the_limit_of_the_container(tmp_path: Path) -> None:
     info, limit = tmp_path / "meminfo", tmp_path / "memory.max"
-    assert machine.available_bytes(info, limit) is None
+    with pytest.raises(Doubt, match="unknown"):
+        doctor.find_memory(info, limit)
     info.write_text("MemTotal:       24000000 kB\nMemAvailable:   16000000 kB\n")
-    assert machine.available_bytes(info, limit) == 16_000_000 * 1024
+    assert doctor.find_memory(info, limit).startswith("16.4 GB")
     limit.write_text("max\n")
-    assert machine.available_bytes(info, limit) == 16_000_000 * 1024
-    limit.write_text("1000000\n")
-    assert machine.available_bytes(info, limit) == 1_000_000
+    assert doctor.find_memory(info, limit).startswith("16.4 GB")
+    limit.write_text("1000000000\n")
+    with pytest.raises(Doubt, match=r"^1\.0 GB are available, 4 GB are needed"):
+        doctor.find_memory(info, limit)
 
 
-def test_room_and_permission_are_of_the_nearest_folder_that_exists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert machine.writable(tmp_path / "not" / "yet").level == "ok"
+def test_a_folder_is_writable_if_the_nearest_that_exists_is(tmp_path: Path) -> None:
+    assert doctor.check_writable(tmp_path / "not" / "yet") == "writable"
     (tmp_path / "file").touch()
-    assert machine.writable(tmp_path / "file" / "runs").level == "bad"
-    workspace = Workspace(tmp_path)
-    monkeypatch.setattr(machine, "DISK_BYTES", 10**18)
-    assert machine.disk(workspace).level == "bad"
-    workspace.data.mkdir()
-    (workspace.data / "archive").write_bytes(bytes(1000))
-    monkeypatch.setattr(machine, "DISK_BYTES", 1000)
-    assert machine.disk(workspace).level == "ok"
+    with pytest.raises(UserError, match="is not writable: change its owner"):
+        doctor.check_writable(tmp_path / "file" / "runs")
 
 
-def test_of_what_is_on_the_disk_only_that_which_a_run_needs_makes_room(
+def test_only_files_that_a_run_needs_reduce_the_disk_space_it_still_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(tmp_path)
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr(machine, "DISK_GB", {"raw": 1e-6})
-    monkeypatch.setattr(machine, "DISK_BYTES", 1500)
-    for place, level in (("features", "bad"), ("raw", "ok")):
-        (workspace.data / place).mkdir(parents=True)
-        (workspace.data / place / "file").write_bytes(bytes(1000))
-        assert machine.disk(workspace).level == level
+    free: Any = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=doctor.RUN_BYTES + 4000))
+    monkeypatch.setattr(doctor, "shutil", free)
+    small = replace(COMPETITION, archive_bytes=2000, n_train=0, n_test=0)
+    for folder, is_enough in (("nothing", False), ("features", False), ("raw", True)):
+        (workspace.data / folder).mkdir(parents=True)
+        (workspace.data / folder / "file").write_bytes(bytes(1000))
+        if is_enough:
+            assert "0.6 GB more" in doctor.find_disk(workspace, small)
+        else:
+            with pytest.raises(UserError, match="make room"):
+                doctor.find_disk(workspace, small)

@@ -22,7 +22,7 @@ from twin.faults import FAULTS
 from twin.server import Twin
 
 from comp.competition import COMPETITION
-from comp.doctor.account import account
+from comp.doctor import account_probes, run_probes
 from comp.errors import (
     ArchiveError,
     CredentialsError,
@@ -38,8 +38,8 @@ from comp.kaggle.archive import zip_problem
 from comp.kaggle.download import OVERLAP
 from comp.rehearsal.server import RehearsalServer, refuse
 from comp.store import Workspace, file_sha256
-from comp.submit import stage, upload
-from comp.submit.leaderboard import leaderboard
+from comp.submit import stage
+from comp.submit.leaderboard import print_standings
 from comp.submit.ledger import read_ledger, write_row
 
 TOKEN = "KGAT_canary0123456789abcdef"
@@ -122,8 +122,8 @@ class Bench:
     def run(self, workspace: Workspace, run: Path) -> None:
         self.download(workspace)
         stage.submit(workspace, COMPETITION, self.kaggle, run, self.notebook, limit_s=WAIT_S)
-        stage.scores(workspace, COMPETITION, self.kaggle, self.notebook)
-        leaderboard(workspace, COMPETITION, self.kaggle, self.notebook, refresh=True)
+        stage.fetch_scores(workspace, COMPETITION, self.kaggle, self.notebook)
+        print_standings(workspace, COMPETITION, self.kaggle, self.notebook, refresh=True)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ PASSING = [  # faults, and what the run has said of them
     ("submit-lost", "looking whether the submission has arrived"),
     ("list-delayed:2", ""),
     ("score-delayed:2", ""),
-    ("score-delayed", "`make scores` asks again later"),
+    ("score-delayed", "run `make scores` later"),
 ]
 FAILING = [  # faults, how the run ends, cause and remedy in its one line
     ("401:1", CredentialsError, "401", "renew it at"),
@@ -232,12 +232,12 @@ def test_a_run_ends_well_or_in_one_line_and_breaks_nothing(
     cause: str,
     remedy: str,
 ) -> None:
-    monkeypatch.setattr(upload, "LISTED_S", 0.3)
-    monkeypatch.setattr(upload, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(stage, "LISTED_S", 0.3)
+    monkeypatch.setattr(stage, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(
-        upload, "code_commit", lambda _: "none"
+        stage, "code_commit", lambda _: "none"
     )  # this and the forecast take longer than all the rest, and ask nobody
-    monkeypatch.setattr(stage, "show_forecast", lambda *_: None)
+    monkeypatch.setattr(stage, "print_forecast", lambda *_: None)
     workspace = make_workspace(tmp_path / "home")
     run = make_run(
         workspace, seed=1000 + len(bench.server.requests)
@@ -317,7 +317,11 @@ def test_no_stage_shows_a_token_that_the_service_throws_back(
     run = make_run(workspace, seed=1000 + len(bench.server.requests))
     bench.arm("")
     stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, limit_s=0)
-    write_row(workspace.ledger, replace(read_ledger(workspace.ledger).rows[0], status="pending"))
+    write_row(
+        workspace.ledger,
+        replace(read_ledger(workspace.ledger).rows[0], status="pending"),
+        bench.notebook,
+    )
     monkeypatch.setattr(
         RehearsalServer,
         "answer",
@@ -326,10 +330,10 @@ def test_no_stage_shows_a_token_that_the_service_throws_back(
     stages = (
         lambda: bench.download(workspace),
         lambda: stage.submit(workspace, COMPETITION, bench.kaggle, run, bench.notebook, force=True),
-        lambda: stage.scores(workspace, COMPETITION, bench.kaggle, bench.notebook),
-        lambda: leaderboard(workspace, COMPETITION, bench.kaggle, bench.notebook),
+        lambda: stage.fetch_scores(workspace, COMPETITION, bench.kaggle, bench.notebook),
+        lambda: print_standings(workspace, COMPETITION, bench.kaggle, bench.notebook),
         lambda: bench.notebook.say(
-            "".join(check.text for check in account(bench.kaggle, COMPETITION))
+            "".join(check.text for check in run_probes(account_probes(bench.kaggle, COMPETITION)))
         ),
     )
     lines = [problem(each) for each in stages]

@@ -1,24 +1,38 @@
-"""Where a score stands: ranks, neighbours, thresholds, and a board that is downloaded once an hour."""
+"""Ranks, medals, and a leaderboard that is downloaded at most once an hour."""
 
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import add_score
 from heard import Heard
 from kaggle_stand import Stand, stand
 
-from comp.board import archived_scores
-from comp.competition import COMPETITION
+from comp.board import archived_scores, ranks, sort_scores
+from comp.competition import COMPETITION, Competition
 from comp.errors import DataError, SubmissionError
+from comp.kaggle import Submission
 from comp.store import Workspace
-from comp.submit.leaderboard import Standing, leaderboard, medal_ranks, read_board, standing
-from comp.submit.ledger import LedgerRow, write_row
+from comp.submit.leaderboard import (
+    Board,
+    medal_ranks,
+    next_medal,
+    print_standings,
+    read_board,
+    standing,
+)
 
-SHORT = np.array([0.1, 0.2, 0.2, 0.2, 0.3])
+# Rank -> score, as published, noted independently of the file.
+PUBLISHED = {1: 0.03302, 2: 0.03305, 3: 0.03483, 4: 0.03507, 5: 0.03518, 10: 0.03807, 12: 0.03882}
+PUBLISHED |= {20: 0.04183, 26: 0.04357, 50: 0.04842, 65: 0.05038, 100: 0.05629, 131: 0.06127}
+PUBLISHED |= {263: 0.08107, 329: 0.09099}
+ARCHIVED = archived_scores(COMPETITION)
+UNARCHIVED = replace(COMPETITION, archived_board=None)
 
 
 @pytest.fixture(scope="module")
@@ -32,154 +46,172 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def scored(workspace: Workspace, score: float | None, ref: int = 1) -> None:
-    when = datetime(2026, 11, 21, tzinfo=UTC).isoformat()
-    numbers = {
-        "cv_raw": 0.02,
-        "cv_calibrated": 0.02,
-        "cv_clipped": 0.02,
-        "public_score": score,
-        "ref": ref,
-    }
-    names = {
-        "when": when,
-        "file": f"run-{ref}.csv",
-        "sha256": f"{ref}",
-        "recipe": "run",
-        "fingerprint": "0",
-        "commit": "none",
-    }
-    write_row(
-        workspace.ledger,
-        LedgerRow(status="complete" if score else "pending", message="", **names, **numbers),
-    )  # type: ignore[arg-type]
-
-
-def show(workspace: Workspace, scene: Stand, *, refresh: bool = False) -> tuple[Standing, str]:
+def printed(
+    workspace: Workspace,
+    scene: Stand,
+    *,
+    refresh: bool = False,
+    competition: Competition = COMPETITION,
+) -> str:
     heard = Heard()
-    return leaderboard(workspace, COMPETITION, scene.kaggle, heard, refresh=refresh), str(heard)
+    print_standings(workspace, competition, scene.kaggle, heard, refresh=refresh)
+    return str(heard)
+
+
+def test_the_archived_leaderboard_has_the_published_scores() -> None:
+    assert ARCHIVED.size == 1315
+    assert {rank: ARCHIVED[rank - 1] for rank in PUBLISHED} == PUBLISHED
+    assert np.median(ARCHIVED) == pytest.approx(0.12216, abs=5e-6)
+    assert archived_scores(UNARCHIVED).size == 0
+
+
+def test_a_score_ranks_after_all_better_ones_and_equal_scores_share_a_rank() -> None:
+    board = sort_scores([0.3, 0.1, 0.2, 0.2, 0.5])
+    assert ranks([0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.6], board).tolist() == [1, 1, 2, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("scores", [[], [0.1, float("nan")]])
+def test_scores_that_are_missing_or_not_finite_are_no_leaderboard(scores: list[float]) -> None:
+    with pytest.raises(DataError, match=r"a leaderboard with \d scores of \d teams"):
+        sort_scores(scores)
+
+
+@pytest.mark.parametrize("content", ["score\nhigh\n", None])
+def test_a_damaged_or_missing_archived_leaderboard_ends_in_one_line(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "board.csv"
+    if content:
+        path.write_text(content)
+    with pytest.raises(DataError, match="restore it from git"):
+        archived_scores(replace(COMPETITION, archived_board=str(path)))
 
 
 @pytest.mark.parametrize(
-    ("score", "rank", "above", "below"),
+    ("score", "cells"),
     [
-        (0.05, 1, None, 0),
-        (0.1, 1, None, 1),
-        (0.15, 2, 0, 1),
-        (0.2, 2, 0, 4),
-        (0.25, 5, 3, 4),
-        (0.3, 5, 3, None),
-        (0.4, 6, 4, None),
+        (0.05, ("1", "5", "20.0 %", "-", "0.10000 a")),
+        (0.1, ("1", "5", "20.0 %", "-", "0.20000 b")),
+        (0.15, ("2", "5", "40.0 %", "0.10000 a", "0.20000 b")),
+        (0.2, ("2", "5", "40.0 %", "0.10000 a", "0.30000 e")),
+        (0.25, ("5", "5", "100.0 %", "0.20000 d", "0.30000 e")),
+        (0.3, ("5", "5", "100.0 %", "0.20000 d", "-")),
     ],
 )
-def test_a_standing_counts_better_scores_and_its_neighbours_are_not_ties(
-    score: float, rank: int, above: int | None, below: int | None
+def test_a_standing_counts_better_scores_and_equal_scores_are_not_neighbours(
+    score: float, cells: tuple[str, ...]
 ) -> None:
-    assert standing(score, SHORT) == Standing(rank=rank, n_teams=5, above=above, below=below)
+    board = Board(name="now", scores=np.array([0.1, 0.2, 0.2, 0.2, 0.3]), teams=tuple("abcde"))
+    assert standing(score, board) == ("now", *cells)
 
 
-def test_thresholds_are_kaggles_for_a_thousand_teams_and_more() -> None:
+def test_medal_thresholds_are_those_of_kaggle_for_a_thousand_teams_or_more() -> None:
     assert medal_ranks(1315) == {"bronze": 131, "silver": 65, "gold": 12}
     assert medal_ranks(1000) == {"bronze": 100, "silver": 50, "gold": 12}
     assert medal_ranks(999) == {}
+    assert next_medal(0.1, ARCHIVED[:999]).startswith("no medal thresholds for 999 teams")
 
 
 @pytest.mark.parametrize(
     ("score", "rank", "words"),
     [
-        (0.12216, 658, "bronze-like from rank 131 on: a score of 0.06127, 0.06089 better"),
-        (0.06127, 131, "silver-like from rank 65 on: a score of 0.05038, 0.01089 better"),
-        (0.04183, 20, "gold-like from rank 12 on: a score of 0.03882, 0.00301 better"),
-        (0.03302, 1, "gold-like, and there is no more than that"),
+        (0.12216, 658, "bronze needs rank 131, a score of 0.06127 (0.06089 better)"),
+        (0.06127, 131, "silver needs rank 65, a score of 0.05038 (0.01089 better)"),
+        (0.04183, 20, "gold needs rank 12, a score of 0.03882 (0.00301 better)"),
+        (0.03302, 1, "good enough for gold"),
     ],
 )
-def test_the_next_threshold_is_told_on_the_archived_board(
+def test_rank_and_next_medal_on_the_archived_leaderboard_are_printed(
     scene: Stand, workspace: Workspace, score: float, rank: int, words: str
 ) -> None:
     scene.arm()
-    scored(workspace, score)
-    stand_, shown = show(workspace, scene)
-    assert stand_.rank == rank
-    assert f"archived 2017: {words}" in shown
-    assert f"own best {score:.5f} (run-1.csv, in the ledger)" in shown
+    add_score(workspace, "run-1", score, ref=1)
+    text = printed(workspace, scene)
+    assert f"\narchived {rank} 1,315 " in text
+    assert f"\narchived: {words}" in text
+    assert f"own best {score:.5f} (run-1.csv, in the ledger)" in text
 
 
-def test_the_best_of_ledger_and_kaggle_counts(scene: Stand, workspace: Workspace) -> None:
-    scene.arm()
-    made = scene.server.add(file_name="by-hand.csv", description="", score=0.06)
-    scored(workspace, None, ref=1)
-    scored(workspace, 0.07, ref=2)
-    assert (
-        f"own best 0.06000 (by-hand.csv (ref {made.ref}), on Kaggle)" in show(workspace, scene)[1]
+def test_the_best_score_of_ledger_and_kaggle_counts(
+    scene: Stand, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = Submission(
+        ref=7,
+        date=datetime(2026, 11, 21, tzinfo=UTC),
+        file_name="by-hand.csv",
+        message="",
+        status="complete",
+        public_score=0.06,
+        private_score=None,
+        error="",
     )
-    scored(workspace, 0.05, ref=3)
-    assert "own best 0.05000 (run-3.csv, in the ledger)" in show(workspace, scene)[1]
-    scene.server.journal.clear()
+    others = [replace(by_hand, public_score=None), replace(by_hand, status="error")]
+    monkeypatch.setattr(scene.kaggle, "submissions", lambda: [*others, by_hand])
+    scene.arm()
+    add_score(workspace, "run-1", None, ref=1)
+    add_score(workspace, "run-2", 0.07, ref=2)
+    on_kaggle = "own best 0.06000 (by-hand.csv (ref 7), on Kaggle)"
+    assert on_kaggle in printed(workspace, scene)
+    add_score(workspace, "run-3", 0.05, ref=3)
+    assert "own best 0.05000 (run-3.csv, in the ledger)" in printed(workspace, scene)
 
 
-def test_a_board_is_downloaded_once_an_hour_or_when_asked_for_and_its_age_is_shown(
+def test_a_leaderboard_is_downloaded_once_an_hour_or_on_request_and_its_age_is_printed(
     scene: Stand, workspace: Workspace
 ) -> None:
-    scored(workspace, 0.045)
+    add_score(workspace, "run-1", 0.045, ref=1)
     path = workspace.submissions / "leaderboard.csv"
 
-    def n_downloads(age_s: float = 0.0, refresh: bool = False) -> tuple[int, str]:
+    def download(age_s: float = 0.0, refresh: bool = False) -> tuple[int, str]:
         scene.arm()
         if path.exists():
             os.utime(path, (time.time() - age_s,) * 2)
-        shown = show(workspace, scene, refresh=refresh)[1]
-        return len(scene.asked("DownloadLeaderboard")), shown
+        text = printed(workspace, scene, refresh=refresh)
+        return len(scene.asked("DownloadLeaderboard")), text
 
-    assert n_downloads()[0] == 1
-    n, shown = n_downloads(age_s=3000)
-    n_better = int(
-        (archived_scores() < 0.045).sum()
-    )  # the rehearsal's board has the same scores, and names
-    above, below = archived_scores()[[n_better - 1, n_better]]
-    row = f"{n_better + 1} 1,315 {(n_better + 1) / 13.15:.1f} % {above:.5f} Team {n_better} {below:.5f} Team {n_better + 1}"
-    assert (n, f"Kaggle, 50 min old {row}" in shown) == (0, True)
-    assert n_downloads(age_s=3700)[0] == 1
-    assert n_downloads(age_s=-60)[0] == 1
-    assert n_downloads(refresh=True)[0] == 1
-    assert sorted(
-        file.name for file in workspace.submissions.iterdir() if file.suffix == ".csv"
-    ) == ["leaderboard.csv", "ledger.csv"]
+    assert download()[0] == 1
+    n, text = download(age_s=3000)
+    rank = int(ranks(0.045, ARCHIVED))  # the stand-in serves the archived scores, with team names
+    above, below = ARCHIVED[[rank - 2, rank - 1]]
+    neighbours = f"{above:.5f} Team {rank - 1} {below:.5f} Team {rank}"
+    assert n == 0
+    assert f"Kaggle, 50 min old {rank} 1,315 {rank / 13.15:.1f} % {neighbours}" in text
+    assert download(age_s=3700)[0] == 1
+    assert download(age_s=-60)[0] == 1
+    assert download(refresh=True)[0] == 1
+    names = [file.name for file in workspace.submissions.iterdir() if file.suffix == ".csv"]
+    assert sorted(names) == ["leaderboard.csv", "ledger.csv"]
 
 
-def test_without_kaggle_the_ledger_the_old_board_and_the_archived_one_tell(
+def test_without_kaggle_the_ledger_the_old_copy_and_the_archived_leaderboard_are_used(
     scene: Stand, workspace: Workspace
 ) -> None:
-    scored(workspace, 0.045)
+    add_score(workspace, "run-1", 0.045, ref=1)
     scene.arm("500")
-    stand_, shown = show(workspace, scene)
-    assert stand_.rank == int((archived_scores() < 0.045).sum()) + 1
-    assert "own scores are those of the ledger" in shown
-    assert "there is only the archived board" in shown
+    text = printed(workspace, scene)
+    assert f"\narchived {int(ranks(0.045, ARCHIVED))} 1,315 " in text
+    assert "only scores in the ledger are considered" in text
+    assert "there is no earlier copy" in text
     scene.arm()
-    show(workspace, scene)
+    assert "archived" not in printed(workspace, scene, competition=UNARCHIVED)
     scene.arm("500")
-    assert "the board from before is used" in show(workspace, scene, refresh=True)[1]
+    assert "the earlier copy is used" in printed(workspace, scene, refresh=True)
 
 
-def test_without_a_score_there_is_nothing_to_show(scene: Stand, workspace: Workspace) -> None:
+def test_without_a_score_there_is_nothing_to_print(scene: Stand, workspace: Workspace) -> None:
     scene.arm()
-    scored(workspace, None)
+    add_score(workspace, "run-1", None, ref=1)
     with pytest.raises(SubmissionError, match="`make scores` if one is pending"):
-        show(workspace, scene)
+        printed(workspace, scene)
 
 
-def test_a_board_is_read_in_any_order_and_refused_without_scores(tmp_path: Path) -> None:
+def test_a_leaderboard_is_read_in_any_order_and_refused_without_scores(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
     path.write_text('\ufeffRank,TeamId,TeamName,Score\n2,7,"b, c",0.5\n1,8,NA,0.25\n')
     board = read_board(path, "now")
     assert (board.scores.tolist(), board.teams) == ([0.25, 0.5], ("NA", "b, c"))
-    for text in (
-        "",
-        "<html>",
-        "Team,Points\na,1\n",
-        "TeamName,Score\na,best\n",
-        "TeamName,Score\n",
-    ):
+    no_number, no_row = "TeamName,Score\na,best\n", "TeamName,Score\n"
+    for text in ("", "<html>", "Team,Points\na,1\n", no_number, no_row):
         path.write_text(text)
         with pytest.raises(DataError):
             read_board(path, "now")

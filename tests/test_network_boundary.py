@@ -9,6 +9,7 @@ from torch import nn
 
 from comp.errors import RecipeError
 from comp.network.backbone import build
+from comp.network.batchnorm import fuse_batch_norm
 from comp.network.boundary import find_boundary, input_to, resume_from
 from comp.network.device import find_device
 from comp.network.embedder import BF16_TOLERANCE, make_embedder
@@ -17,8 +18,8 @@ from comp.network.preprocessing import Preprocessing
 from comp.network.views import CENTRE, network_input, normalise
 from comp.recipe import FineTune, Model, Phase
 from comp.train.batches import CachedPhotos, batches_of
+from comp.train.features import in_memory
 from comp.train.finetune import fine_tune, set_training_mode
-from comp.train.fits import _InMemory
 
 CPU = find_device("cpu")
 SHOWN = Preprocessing(size_px=32, crop_pct=1.0)
@@ -125,7 +126,7 @@ def test_training_on_cached_activations_equals_training_on_pixels(
             half = input_to(network, boundary.module, images).detach().half()  # as they are stored
             given, shown = half.float().numpy(), None
             resume_from(network, boundary, size_px)
-        batches = batches_of(CachedPhotos([_InMemory(given)], range(16), labels), 16, training, 0)
+        batches = batches_of(CachedPhotos([in_memory(given)], range(16), labels), 16, training, 0)
         points = fine_tune(
             network, batches, len(batches), training, shown, CPU, lambda n=1, note="": None
         )

@@ -30,8 +30,8 @@ from comp.network.preprocessing import KNOWN
 from comp.network.views import normalise
 from comp.recipe import Augmentation, FineTune, HeadShape, Model
 from comp.train.batches import AugmentedPhotos, CachedPhotos, batches_of
+from comp.train.features import in_memory
 from comp.train.finetune import fine_tune
-from comp.train.fits import _InMemory as InMemory
 
 CPU = find_device("cpu")
 FIXED = Augmentation(crop="center-crop", flip=False, colour=0.0)
@@ -203,7 +203,7 @@ def test_a_head_trained_on_kept_features_ends_where_it_ends_when_they_are_comput
         ).numpy()
     alone = make_layers(512, shape, seed=3)
     augmented = AugmentedPhotos(canvases, range(24), canvases.labels, FIXED, 32, 5)
-    cached = CachedPhotos([InMemory(features)], range(24), canvases.labels)
+    cached = CachedPhotos([in_memory(features)], range(24), canvases.labels)
     steps, same_steps = (batches_of(photos, 24, training, 5) for photos in (augmented, cached))
     assert len(steps) == len(same_steps) == 12
     whole = fine_tune(

@@ -280,7 +280,7 @@ def test_the_leaderboard_is_a_zip_with_the_archived_scores(serve: Serve) -> None
         lines = bundle.read(f"{SLUG}-publicleaderboard.csv").decode().splitlines()
     assert lines[0] == "TeamId,TeamName,SubmissionDate,Score"
     scores = [float(line.rpartition(",")[2]) for line in lines[1:]]
-    assert scores == pytest.approx(archived_scores(), abs=6e-6)
+    assert scores == pytest.approx(archived_scores(COMPETITION), abs=6e-6)
 
 
 def test_the_clients_environment_has_nothing_that_leads_elsewhere(

@@ -1,17 +1,20 @@
-"""The submit stage against a Kaggle whose every answer is known: what is uploaded, how often, what the ledger says after accidents."""
+"""The submit stage against a fake Kaggle: what is uploaded, how often, and the ledger after it."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 from finished_run import SAMPLE_IDS, edit_json, make_run, make_workspace
+from heard import Heard
 
 from comp.competition import COMPETITION
 from comp.errors import (
@@ -25,24 +28,34 @@ from comp.errors import (
     UserError,
 )
 from comp.kaggle import Limits, Submission
-from comp.progress import Reporter
-from comp.store import Workspace
-from comp.submit import stage, upload
+from comp.submit import stage
 from comp.submit.ledger import LedgerRow, read_ledger
 
+FIRST = 40_000_001  # the fake's first reference
+SCORED = {"status": "complete", "public_score": 0.02417}
+PENDING = {"status": "pending", "public_score": None}
 
-class KnownKaggle:
-    """Kaggle as the stage sees it: a list of submissions, scored at once unless told otherwise."""
+
+def do_nothing(*_: object) -> None:
+    """No accident."""
+
+
+def crash(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class FakeKaggle:
+    """A list of submissions, each settled with `outcome` when it is asked for."""
 
     def __init__(self) -> None:
         self.listed: list[Submission] = []
         self.files: list[bytes] = []
         self.calls: list[str] = []
         self.n_allowed = 5
-        self.verdict: dict[str, Any] = {"status": "complete", "public_score": 0.02417}
-        self.after_upload: Callable[[], None] = lambda: None
-        self.out_of_reach = False
-        self.n_blind_lists = 0
+        self.outcome: dict[str, Any] = SCORED
+        self.after_upload: Callable[[], None] = do_nothing
+        self.is_out_of_reach = False
+        self.n_blind_lists = 0  # lists that do not show anything yet
 
     def limits(self) -> Limits:
         self.calls.append("limits")
@@ -51,14 +64,18 @@ class KnownKaggle:
     def upload(self, csv: Path, message: str) -> int:
         self.calls.append("upload")
         self.files.append(csv.read_bytes())
-        ref = 40_000_000 + len(self.files)
-        date = datetime(2026, 11, 21, 20, 28, 37, tzinfo=UTC) + timedelta(minutes=len(self.files))
-        fresh = {"status": "pending", "public_score": None, "private_score": None, "error": ""}
-        self.listed.insert(
-            0, Submission(ref=ref, date=date, file_name=csv.name, message=message, **fresh)
+        made = Submission(
+            ref=FIRST - 1 + len(self.files),
+            date=datetime(2026, 11, 21, 20, 28, 37, tzinfo=UTC) + timedelta(minutes=1),
+            file_name=csv.name,
+            message=message,
+            private_score=None,
+            error="",
+            **PENDING,  # type: ignore[arg-type]
         )
+        self.listed.insert(0, made)
         self.after_upload()
-        return ref
+        return made.ref
 
     def submissions(self) -> list[Submission]:
         self.calls.append("submissions")
@@ -68,466 +85,333 @@ class KnownKaggle:
     def submission(self, ref: int) -> Submission:
         for place, each in enumerate(self.listed):
             if each.ref == ref:
-                self.listed[place] = replace(each, **self.verdict)
+                self.listed[place] = replace(each, **self.outcome)
                 return self.listed[place]
         raise NotFoundError(f"no submission {ref}: look at the list")
 
     def wait(self, ref: int, limit_s: float) -> Submission:
         self.calls.append("wait")
-        if self.out_of_reach:
+        if self.is_out_of_reach:
             raise UnavailableError("Kaggle is out of reach: try again later")
         return self.submission(ref)
 
 
-@pytest.fixture
-def kaggle() -> KnownKaggle:
-    return KnownKaggle()
+class Scene:
+    """A workspace with a finished run, a fake Kaggle, and what was said."""
+
+    def __init__(self, root: Path) -> None:
+        self.workspace = make_workspace(root)
+        self.run = make_run(self.workspace)
+        self.kaggle = FakeKaggle()
+        self.heard = Heard()
+
+    def submit(self, run: Path | None = None, **options: Any) -> LedgerRow:
+        kaggle: Any = self.kaggle
+        run = run or self.run
+        return stage.submit(self.workspace, COMPETITION, kaggle, run, self.heard, **options)
+
+    def fetch_scores(self) -> list[LedgerRow]:
+        kaggle: Any = self.kaggle
+        return stage.fetch_scores(self.workspace, COMPETITION, kaggle, self.heard)
+
+    def crash_after_upload(self) -> None:
+        self.kaggle.after_upload = crash
+        with pytest.raises(KeyboardInterrupt):
+            self.submit()
+        self.kaggle.after_upload = do_nothing
+
+    @property
+    def rows(self) -> tuple[LedgerRow, ...]:
+        return read_ledger(self.workspace.ledger).rows
+
+    @property
+    def marks(self) -> list[Path]:
+        return list(self.workspace.submissions.glob(".*.uploading"))
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return make_workspace(tmp_path)
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
 
 
-@pytest.fixture
-def run(workspace: Workspace) -> Path:
-    return make_run(workspace)
-
-
-def submit(workspace: Workspace, kaggle: KnownKaggle, run: Path, **options: Any) -> LedgerRow:
-    return stage.submit(workspace, COMPETITION, kaggle, run, Reporter(), **options)
-
-
-def scores(workspace: Workspace, kaggle: KnownKaggle) -> list[LedgerRow]:
-    return stage.scores(workspace, COMPETITION, kaggle, Reporter())
-
-
-def test_a_run_becomes_one_upload_one_row_and_a_score_beside_cv(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    row = submit(workspace, kaggle, run)
-    (content,) = kaggle.files
-    assert content == (workspace.submissions / "lite0_head-0123456789.csv").read_bytes()
-    assert [line.split(",")[0] for line in content.decode().splitlines()] == ["id", *SAMPLE_IDS]
-    probs = pd.read_csv(run / "test.csv", dtype=str).set_index("id")["prob"].map(float)
-    assert all(
-        float(line.split(",")[1]) == probs[line.split(",")[0]]
-        for line in content.decode().splitlines()[1:]
-    )
-    assert read_ledger(workspace.ledger).rows == (row,)
-    assert (row.status, row.public_score, row.ref) == ("complete", 0.02417, 40_000_001)
+def test_a_run_becomes_one_upload_one_row_and_a_score_beside_cross_validation(scene: Scene) -> None:
+    row = scene.submit()
+    (content,) = scene.kaggle.files
+    assert content == (scene.workspace.submissions / "lite0_head-0123456789.csv").read_bytes()
+    cells = [line.split(",") for line in content.decode().splitlines()]
+    assert [id for id, _ in cells] == ["id", *SAMPLE_IDS]
+    probs = pd.read_csv(scene.run / "test.csv", dtype=str).set_index("id")["prob"].map(float)
+    assert all(float(prob) == probs[id] for id, prob in cells[1:])
+    assert scene.rows == (row,)
+    assert (row.status, row.public_score, row.ref) == ("complete", 0.02417, FIRST)
     assert row.sha256 == hashlib.sha256(content).hexdigest()
-    assert (
-        row.message
-        == f"lite0_head 0123456789 cv {row.cv_raw:.5f} / {row.cv_clipped:.5f} sha {row.sha256[:12]}"
-    )
-    shown = capsys.readouterr().out
-    assert "0.02417" in shown
-    assert f"{row.cv_clipped:.5f}" in shown
+    cv = f"cv {row.cv_raw:.5f} / {row.cv_clipped:.5f}"
+    assert row.message == f"lite0_head 0123456789 {cv} sha {row.sha256[:12]}"
+    assert f"CV clipped {row.cv_clipped}\npublic score 0.02417" in str(scene.heard)
 
 
-def test_limits_are_asked_for_before_the_upload_and_none_left_means_no_upload(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
+def test_the_limits_are_checked_before_the_upload_and_none_left_means_no_upload(
+    scene: Scene,
 ) -> None:
-    kaggle.n_allowed = 0
+    scene.kaggle.n_allowed = 0
     with pytest.raises(SubmissionError, match="no submission is left today"):
-        submit(workspace, kaggle, run)
-    assert kaggle.files == []
-    assert not workspace.ledger.exists()
-    kaggle.n_allowed = 1
-    submit(workspace, kaggle, run)
-    assert kaggle.calls[-3:] == ["limits", "upload", "wait"]
+        scene.submit()
+    assert "forecast of lite0_head-0123456789" in str(scene.heard)  # it comes first
+    assert scene.kaggle.files == []
+    assert not scene.workspace.ledger.exists()
+    scene.kaggle.n_allowed = 1
+    scene.submit()
+    assert scene.kaggle.calls[-3:] == ["limits", "upload", "wait"]
 
 
-def test_the_same_file_is_uploaded_once_and_a_second_run_says_when_and_what_it_scored(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = submit(workspace, kaggle, run)
-    ledger = workspace.ledger.read_bytes()
-    kaggle.calls.clear()
-    capsys.readouterr()
-    assert submit(workspace, kaggle, run) == first
-    assert kaggle.calls == []
-    assert workspace.ledger.read_bytes() == ledger
-    assert (
-        f"was submitted at {first.when} (ref 40000001) and scored 0.02417: not uploaded again"
-        in capsys.readouterr().out
-    )
-
-
-def test_the_same_bytes_under_another_name_are_the_same_file(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    first = submit(workspace, kaggle, run)
-    assert submit(workspace, kaggle, make_run(workspace, name="renamed")) == first
-    assert len(kaggle.files) == 1
-
-
-def test_a_changed_file_is_uploaded(workspace: Workspace, kaggle: KnownKaggle, run: Path) -> None:
-    submit(workspace, kaggle, run)
-    submit(workspace, kaggle, make_run(workspace, fingerprint="aaaaaaaaaa", seed=1))
-    assert len(kaggle.files) == 2
-    assert [row.ref for row in read_ledger(workspace.ledger).rows] == [40_000_001, 40_000_002]
-
-
-def test_force_uploads_the_same_file_again_in_a_row_of_its_own(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    submit(workspace, kaggle, run)
-    submit(workspace, kaggle, run, force=True)
-    assert kaggle.files[0] == kaggle.files[1]
-    assert [row.ref for row in read_ledger(workspace.ledger).rows] == [40_000_001, 40_000_002]
+def test_the_same_bytes_are_uploaded_once_under_any_name_unless_forced(scene: Scene) -> None:
+    first = scene.submit()
+    ledger = scene.workspace.ledger.read_bytes()
+    scene.kaggle.calls.clear()
+    assert scene.submit() == first
+    assert scene.submit(make_run(scene.workspace, name="renamed")) == first
+    assert scene.kaggle.calls == []
+    assert scene.workspace.ledger.read_bytes() == ledger
+    known = f"was submitted at {first.when} (ref {FIRST}) and scored 0.02417: not uploaded again"
+    assert str(scene.heard).count(known) == 2
+    scene.submit(force=True)
+    assert scene.kaggle.files[0] == scene.kaggle.files[1]
+    scene.submit(make_run(scene.workspace, fingerprint="aaaaaaaaaa", seed=1))  # other bytes
+    assert [row.ref for row in scene.rows] == [FIRST, FIRST + 1, FIRST + 2]
+    best = "the expected gain over the best submission so far (0.02417)"
+    assert best in str(scene.heard)
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_crash_between_upload_and_ledger_is_repaired_without_a_second_upload(
-    workspace: Workspace,
-    kaggle: KnownKaggle,
-    run: Path,
-    force: bool,
-    capsys: pytest.CaptureFixture[str],
+    scene: Scene, force: bool
 ) -> None:
-    kaggle.after_upload = crash
-    with pytest.raises(KeyboardInterrupt):
-        submit(workspace, kaggle, run)
-    assert not workspace.ledger.exists()
-    kaggle.after_upload = lambda: None
-    edit_json(
-        run / "calibration.json", cv_raw=0.5
-    )  # the hash in the message tells, not the figures beside it
-    row = submit(workspace, kaggle, run, force=force)
-    assert len(kaggle.files) == 1
-    assert (row.ref, row.when, row.public_score) == (40_000_001, "2026-11-21T20:29:37Z", 0.02417)
-    assert row.message == kaggle.listed[0].message
-    assert read_ledger(workspace.ledger).rows == (row,)
-    assert "not uploaded again" in capsys.readouterr().out
+    scene.crash_after_upload()
+    assert not scene.workspace.ledger.exists()
+    edit_json(scene.run / "calibration.json", cv_raw=0.5)  # the hash in the message decides
+    row = scene.submit(force=force)
+    assert len(scene.kaggle.files) == 1
+    assert (row.ref, row.when, row.public_score) == (FIRST, "2026-11-21T20:29:37Z", 0.02417)
+    assert row.message == scene.kaggle.listed[0].message
+    assert scene.rows == (row,)
+    assert "added to it, not uploaded again" in str(scene.heard)
 
 
-def test_an_upload_that_a_crash_cut_off_is_looked_for_until_kaggle_lists_it(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_upload_is_looked_for_until_kaggle_lists_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "LOOK_EVERY_S", 0.01)
-    kaggle.after_upload = crash
-    with pytest.raises(KeyboardInterrupt):
-        submit(workspace, kaggle, run)
-    kaggle.after_upload = lambda: None
-    kaggle.n_blind_lists = 3
-    assert submit(workspace, kaggle, run).ref == 40_000_001
-    assert len(kaggle.files) == 1
-    assert not list(workspace.submissions.glob(".*.uploading"))
+    monkeypatch.setattr(stage, "LOOK_EVERY_S", 0.01)
+    scene.crash_after_upload()
+    scene.kaggle.n_blind_lists = 3
+    assert scene.submit().ref == FIRST
+    assert len(scene.kaggle.files) == 1
+    assert scene.marks == []
 
 
-def test_an_upload_that_was_cut_off_and_is_never_listed_is_made_again(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("age_s", [-3600.0, 0.0, stage.LISTED_S + 1])
+def test_an_interrupted_upload_that_is_never_listed_is_made_again_after_a_bounded_wait(
+    scene: Scene, age_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "LISTED_S", 0.05)
-    kaggle.after_upload = crash
-    with pytest.raises(KeyboardInterrupt):
-        submit(workspace, kaggle, run)
-    kaggle.listed.clear()
-    kaggle.after_upload = lambda: None
-    assert submit(workspace, kaggle, run).ref == 40_000_002
+    waits: list[float] = []
+    now = time.monotonic()
+    clock = SimpleNamespace(time=time.time, sleep=waits.append, monotonic=lambda: now + sum(waits))
+    monkeypatch.setattr(stage, "time", clock)
+    scene.crash_after_upload()
+    scene.kaggle.listed.clear()
+    (mark,) = scene.marks
+    os.utime(mark, (time.time() - age_s,) * 2)
+    assert scene.submit().ref == FIRST + 1
+    assert sum(waits) == pytest.approx(stage.LISTED_S if age_s == 0 else 0, abs=1)
 
 
-def test_two_submits_at_once_make_one_upload(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
+@pytest.mark.parametrize(
+    "error",
+    [
+        KaggleError('Kaggle refuses the request (400, "no")'),
+        RulesError("accept the rules"),
+        SubmissionError("the file is empty"),
+        UnavailableError("no answer, and it is not in the list after 60 s"),
+    ],
+)
+def test_an_upload_that_ends_with_an_error_leaves_nothing_to_wait_for(
+    scene: Scene, error: UserError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = kaggle.upload
+    def refuse() -> None:
+        assert len(scene.marks) == 1
+        raise error
 
-    def slowly(csv: Path, message: str) -> int:
-        time.sleep(0.2)
-        return at_once(csv, message)
+    scene.kaggle.after_upload = refuse
+    with pytest.raises(type(error)):
+        scene.submit()
+    assert scene.marks == []
 
-    kaggle.upload = slowly  # type: ignore[method-assign]
+
+def test_two_submits_at_the_same_time_make_one_upload(scene: Scene) -> None:
+    scene.kaggle.after_upload = lambda: time.sleep(0.2)
     with ThreadPoolExecutor(2) as both:
-        first, second = both.map(lambda _: submit(workspace, kaggle, run), range(2))
+        first, second = both.map(lambda _: scene.submit(), range(2))
     assert first.ref == second.ref
-    assert len(kaggle.files) == len(read_ledger(workspace.ledger).rows) == 1
+    assert len(scene.kaggle.files) == len(scene.rows) == 1
 
 
-def test_somebody_elses_submission_is_not_taken_for_a_lost_one(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    kaggle.upload(run / "test.csv", "lite0_head 0123456789 cv 0.1 / 0.1 sha 000000000000")
-    assert submit(workspace, kaggle, run).ref == 40_000_002
+def test_a_submission_of_another_file_is_not_taken_for_a_lost_one(scene: Scene) -> None:
+    message = "lite0_head 0123456789 cv 0.1 / 0.1 sha 000000000000"
+    scene.kaggle.upload(scene.run / "test.csv", message)
+    assert scene.submit().ref == FIRST + 1
 
 
-def test_a_pending_row_is_in_the_ledger_before_the_score_is_waited_for(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    kaggle.wait = crash  # type: ignore[assignment, method-assign]
+def test_a_pending_row_is_in_the_ledger_before_the_score_is_awaited(scene: Scene) -> None:
+    scene.kaggle.wait = crash  # type: ignore[assignment, method-assign]
     with pytest.raises(KeyboardInterrupt):
-        submit(workspace, kaggle, run)
-    (row,) = read_ledger(workspace.ledger).rows
-    assert (row.status, row.ref, row.public_score) == ("pending", 40_000_001, None)
+        scene.submit()
+    (row,) = scene.rows
+    assert (row.status, row.ref, row.public_score) == ("pending", FIRST, None)
 
 
-@pytest.mark.parametrize("accident", ["late", "out of reach"])
-def test_a_score_that_does_not_come_leaves_a_pending_row_that_submit_and_scores_fill_later(
-    workspace: Workspace,
-    kaggle: KnownKaggle,
-    run: Path,
-    accident: str,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("is_out_of_reach", [False, True])
+@pytest.mark.parametrize("again", ["fetch_scores", "submit"])
+def test_a_score_that_comes_late_fills_the_pending_row_on_the_next_call(
+    scene: Scene, is_out_of_reach: bool, again: str
 ) -> None:
-    good = kaggle.verdict
-    kaggle.verdict, kaggle.out_of_reach = {}, accident == "out of reach"
-    assert submit(workspace, kaggle, run, limit_s=1).status == "pending"
-    assert "`make scores`" in capsys.readouterr().out
-    assert scores(workspace, kaggle) == []
-    kaggle.verdict = good
-    (row,) = scores(workspace, kaggle)
+    scene.kaggle.outcome, scene.kaggle.is_out_of_reach = PENDING, is_out_of_reach
+    assert scene.submit(limit_s=1).status == "pending"
+    assert "run `make scores` later" in str(scene.heard)
+    assert scene.fetch_scores() == []
+    scene.kaggle.outcome, scene.kaggle.is_out_of_reach = SCORED, False
+    getattr(scene, again)()
+    (row,) = scene.rows
     assert (row.status, row.public_score) == ("complete", 0.02417)
-    assert read_ledger(workspace.ledger).rows == (row,)
-    assert scores(workspace, kaggle) == []
+    assert len(scene.kaggle.files) == 1
+    assert scene.fetch_scores() == []
 
 
-def test_a_second_submit_of_a_pending_file_waits_again_and_uploads_nothing(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    good = kaggle.verdict
-    kaggle.verdict = {}
-    submit(workspace, kaggle, run)
-    kaggle.verdict = good
-    assert submit(workspace, kaggle, run).public_score == 0.02417
-    assert len(kaggle.files) == 1
-    assert len(read_ledger(workspace.ledger).rows) == 1
-
-
-def test_a_submission_that_kaggle_cannot_score_shows_its_reason_and_is_not_repeated(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    kaggle.verdict = {
-        "status": "error",
-        "error": "Evaluation Exception:\n  Submission must have 12500 rows.",
-    }
-    with pytest.raises(
-        SubmissionError,
-        match=r"Evaluation Exception: Submission must have 12500 rows; it is in the ledger",
-    ) as caught:
-        submit(workspace, kaggle, run)
+def test_a_submission_that_kaggle_cannot_score_says_why_and_is_not_repeated(scene: Scene) -> None:
+    reason = "Evaluation Exception:\n  Submission must have 12500 rows."
+    scene.kaggle.outcome = {"status": "error", "error": reason}
+    words = "Evaluation Exception: Submission must have 12500 rows; recorded in the ledger"
+    with pytest.raises(SubmissionError, match=words) as caught:
+        scene.submit()
     assert "\n" not in str(caught.value)
-    assert read_ledger(workspace.ledger).rows[0].status == "error"
+    assert scene.rows[0].status == "error"
     with pytest.raises(SubmissionError, match="could not be scored"):
-        submit(workspace, kaggle, run)
-    assert len(kaggle.files) == 1
+        scene.submit()
+    assert len(scene.kaggle.files) == 1
 
 
-def test_scores_goes_on_after_a_row_that_kaggle_does_not_know_and_shows_reasons(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good = kaggle.verdict
-    kaggle.verdict = {}
-    for seed in range(3):
-        submit(workspace, kaggle, make_run(workspace, fingerprint=f"{seed:010d}", seed=seed))
-    kaggle.listed = [each for each in kaggle.listed if each.ref != 40_000_001]
-    text = workspace.ledger.read_text()
-    workspace.ledger.write_text(text.replace(",40000002,", ",,"))
-    kaggle.verdict = good
-    capsys.readouterr()
-    assert [row.ref for row in scores(workspace, kaggle)] == [40_000_003]
-    shown = capsys.readouterr().out
-    assert "no submission 40000001" in shown
-    assert "the ledger has no ref for lite0_head-0000000001.csv" in shown
-    assert "3 submissions waited for a score, 1 have one or an error now" in shown
+def test_fetching_scores_goes_on_after_a_row_that_kaggle_does_not_know(scene: Scene) -> None:
+    scene.kaggle.outcome = PENDING
+    for seed in range(4):
+        scene.submit(make_run(scene.workspace, fingerprint=f"{seed:010d}", seed=seed))
+    del scene.kaggle.listed[-1]  # the first
+    text = scene.workspace.ledger.read_text()
+    scene.workspace.ledger.write_text(text.replace(f",{FIRST + 1},", ",,"))
+    scene.kaggle.outcome = SCORED
+    assert [row.ref for row in scene.fetch_scores()] == [FIRST + 2, FIRST + 3]
+    said = str(scene.heard)
+    assert f"no submission {FIRST}" in said
+    assert "the ledger has no ref for lite0_head-0000000001.csv" in said
+    assert "4 pending in the ledger, 2 now settled; 2 left for the next `make scores`" in said
 
 
-def test_a_damaged_ledger_is_remarked_on_and_still_prevents_a_second_upload(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    row = submit(workspace, kaggle, run)
-    workspace.ledger.write_text(
-        workspace.ledger.read_text().replace(f",{row.cv_raw},", ",fine,") + "a stray line\n"
-    )
-    capsys.readouterr()
-    submit(workspace, kaggle, run)
-    assert len(kaggle.files) == 1
-    shown = capsys.readouterr().out
-    assert "line 2: cv_raw 'fine' is not a number" in shown
-    assert "line 3: names no sha256" in shown
+def test_a_damaged_ledger_gets_warnings_and_still_prevents_a_second_upload(scene: Scene) -> None:
+    row = scene.submit()
+    text = scene.workspace.ledger.read_text()
+    scene.workspace.ledger.write_text(text.replace(f",{row.cv_raw},", ",fine,") + "a stray line\n")
+    scene.submit()
+    assert len(scene.kaggle.files) == 1
+    assert "line 2: cv_raw 'fine' is not a number" in str(scene.heard)
+    assert "line 3 has no sha256" in str(scene.heard)
 
 
-def test_a_ledger_that_cannot_take_a_row_stops_the_stage_before_the_upload(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path
-) -> None:
-    workspace.submissions.mkdir()
-    workspace.ledger.write_text("when,file\n")
+def test_a_ledger_that_cannot_take_a_row_stops_the_stage_before_the_upload(scene: Scene) -> None:
+    scene.workspace.submissions.mkdir()
+    scene.workspace.ledger.write_text("when,file\n")
     with pytest.raises(SubmissionError, match="has no column sha256"):
-        submit(workspace, kaggle, run)
-    assert kaggle.calls == []
+        scene.submit()
+    assert scene.kaggle.calls == []
 
 
-def crash(*_: object) -> None:
-    raise KeyboardInterrupt
+def change_test(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
+    def spoil(run: Path) -> None:
+        path = run / "test.csv"
+        change(pd.read_csv(path, dtype={"id": str})).to_csv(path, index=False)
+
+    return spoil
 
 
-def spoil_test(run: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    path = run / "test.csv"
-    change(pd.read_csv(path, dtype={"id": str})).to_csv(path, index=False)
+def change_json(name: str, **values: object) -> Callable[[Path], None]:
+    return lambda run: edit_json(run / name, **values)
+
+
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes(content)
+
+
+def delete(name: str) -> Callable[[Path], None]:
+    return lambda run: (run / name).unlink()
+
+
+NO_TABLE = "test.csv is not the table it should be"
+SAMPLE = "../../data/sample_submission.csv"
 
 
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
+        (change_test(lambda t: t[:-1]), SubmissionError, "39 predictions for 40 ids: 1 id"),
+        (change_test(lambda t: pd.concat([t, t[:1]])), SubmissionError, "duplicated"),
         (
-            lambda run: spoil_test(run, lambda t: t[:-1]),
+            change_test(lambda t: t.assign(prob=1 - t["prob"])),
             SubmissionError,
-            "39 predictions for 40 ids: 1 id",
+            "classes are swapped: predictions of 12 test photos",
         ),
+        (change_test(lambda t: t.assign(prob="high")), SubmissionError, "40 of 40 probabilities"),
+        (change_test(lambda t: t.drop(columns="prob")), SubmissionError, NO_TABLE),
+        (write("test.csv", b""), SubmissionError, NO_TABLE),
+        (write("test.csv", b"\xff\xfe\x00"), SubmissionError, NO_TABLE),
+        (delete("test.csv"), SubmissionError, r"no test.csv: run `make predict` with the same"),
+        (delete("oof.csv"), SubmissionError, r"no oof.csv: run `make train` with the same"),
+        (write("run.json", b"{"), SubmissionError, "run.json is not JSON"),
+        (write("run.json", b"[]"), SubmissionError, "run.json holds no object"),
+        (change_json("run.json", fingerprint="ff"), StaleError, "holds the run lite0_head-ff"),
+        (change_json("calibration.json", clip=None), SubmissionError, "has no number clip"),
+        (change_json("calibration.json", clip=0.2), SubmissionError, "the range of the clip"),
         (
-            lambda run: spoil_test(run, lambda t: pd.concat([t, t[:1]])),
-            SubmissionError,
-            "given more than once",
-        ),
-        (
-            lambda run: spoil_test(run, lambda t: t.assign(prob=1 - t["prob"])),
-            SubmissionError,
-            "classes are swapped: over 12 test photos",
-        ),
-        (
-            lambda run: spoil_test(run, lambda t: t.assign(prob="high")),
-            SubmissionError,
-            "40 of 40 probabilities are not finite",
-        ),
-        (
-            lambda run: spoil_test(run, lambda t: t.drop(columns="prob")),
-            SubmissionError,
-            "test.csv is not the table it should be",
-        ),
-        (
-            lambda run: (run / "test.csv").write_bytes(b""),
-            SubmissionError,
-            "test.csv is not the table it should be",
-        ),
-        (
-            lambda run: (run / "test.csv").write_bytes(b"\xff\xfe\x00"),
-            SubmissionError,
-            "test.csv is not the table it should be",
-        ),
-        (
-            lambda run: (run / "test.csv").unlink(),
-            SubmissionError,
-            r"has no test.csv: run `make predict` with the same RECIPE and SET first",
-        ),
-        (
-            lambda run: (run / "oof.csv").unlink(),
-            SubmissionError,
-            r"has no oof.csv: run `make train` with the same RECIPE and SET first",
-        ),
-        (lambda run: (run / "run.json").write_text("{"), SubmissionError, "run.json is not JSON"),
-        (
-            lambda run: (run / "run.json").write_text("[]"),
-            SubmissionError,
-            "run.json holds no object",
-        ),
-        (
-            lambda run: edit_json(run / "run.json", fingerprint="ffffffffff"),
-            StaleError,
-            "holds the run lite0_head-ffffffffff",
-        ),
-        (
-            lambda run: edit_json(run / "calibration.json", clip=None),
-            SubmissionError,
-            "has no number clip",
-        ),
-        (
-            lambda run: edit_json(run / "calibration.json", clip=0.2),
-            SubmissionError,
-            "outside the clip",
-        ),
-        (
-            lambda run: (run.parents[1] / "data/sample_submission.csv").unlink(),
-            DataError,
-            "run `make data`",
-        ),
-        (
-            lambda run: (run.parents[1] / "data/sample_submission.csv").write_text("x,y\n1,2\n"),
-            DataError,
-            "has the columns",
-        ),
-        (
-            lambda run: edit_json(run / "calibration.json", of={"test": "0", "oof": "0"}),
+            change_json("calibration.json", of={"test": "0", "oof": "0"}),
             StaleError,
             "not of the photos and folds",
         ),
-        (lambda run: (run.parents[1] / "data/train.csv").unlink(), DataError, "run `make data`"),
+        (delete(SAMPLE), DataError, "run `make data`"),
+        (write(SAMPLE, b"x,y\n1,2\n"), DataError, "has the columns"),
+        (delete("../../data/train.csv"), DataError, "run `make data`"),
     ],
 )
-def test_whatever_is_off_stops_the_stage_in_one_line_before_anything_is_written_or_asked(
-    workspace: Workspace,
-    kaggle: KnownKaggle,
-    run: Path,
-    spoil: Callable[[Path], object],
-    kind: type[UserError],
-    words: str,
+def test_any_problem_stops_the_stage_in_one_line_before_anything_is_written_or_asked(
+    scene: Scene, spoil: Callable[[Path], object], kind: type[UserError], words: str
 ) -> None:
-    spoil(run)
+    spoil(scene.run)
     with pytest.raises(kind, match=words) as caught:
-        submit(workspace, kaggle, run)
+        scene.submit()
     assert "\n" not in str(caught.value)
-    assert kaggle.calls == []
-    assert not workspace.submissions.exists()
+    assert scene.kaggle.calls == []
+    assert not scene.workspace.submissions.exists()
 
 
-def test_a_run_that_is_not_there_says_how_to_make_one(
-    workspace: Workspace, kaggle: KnownKaggle
-) -> None:
-    with pytest.raises(
-        SubmissionError, match="no run nothing-0000000000 in runs/: run `make train predict` first"
-    ):
-        submit(workspace, kaggle, workspace.runs / "nothing-0000000000")
+def test_a_run_that_does_not_exist_says_how_to_make_one(scene: Scene) -> None:
+    words = "no run nothing-0000000000 in runs/: run `make train predict` first"
+    with pytest.raises(SubmissionError, match=words):
+        scene.submit(scene.workspace.runs / "nothing-0000000000")
 
 
-def test_remarks_on_a_file_are_shown_and_do_not_stop_it(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil_test(run, lambda table: table.assign(prob=0.5))
-    submit(workspace, kaggle, run)
-    assert "all 40 predictions are 0.5" in capsys.readouterr().out
+def test_warnings_about_a_file_are_printed_and_do_not_stop_it(scene: Scene) -> None:
+    change_test(lambda table: table.assign(prob=0.5))(scene.run)
+    scene.submit()
+    assert "warning: all 40 predictions are 0.5, a constant" in str(scene.heard)
 
 
-def test_the_score_is_foretold_before_anything_is_asked_or_uploaded(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kaggle.n_allowed = 0
-    with pytest.raises(SubmissionError, match="no submission is left today"):
-        submit(workspace, kaggle, run)
-    assert "forecast of lite0_head-0123456789" in capsys.readouterr().out
-    kaggle.n_allowed = 2
-    submit(workspace, kaggle, run)
-    capsys.readouterr()
-    submit(workspace, kaggle, make_run(workspace, fingerprint="aaaaaaaaaa", seed=1))
-    assert "the expected gain over the best submission so far (0.02417)" in " ".join(
-        capsys.readouterr().out.split()
-    )
-
-
-def test_photos_too_few_to_foretell_from_are_enough_to_submit(
-    workspace: Workspace, kaggle: KnownKaggle, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    oof[:15].to_csv(run / "oof.csv", index=False)
-    edit_json(run / "calibration.json", of=None)
-    assert submit(workspace, kaggle, run).public_score == 0.02417
-    assert "no forecast: 15 out-of-fold photos are too few" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("error", "is_left"),
-    [(RulesError("accept the rules"), False), (UnavailableError("no answer"), True)],
-)
-def test_only_an_upload_of_which_nothing_is_known_leaves_its_mark(
-    workspace: Workspace,
-    kaggle: KnownKaggle,
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: KaggleError,
-    is_left: bool,
-) -> None:
-    def refused(*_: object) -> int:
-        raise error
-
-    monkeypatch.setattr(kaggle, "upload", refused)
-    with pytest.raises(type(error)):
-        submit(workspace, kaggle, run)
-    assert bool(list(workspace.submissions.glob(".*.uploading"))) == is_left
+def test_photos_too_few_for_a_forecast_are_enough_for_a_submission(scene: Scene) -> None:
+    oof = pd.read_csv(scene.run / "oof.csv", dtype={"id": str})
+    oof[:15].to_csv(scene.run / "oof.csv", index=False)
+    edit_json(scene.run / "calibration.json", of=None)
+    assert scene.submit().public_score == 0.02417
+    assert "no forecast: 15 out-of-fold photos are too few" in str(scene.heard)

@@ -18,8 +18,8 @@ from comp.recipe import Augmentation, FineTune, Model, Pixels, Recipe
 from comp.store import Workspace
 from comp.train import features
 from comp.train.batches import CachedPhotos, Draw, batches_of
-from comp.train.features import ArrayCache, FrozenNetwork
-from comp.train.fits import _InMemory, recipe_views
+from comp.train.features import ArrayCache, FrozenNetwork, in_memory
+from comp.train.fits import recipe_views
 from comp.train.inputs import read_inputs
 from comp.train.run import open_run
 from comp.train.stage import train
@@ -94,7 +94,7 @@ def test_every_option_of_the_augmentation_gives_a_draw_another_name() -> None:
 
 
 def test_epochs_use_the_draws_in_turn() -> None:
-    draws = [_InMemory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
+    draws = [in_memory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
     training = FineTune(epochs=3, batch_size=4)
     batches = batches_of(CachedPhotos(draws, range(4), [0.0] * 4), 4, training, seed=0)
     values = torch.cat([values for values, _ in batches]).flatten().long()

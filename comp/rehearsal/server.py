@@ -256,7 +256,7 @@ def board_reply(competition: Competition) -> Reply:
     """Other people's scores, zipped. Yours are not among them, as the competition is over."""
     table = ["TeamId,TeamName,SubmissionDate,Score"] + [
         f"{400_000 + rank},Team {rank},2017-03-02 23:44:14,{score:.5f}"
-        for rank, score in enumerate(archived_scores(), 1)
+        for rank, score in enumerate(archived_scores(competition), 1)
     ]
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as bundle:

@@ -1,15 +1,17 @@
 """The submit stage: a finished run -> a checked CSV, one upload, a score, a row in the ledger.
 
-1. The run, the sample submission and the manifests are read and checked; nothing is written if anything is off.
-2. What it should score is foretold, from its out-of-fold photos and the scores that the ledger has.
-3. `submissions/<run>.csv` is written, whole.
-4. A file that the ledger knows is not uploaded again, nor one that Kaggle's list knows and the ledger has lost to a crash.
-5. Otherwise Kaggle's limits are asked for, the file is uploaded, and a pending row is in the ledger at once.
-6. The score is waited for, for a bounded time, and fills the row; `scores` does that later for what is still pending.
+1. Run, sample submission and manifests are read and checked; on a problem nothing is written.
+2. The forecast is printed, and `submissions/<run>.csv` is written.
+3. A file that is in the ledger is not uploaded again; nor is one that Kaggle lists and that a
+   crash kept out of the ledger: it is added there.
+4. Otherwise the file is uploaded, if Kaggle's limits allow it, and added to the ledger, pending.
+5. The score is awaited up to a time limit; `fetch_scores` gets it later.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +19,19 @@ import numpy as np
 from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.data.sample import read_sample
-from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError
+from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
 from comp.predict.finished import FinishedRun, check_current, read_run
 from comp.progress import Reporter
-from comp.store import Workspace
+from comp.store import Workspace, code_commit, file_sha256, locked
 from comp.submit.csvfile import check_submission, write_submission
-from comp.submit.forecast import show_forecast
-from comp.submit.ledger import LedgerRow, locked, read_ledger, write_row
-from comp.submit.upload import known_rows, upload_once
+from comp.submit.forecast import print_forecast
+from comp.submit.ledger import LedgerRow, read_ledger, read_rows, write_row
 
-WAIT_S = 900.0  # for a score, unless told otherwise; Kaggle takes seconds, or minutes on a busy day
+CODE = Path(__file__).resolve().parents[1]
+SCORE_WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
+LISTED_S = 60.0  # from the start of an upload until Kaggle lists it, or never will
+LOOK_EVERY_S = 5.0
 
 
 def submit(
@@ -38,151 +42,243 @@ def submit(
     reporter: Reporter,
     *,
     force: bool = False,
-    limit_s: float = WAIT_S,
+    limit_s: float = SCORE_WAIT_S,
 ) -> LedgerRow:
     """The ledger's row of this run's submission, with its score if that came within `limit_s`.
 
-    A file that was submitted before is not uploaded again, and its row is returned, unless `force`. SubmissionError if
-    anything is off with the file, no submission is left today, or Kaggle could not score it.
+    A file that was submitted before is uploaded again only by `force`. SubmissionError if the
+    file has a problem, no submission is left today, or Kaggle could not score it.
     """
     finished = read_run(run)
-    sample_ids = _sample_ids(workspace, competition)
-    for remark in _checked(workspace, competition, finished, sample_ids):
-        reporter.warn(remark)
+    ids = _check_run(workspace, competition, finished, reporter)
     try:
-        show_forecast(workspace, competition, finished, reporter)
-    except DataError as error:  # too few photos to foretell from are enough to submit
+        print_forecast(workspace, competition, finished, reporter)
+    except DataError as error:  # too few photos for a forecast are enough for a submission
         reporter.warn(f"no forecast: {error}")
-    with locked(
-        workspace.submissions / ".submit.lock"
-    ):  # two runs of this stage at once must not upload one file twice
+    # Two runs of this stage at the same time must not both upload the file.
+    with locked(workspace.submissions / ".submit.lock", reporter):
         path = workspace.submissions / f"{finished.folder}.csv"
-        probs = finished.predictions.set_index("id")["prob"].loc[sample_ids].to_numpy(np.float64)
-        write_submission(path, sample_ids, probs, competition)
-        row = upload_once(workspace, kaggle, finished, path, reporter, force=force)
+        probs = finished.predictions.set_index("id")["prob"].loc[ids].to_numpy(np.float64)
+        write_submission(path, ids, probs, competition)
+        row = _upload_once(workspace, kaggle, finished, path, reporter, force=force)
     if row.status == "pending":
-        row = _awaited(workspace, kaggle, row, reporter, limit_s)
-    _show_score(row, reporter)
+        row = _await_score(workspace, kaggle, row, reporter, limit_s)
+    scores = [("CV raw", row.cv_raw), ("CV calibrated", row.cv_calibrated)]
+    scores += [("CV clipped", row.cv_clipped), ("public score", row.public_score)]
+    cells = [(name, _or_dash(score)) for name, score in scores]
+    reporter.table(row.file, ("log loss", row.status), cells)
     return row
 
 
-def scores(
+def fetch_scores(
     workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter
 ) -> list[LedgerRow]:
-    """The rows of the ledger that were pending and are not any more; the whole ledger is shown."""
-    waiting = [row for row in known_rows(workspace, reporter) if row.status == "pending"]
+    """The rows of the ledger that were pending and now are not; prints the whole ledger."""
+    pending = [row for row in read_rows(workspace, reporter) if row.status == "pending"]
     settled = []
-    for row in waiting:
+    for row in pending:
         try:
             answer = kaggle.submission(_ref(row))
         except (NotFoundError, SubmissionError) as error:
             reporter.warn(str(error))
             continue
         if answer.status == "error":
-            reporter.warn(_refusal(row, answer))
+            reporter.warn(_scoring_error(row, answer))
         if answer.status != "pending":
-            settled.append(_recorded(workspace, row, answer))
-    n, n_left = len(waiting), len(waiting) - len(settled)
-    later = (
-        f"; {n_left:,} {'is' if n_left == 1 else 'are'} left for the next `make scores`"
-        if n_left
-        else ""
-    )
-    reporter.say(
-        f"{n:,} submission{'' if n == 1 else 's'} waited for a score, {len(settled):,} have one or an error now{later}"
-    )
-    _show_ledger(competition, read_ledger(workspace.ledger).rows, reporter)
+            settled.append(_record(workspace, row, answer, reporter))
+    n_left = len(pending) - len(settled)
+    left = f"; {n_left:,} left for the next `make scores`" if n_left else ""
+    reporter.say(f"{len(pending):,} pending in the ledger, {len(settled):,} now settled{left}")
+    cells = [
+        (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status)
+        for row in read_ledger(workspace.ledger).rows
+    ]
+    columns = ("submission", "CV clipped", "public score", "status")
+    reporter.table(f"{competition.title}: log loss", columns, cells)
     return settled
 
 
-def _sample_ids(workspace: Workspace, competition: Competition) -> list[str]:
-    path = workspace.data / competition.sample
-    if not path.exists():
-        raise DataError(
-            f"{path} does not exist, and it says in which order the ids go: run `make data`"
-        )
-    return read_sample(path.read_bytes(), competition)
-
-
-def _checked(
-    workspace: Workspace, competition: Competition, finished: FinishedRun, sample_ids: Sequence[str]
+def _check_run(
+    workspace: Workspace, competition: Competition, finished: FinishedRun, reporter: Reporter
 ) -> list[str]:
+    """The ids in the order of the sample submission, once the run has passed all checks."""
+    sample = workspace.data / competition.sample
+    if not sample.exists():
+        raise DataError(f"{sample}, which lists the ids in order, does not exist: run `make data`")
+    ids = read_sample(sample.read_bytes(), competition)
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
     check_current(workspace, finished)
-    clip = finished.settings.clip
-    return check_submission(
+    for warning in check_submission(
         finished.predictions,
-        sample_ids,
+        ids,
         competition,
-        clip=clip,
+        clip=finished.settings.clip,
         oof=finished.oof,
         train=train,
         test=test,
+    ):
+        reporter.warn(warning)
+    return ids
+
+
+def _upload_once(
+    workspace: Workspace,
+    kaggle: Kaggle,
+    finished: FinishedRun,
+    path: Path,
+    reporter: Reporter,
+    *,
+    force: bool,
+) -> LedgerRow:
+    """The row of the file `path`: that of an earlier upload, or that of an upload made now.
+
+    A file `mark` exists during an upload. If a crash leaves it behind, the next run gives Kaggle
+    time to list the submission.
+    """
+    rows = read_rows(workspace, reporter)
+    draft = _draft_row(finished, path)
+    earlier = [row for row in rows if row.sha256 == draft.sha256]
+    if earlier and not force:
+        return _explain_skip(earlier[-1], reporter)
+    mark = path.with_name(f".{draft.sha256[:12]}.uploading")
+    lost = _find_lost(kaggle, draft, rows, mark, reporter)
+    if lost:
+        row = replace(draft, when=_utc(lost.date), ref=lost.ref, message=lost.message)
+        reporter.say(
+            f"{row.file} has been on Kaggle since {row.when} (ref {row.ref}) but was not in the"
+            " ledger: added to it, not uploaded again"
+        )
+    else:
+        ref = _upload(kaggle, path, draft.message, mark, reporter)
+        row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
+    write_row(workspace.ledger, row, reporter)
+    mark.unlink(missing_ok=True)
+    return row
+
+
+def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
+    """The row before the upload. Its message ends with a hash that identifies it on Kaggle."""
+    sha256, recipe, fingerprint = file_sha256(path), finished.recipe, finished.fingerprint
+    cv = f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
+    return LedgerRow(
+        when="",
+        file=path.name,
+        sha256=sha256,
+        recipe=recipe,
+        fingerprint=fingerprint,
+        commit=code_commit(CODE),
+        cv_raw=round(finished.cv_raw, 6),
+        cv_calibrated=round(finished.cv_calibrated, 6),
+        cv_clipped=round(finished.cv_clipped, 6),
+        public_score=None,
+        status="pending",
+        ref=None,
+        message=f"{recipe} {fingerprint} {cv} sha {sha256[:12]}",
     )
 
 
-def _awaited(
+def _explain_skip(row: LedgerRow, reporter: Reporter) -> LedgerRow:
+    """`row`, of an earlier upload of the file. SubmissionError if Kaggle could not score it."""
+    earlier = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref})"
+    if row.status == "error":
+        raise SubmissionError(
+            f"{earlier} and could not be scored: change the run, or upload it again with FORCE=1"
+        )
+    score = row.public_score
+    result = "is waiting for its score" if score is None else f"scored {score:.5f}"
+    reporter.say(f"{earlier} and {result}: not uploaded again (FORCE=1 does)")
+    return row
+
+
+def _find_lost(
+    kaggle: Kaggle, draft: LedgerRow, rows: Sequence[LedgerRow], mark: Path, reporter: Reporter
+) -> Submission | None:
+    """A submission of this file that Kaggle lists and the ledger lacks.
+
+    While `mark` shows an upload that was just interrupted, Kaggle gets time to list it.
+    """
+    age_s = time.time() - mark.stat().st_mtime if mark.exists() else LISTED_S
+    wait_s = LISTED_S - age_s if age_s >= 0 else 0.0  # a time in the future proves nothing
+    deadline = time.monotonic() + wait_s
+    if wait_s > 0:
+        reporter.say(
+            f"an upload of {draft.file} was interrupted:"
+            f" looking for it in Kaggle's list for at most {wait_s:.0f} s"
+        )
+    refs, ending = {row.ref for row in rows}, f"sha {draft.sha256[:12]}"
+    while True:
+        for each in kaggle.submissions():
+            if each.message.endswith(ending) and each.ref not in refs:
+                return each
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return None
+        time.sleep(min(left_s, LOOK_EVERY_S))
+
+
+def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Reporter) -> int:
+    """Kaggle's reference of the submission, made now if the limits allow it."""
+    limits = kaggle.limits()
+    if limits.n_allowed_now < 1:
+        raise SubmissionError(
+            f"no submission is left today ({limits.n_today:,} made): nothing was uploaded,"
+            " try again after midnight UTC"
+        )
+    reporter.say(f"uploading; {limits.n_allowed_now:,} submissions left today, including this one")
+    mark.touch()
+    try:
+        return kaggle.upload(path, message)
+    except UserError:
+        # Kaggle has refused, and there is nothing to find; or the answer was lost, and `upload`
+        # has already waited for the list to show the submission.
+        mark.unlink(missing_ok=True)
+        raise
+
+
+def _await_score(
     workspace: Workspace, kaggle: Kaggle, row: LedgerRow, reporter: Reporter, limit_s: float
 ) -> LedgerRow:
+    uploaded, later = f"{row.file} is uploaded (ref {row.ref})", "run `make scores` later"
     try:
         answer = kaggle.wait(_ref(row), limit_s)
     except UnavailableError as error:
-        reporter.warn(
-            f"{row.file} is uploaded (ref {row.ref}), its score could not be asked for ({error}): `make scores` does later"
-        )
+        reporter.warn(f"{uploaded}, but Kaggle did not answer about its score ({error}): {later}")
         return row
     if answer.status == "pending":
-        reporter.warn(
-            f"{row.file} is uploaded (ref {row.ref}) and has no score after {limit_s:.0f} s: `make scores` asks again later"
-        )
+        reporter.warn(f"{uploaded} and has no score after {limit_s:.0f} s: {later}")
         return row
-    row = _recorded(workspace, row, answer)
+    row = _record(workspace, row, answer, reporter)
     if answer.status == "error":
-        raise SubmissionError(_refusal(row, answer))
+        raise SubmissionError(_scoring_error(row, answer))
     return row
 
 
-def _recorded(workspace: Workspace, row: LedgerRow, answer: Submission) -> LedgerRow:
+def _record(
+    workspace: Workspace, row: LedgerRow, answer: Submission, reporter: Reporter
+) -> LedgerRow:
     row = replace(row, status=answer.status, public_score=answer.public_score)
-    write_row(workspace.ledger, row)
+    write_row(workspace.ledger, row, reporter)
     return row
 
 
-def _refusal(row: LedgerRow, answer: Submission) -> str:
-    reason = " ".join(answer.error.split()).rstrip(".") or "it gives no reason"
-    return f"Kaggle could not score {row.file} (ref {row.ref}): {reason}; it is in the ledger as an error"
+def _scoring_error(row: LedgerRow, answer: Submission) -> str:
+    reason = " ".join(answer.error.split()).rstrip(".") or "no reason given"
+    recorded = "recorded in the ledger as an error"
+    return f"Kaggle could not score {row.file} (ref {row.ref}): {reason}; {recorded}"
 
 
 def _ref(row: LedgerRow) -> int:
     if row.ref is None:
         raise SubmissionError(
-            f"the ledger has no ref for {row.file} of {row.when}: take it from Kaggle's list of submissions, or delete the line"
+            f"the ledger has no ref for {row.file} of {row.when}: take it from Kaggle's list of"
+            " submissions, or delete the line"
         )
     return row.ref
 
 
-def _show_score(row: LedgerRow, reporter: Reporter) -> None:
-    """Cross-validation and the board's score, one above the other."""
-    values = {
-        "CV raw": row.cv_raw,
-        "CV calibrated": row.cv_calibrated,
-        "CV clipped": row.cv_clipped,
-        "public score": row.public_score,
-    }
-    reporter.table(
-        row.file,
-        ("log loss", row.status),
-        [(name, _shown(value)) for name, value in values.items()],
-    )
+def _or_dash(score: float | None) -> float | str:
+    return "-" if score is None else score
 
 
-def _show_ledger(competition: Competition, rows: Sequence[LedgerRow], reporter: Reporter) -> None:
-    columns = ("submission", "CV clipped", "public score", "status")
-    lines = [
-        (row.file, _shown(row.cv_clipped), _shown(row.public_score), row.status) for row in rows
-    ]
-    reporter.table(f"{competition.title}: log loss", columns, lines)
-
-
-def _shown(value: float | None) -> float | str:
-    return "-" if value is None else value
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,7 +1,7 @@
 """Training batches: augmented crops or cached arrays, and labels, in an order set by a seed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,23 +15,13 @@ from comp.network.views import Canvases, Crops
 from comp.recipe import Augmentation, FineTune
 from comp.seeds import derive_seed
 from comp.store import fingerprint
+from comp.train.features import CachedRows
 
 # uint8 crops [b, s, s, 3], or cached arrays float32 [b, ...]; and labels float32 [b]
 Batch = tuple[Tensor, Tensor]
 MAX_WORKERS = 12  # processes that feed a GPU
 PREFETCH = 4  # batches per process
 Place = tuple[int, int]  # epoch, row of the fold's training photos
-
-
-class Arrays(Protocol):
-    """Arrays of some photos, in memory or on disk (`comp.train.features.CachedRows`)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The arrays [n, ...] at `rows`."""
-        ...
 
 
 class Draw:
@@ -83,7 +73,7 @@ class CachedPhotos(Dataset[Batch]):
     """Cached arrays of the training photos of one fold, in some draws that epochs use in turn."""
 
     def __init__(
-        self, draws: Sequence[Arrays], rows: Sequence[int], targets: Sequence[float]
+        self, draws: Sequence[CachedRows], rows: Sequence[int], targets: Sequence[float]
     ) -> None:
         self._draws, self._rows = draws, np.asarray(rows, np.int64)
         self._targets = torch.tensor(targets, dtype=torch.float32)

@@ -54,6 +54,10 @@ class CachedRows:
         return self.take(np.arange(len(self)))
 
 
+def in_memory(arrays: NDArray[np.float32]) -> CachedRows:
+    return CachedRows([arrays], np.array([(0, row) for row in range(len(arrays))], np.int64))
+
+
 class ArrayCache:
     """Arrays of one kind in a folder, by their photo's sha256.
 

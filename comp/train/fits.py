@@ -25,7 +25,7 @@ from comp.recipe import FineTune, Head, Svm, ViewsName
 from comp.seeds import derive_seed
 from comp.train.batches import Batch, CachedPhotos, batches_of
 from comp.train.checkpoints import head_shape, load_tensors
-from comp.train.features import FrozenNetwork
+from comp.train.features import FrozenNetwork, in_memory
 from comp.train.inputs import Inputs, read_inputs
 from comp.train.run import Run
 from comp.train.solver import solve_fold
@@ -139,7 +139,7 @@ class HeadFit:
             f" {len(features):,} photos"
         )
         targets = list(photos["target"][self.inputs.training_rows(fold)])
-        cached = CachedPhotos([_InMemory(features)], range(len(features)), targets)
+        cached = CachedPhotos([in_memory(features)], range(len(features)), targets)
 
         def make_batches(phase: FineTune, seed: int) -> DataLoader[Batch]:
             return batches_of(cached, len(features), phase, seed)
@@ -156,13 +156,3 @@ class HeadFit:
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         head = self.head(fold)
         return {view.name: self.frozen.logits(head, ids, view) for view in self._views}
-
-
-class _InMemory:
-    """Arrays of photos in memory."""
-
-    def __init__(self, arrays: NDArray[np.float32]) -> None:
-        self._arrays, self.shape = arrays, arrays.shape
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._arrays[rows]

@@ -82,7 +82,7 @@ def _runs(home: Path, *, exact: bool) -> dict[str, str]:
     edition = ["--archive", HERE / "archive.zip", "--solution", HERE / "solution.csv"]
     texts = {}
     for golden, recipe in REHEARSED.items():
-        chosen = ["--device", "cpu", "--home", home, "--recipe", *recipe.split()]
+        chosen = ["--device", "cpu", "--workspace", home, "--recipe", *recipe.split()]
         _call("rehearsal", *edition, *chosen, status=int(golden == LEARNS_NOTHING))
         (root,) = (home / ".rehearsal").iterdir()
         row = pd.read_csv(root / "submissions" / "ledger.csv", dtype=str).tail(1)
@@ -93,11 +93,11 @@ def _runs(home: Path, *, exact: bool) -> dict[str, str]:
         texts |= _run(golden, root / "runs" / Path(file).stem)
     for golden, arguments in BLENDED.items():
         before = set((root / "runs").iterdir())
-        _call("blend", *arguments.split(), "--home", root)
+        _call("blend", *arguments.split(), "--workspace", root)
         (folder,) = set((root / "runs").iterdir()) - before
         texts |= _run(golden, folder)
     for name, arguments in PRINTED.items():
-        said = HASH.sub("", _call(*arguments.split(), "--home", root))
+        said = HASH.sub("", _call(*arguments.split(), "--workspace", root))
         texts[f"printed/{name}.txt"] = "\n".join(ANY_NUMBER.findall(said)) + "\n"
     for split in ("train.csv", "test.csv"):
         texts[f"data/{split}"] = (root / "data" / split).read_text()

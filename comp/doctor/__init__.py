@@ -1,1 +1,0 @@
-"""What a run needs: each line fine, or what to do."""
