@@ -10,7 +10,7 @@ from comp.network.views import CENTRE, crop
 from comp.recipe import Augmentation, Crop, FineTune
 from comp.train.augment import make_augmentation
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
-from comp.train.fits import _InMemory
+from comp.train.features import in_memory
 
 PLAIN = Augmentation(flip=False, colour=0.0)
 FIXED = PLAIN.replace(crop="center-crop")
@@ -129,7 +129,7 @@ def test_every_option_of_the_augmentation_gives_a_draw_another_name() -> None:
 
 
 def test_epochs_use_the_cached_draws_in_turn() -> None:
-    draws = [_InMemory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
+    draws = [in_memory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
     training = TRAINING.replace(epochs=3)
     loader = batches_of(CachedPhotos(draws, range(4), [0.0] * 4), 4, training, seed=0)
     values = torch.cat([values for values, _ in loader]).flatten().long()
