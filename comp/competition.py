@@ -1,4 +1,4 @@
-"""What is asked: the one file to edit for another two-class photo competition."""
+"""The one file to edit for another competition of binary image classification."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,26 @@ class Competition:
 
     slug: str
     title: str
-    classes: tuple[str, str]  # negative, positive: the label 1 means the second
-    archives: tuple[str, str]  # members of Kaggle's archive that hold the photos: train, test
-    sample: str  # member that names the ids to predict, in order
+    classes: tuple[str, str]  # negative, positive: label 1 means the second
+
+    # Kaggle's archive: a zip of two zips of photos and of a sample submission
+    archives: tuple[str, str]  # the zips of photos: train, test
+    train_photo: str  # regular expression of a training photo's path in its zip, whole, with the
+    # groups `id` and `class` (one of `classes`); ids become file names and keys everywhere
+    test_photo: str  # the same of a test photo, with the group `id` alone
+    sample: str  # the sample submission, which lists the ids to predict in order
     columns: tuple[str, str]  # header of a submission: id, P(positive)
-    n_train: int  # photos in the real edition; a rehearsal may hold fewer
+    numeric_ids: bool  # test ids are whole numbers: 7, 7.0 and 7e0 in a CSV are the same id
+    n_train: int  # photos in the real edition; a rehearsal may have fewer
     n_test: int
-    archive_bytes: int  # size of Kaggle's archive; the photos take as much again once unpacked
+    archive_bytes: int  # about; the photos take as much again once unpacked
+    max_member_bytes: int  # a larger photo or sample submission is refused: the archive is wrong
+
+    # What is known about the leaderboard and the labels
+    noise_rate: float  # share of test labels that contradict any confident model, as believed
+    noise_spread: float  # standard deviation of that belief before scores update it
     archived_board: str | None  # file in comp/ with a column of the final public scores, best first
-    noise_rate: float  # share of the test labels that contradict any confident model, as believed before there are scores
-    noise_spread: (
-        float  # standard deviation of that belief; comp/submit/forecast.py learns from scores
-    )
-    max_member_bytes: (
-        int  # a photo larger than this, unpacked, is refused: the archive is not what it says
-    )
+    suspects: str | None  # file in comp/ with ids of training photos that published lists suspect
 
     @property
     def rules_url(self) -> str:
@@ -36,14 +41,20 @@ COMPETITION = Competition(
     title="Dogs vs. Cats Redux: Kernels Edition",
     classes=("cat", "dog"),
     archives=("train.zip", "test.zip"),
+    train_photo=r"train/(?P<id>(?P<class>cat|dog)\.(0|[1-9][0-9]{0,17}))\.jpg",
+    test_photo=r"test/(?P<id>0|[1-9][0-9]{0,17})\.jpg",
     sample="sample_submission.csv",
     columns=("id", "label"),
+    numeric_ids=True,
     n_train=25_000,
     n_test=12_500,
     archive_bytes=850_000_000,
+    max_member_bytes=64 * 2**20,
+    # Public scores imply 50 to 70 photos, other evidence 0.3 to 0.5 %, six clips of one model
+    # 0.42 % (test_calibrate.py).
+    noise_rate=0.004,
+    noise_spread=0.001,
     # All 1,315 teams on 2017-03-02, when it closed; late submissions are scored but not ranked.
     archived_board="archived_board.csv",
-    noise_rate=0.004,  # public scores imply 50 to 70 photos, other evidence 0.3 to 0.5 %, six clips of one model 0.42 % (test_calibrate.py)
-    noise_spread=0.001,
-    max_member_bytes=64 * 2**20,
+    suspects="suspects.csv",
 )

@@ -19,7 +19,6 @@ from comp.competition import Competition
 from comp.errors import UserError
 from comp.kaggle import Kaggle, Patience
 from comp.kaggle.archive import MB, Archive
-from comp.kaggle.download import Part
 from comp.progress import Reporter
 from comp.recipes import DEFAULT, ON_CPU
 from comp.store import Workspace
@@ -282,17 +281,16 @@ def find_archive(folder: Path, competition: Competition) -> str:
     archive = Archive(folder / f"{competition.slug}.zip")
     if archive.path.exists():
         size = f"{archive.path.stat().st_size / MB:,.1f} MB"
-        if archive.known():
+        if archive.is_checked():
             return f"complete and checked, {size}"
         raise Doubt(f"{size}, not from `make data` or changed since: it will check them")
-    if not archive.part.exists():
+    part = archive.part
+    if not part.path.exists():
         return "absent: `make data` downloads it"
-    with archive.part.open("rb") as file:
-        part = Part(file.fileno(), archive.part_note)
-        have = f"{part.n_bytes / MB:,.1f} MB"
-        if part.resume_at():
-            return f"partial and resumable, {have}: `make data` resumes there"
-        return f"partial, {have} of an unknown version: `make data` starts over"
+    have = f"{part.n_bytes / MB:,.1f} MB"
+    if part.resume_at():
+        return f"partial and resumable, {have}: `make data` resumes there"
+    return f"partial, {have} of an unknown version: `make data` starts over"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from comp.errors import StoreError
+from comp.errors import DataError, StoreError
 from comp.progress import Reporter
 
 if TYPE_CHECKING:
@@ -141,6 +141,16 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         with whole(target) as scratch:
             shutil.copyfile(source, scratch)
+
+
+def require_room(folder: Path, n_bytes: int, what: str, remedy: str = "make room") -> str:
+    """A line that says how much room `what` takes in `folder`; DataError if there is not enough."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    line = f"{what} take {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free under {folder}"
+    if n_bytes > free:
+        raise DataError(f"{line}: {remedy}")
+    return line
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ IDS = [str(n) for n in range(1, 41)]
 HASTE = Patience(
     connect_s=2.0,
     read_s=0.5,
-    silence_s=10.0,
+    answer_s=10.0,
     n_tries=4,
     retry_s=5.0,
     wait_first_s=0.01,
@@ -121,4 +121,3 @@ def stand(folder: Path) -> Iterator[Stand]:
         assert not kaggle.is_real
         assert kaggle.endpoint() == "http://localhost"
         yield Stand(server=server, archive=archive, env=env, kaggle=kaggle, notebook=notebook)
-        kaggle.close()

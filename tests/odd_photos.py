@@ -1,17 +1,23 @@
-"""Photos of every kind as bytes, and archives of them as Kaggle packs them."""
+"""Photos of every kind as bytes, archives of them as Kaggle packs them, and runs that are killed."""
 
 import io
+import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from heard import Heard
 from numpy.typing import NDArray
 from PIL import Image
 
 from comp.competition import COMPETITION
+from comp.progress import Advance
+
+ZipMembers = Mapping[str, bytes] | Sequence[tuple[str | zipfile.ZipInfo, bytes]]
 
 
 def scene(seed: int, width: int = 96, height: int = 72) -> Image.Image:
@@ -21,9 +27,8 @@ def scene(seed: int, width: int = 96, height: int = 72) -> Image.Image:
         (width, height), Image.Resampling.BICUBIC
     )
     left, top = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
-    blots.paste(
-        tuple(rng.integers(0, 256, 3).tolist()), (left, top, left + width // 3, top + height // 4)
-    )
+    box = (left, top, left + width // 3, top + height // 4)
+    blots.paste(tuple(rng.integers(0, 256, 3).tolist()), box)
     return blots
 
 
@@ -53,10 +58,7 @@ def pixels_of(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def zipped(
-    members: Mapping[str, bytes] | list[tuple[str | zipfile.ZipInfo, bytes]],
-    method: int = zipfile.ZIP_STORED,
-) -> bytes:
+def zipped(members: ZipMembers, method: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, data in members.items() if isinstance(members, Mapping) else members:
@@ -64,7 +66,7 @@ def zipped(
     return file.getvalue()
 
 
-def sample_csv(ids: list[str]) -> bytes:
+def sample_csv(ids: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in ["id,label", *(f"{id},0.5" for id in ids)]).encode()
 
 
@@ -75,21 +77,20 @@ def packed(
     inner_train: bytes | None = None,
     sample: bytes | None = None,
 ) -> dict[str, bytes]:
-    """The members of Kaggle's archive for photos by id; train.zip and the sample submission may be given instead."""
-    honest = {
-        split: zipped({f"{split}/{id}.jpg": data for id, data in photos.items()}, method)
+    """The members of Kaggle's archive for photos by id; train.zip and the sample submission may be
+    given instead."""
+    inner = {
+        split: zipped({f"{split}/{name}.jpg": data for name, data in photos.items()}, method)
         for split, photos in (("train", train), ("test", test))
     }
     return {
-        COMPETITION.archives[0]: honest["train"] if inner_train is None else inner_train,
-        COMPETITION.archives[1]: honest["test"],
+        COMPETITION.archives[0]: inner["train"] if inner_train is None else inner_train,
+        COMPETITION.archives[1]: inner["test"],
         COMPETITION.sample: sample_csv(list(test)) if sample is None else sample,
     }
 
 
-def write_archive(
-    path: Path, members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED
-) -> Path:
+def write_archive(path: Path, members: ZipMembers, method: int = zipfile.ZIP_STORED) -> Path:
     path.write_bytes(zipped(members, method))
     return path
 
@@ -102,3 +103,29 @@ def some_photos(n_each: int, n_test: int) -> tuple[dict[str, bytes], dict[str, b
         for label, name in enumerate(COMPETITION.classes)
     }
     return train, {str(number): jpeg(10_000 + number) for number in range(1, n_test + 1)}
+
+
+class DyingReporter(Heard):
+    """Kills the process, as `kill -9` does, once `n_left` photos are done."""
+
+    def __init__(self, n_left: int) -> None:
+        super().__init__()
+        self.n_left = n_left
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        def advance(n: int = 1, note: str = "") -> None:
+            self.n_left -= 1
+            if self.n_left < 0:
+                os.kill(os.getpid(), 9)
+
+        yield advance
+
+
+def assert_killed(function: Callable[[], object]) -> None:
+    """Run `function` in a child process, which it must kill."""
+    child = os.fork()
+    if not child:
+        function()
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 9

@@ -1,4 +1,4 @@
-"""Folds: groups stay whole, classes and sizes are even, and nothing depends on the order of the rows."""
+"""Folds: groups stay whole, classes and sizes are even, and the order of the rows has no effect."""
 
 import random
 
@@ -12,9 +12,8 @@ from comp.errors import DataError
 
 
 def photos(n: int) -> tuple[list[str], list[int]]:
-    return [f"{'dog' if index % 2 else 'cat'}.{index // 2}" for index in range(n)], [
-        index % 2 for index in range(n)
-    ]
+    labels = [index % 2 for index in range(n)]
+    return [f"{'dog' if index % 2 else 'cat'}.{index // 2}" for index in range(n)], labels
 
 
 @settings(max_examples=100, deadline=None)
@@ -29,19 +28,15 @@ def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
     labels: list[int], groups: list[int], n_folds: int, seed: int, order: random.Random
 ) -> None:
     n = len(labels)
-    ids = [f"p.{index}" for index in range(n)]
+    ids, of_group = [f"p.{index}" for index in range(n)], np.array(groups[:n])
     try:
-        folds = assign_folds(ids, labels, groups[:n], n_folds=n_folds, seed=seed)
+        folds = assign_folds(ids, labels, of_group, n_folds=n_folds, seed=seed)
     except DataError:
-        return  # too few groups of a class for so many folds: refused, which another test is about
+        return  # too few groups of a class for so many folds; another test is about that
     assert set(folds) == set(range(n_folds))
-    for group in set(groups[:n]):
-        assert (
-            len({fold for fold, number in zip(folds, groups[:n], strict=True) if number == group})
-            == 1
-        )
-    shuffled = list(range(n))
-    order.shuffle(shuffled)
+    assert all(len(set(folds[of_group == group])) == 1 for group in set(groups[:n]))
+    assert all(len(set(np.array(labels)[folds == fold])) == 2 for fold in range(n_folds))
+    shuffled = order.sample(range(n), n)
     again = assign_folds(
         [ids[row] for row in shuffled],
         [labels[row] for row in shuffled],
@@ -50,8 +45,6 @@ def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
         seed=seed,
     )
     assert again.tolist() == folds[shuffled].tolist()
-    for fold in range(n_folds):
-        assert len({label for label, each in zip(labels, folds, strict=True) if each == fold}) == 2
 
 
 @given(
@@ -61,21 +54,17 @@ def test_a_group_is_never_split_and_the_order_of_rows_never_matters(
     seed=st.integers(0, 99),
 )
 @settings(max_examples=50, deadline=None)
-def test_single_photos_are_dealt_as_evenly_as_can_be(
+def test_singletons_are_spread_as_evenly_as_possible(
     n_cats: int, n_dogs: int, n_folds: int, seed: int
 ) -> None:
     labels = np.array([0] * n_cats + [1] * n_dogs)
-    ids = [f"cat.{index}" for index in range(n_cats)] + [f"dog.{index}" for index in range(n_dogs)]
+    ids = [f"photo.{index}" for index in range(len(labels))]
     folds = assign_folds(ids, labels, np.arange(len(ids)), n_folds=n_folds, seed=seed)
-    for counts in (
-        np.bincount(folds),
-        np.bincount(folds[labels == 0]),
-        np.bincount(folds[labels == 1]),
-    ):
-        assert np.ptp(counts) <= 1
+    for part in (folds, folds[labels == 0], folds[labels == 1]):
+        assert np.ptp(np.bincount(part, minlength=n_folds)) <= 1
 
 
-def test_large_groups_are_evened_out_by_single_photos() -> None:
+def test_singletons_even_out_what_large_groups_leave_uneven() -> None:
     ids, labels = photos(400)
     groups = [0 if index < 40 else 1 if index < 60 else index for index in range(400)]
     folds = assign_folds(ids, labels, groups, n_folds=5, seed=1)
@@ -83,35 +72,24 @@ def test_large_groups_are_evened_out_by_single_photos() -> None:
     assert np.bincount(folds, weights=labels).tolist() == [40] * 5
 
 
+def test_shares_set_the_relative_sizes_of_folds() -> None:
+    ids, labels = photos(400)
+    folds = assign_folds(ids, labels, range(400), n_folds=3, seed=0, shares=[0.1, 0.2, 0.7])
+    assert np.bincount(folds) == pytest.approx([40, 80, 280], abs=2)
+    assert np.bincount(folds, weights=labels) == pytest.approx([20, 40, 140], abs=1)
+
+
 def test_folds_are_the_same_everywhere_and_for_ever() -> None:
-    """A golden value: whoever changes it makes all runs so far incomparable, and must change the salt."""
-    ids, labels = photos(12)
-    assert assign_folds(ids, labels, range(12), n_folds=3, seed=0).tolist() == [
-        0,
-        2,
-        2,
-        1,
-        1,
-        0,
-        0,
-        1,
-        2,
-        0,
-        1,
-        2,
-    ]
+    """A golden value: to change it makes all runs so far incomparable, and needs another salt."""
+    folds = assign_folds(*photos(12), range(12), n_folds=3, seed=0)
+    assert folds.tolist() == [0, 2, 2, 1, 1, 0, 0, 1, 2, 0, 1, 2]
 
 
-def test_another_seed_deals_other_folds() -> None:
-    ids, labels = photos(100)
-    one, other = (assign_folds(ids, labels, range(100), n_folds=5, seed=seed) for seed in (0, 1))
-    assert 0.1 < (one == other).mean() < 0.35
-
-
-def test_neighbouring_ids_are_not_neighbours_in_folds() -> None:
+def test_another_seed_gives_other_folds_and_neighbouring_ids_are_not_neighbours_in_folds() -> None:
     ids, labels = photos(2000)
-    folds = assign_folds(ids, labels, range(2000), n_folds=5, seed=0)
-    assert abs((folds[2:] == folds[:-2]).mean() - 0.2) < 0.04
+    one, other = (assign_folds(ids, labels, range(2000), n_folds=5, seed=seed) for seed in (0, 1))
+    assert abs((one == other).mean() - 0.2) < 0.04
+    assert abs((one[2:] == one[:-2]).mean() - 0.2) < 0.04
 
 
 @pytest.mark.parametrize(
@@ -125,11 +103,10 @@ def test_neighbouring_ids_are_not_neighbours_in_folds() -> None:
         ([], [], 5),
     ],
 )
-def test_too_few_photos_or_groups_are_told_in_one_line(
+def test_too_few_photos_or_groups_are_an_error_of_one_line(
     labels: list[int], groups: list[int], n_folds: int
 ) -> None:
+    ids = [str(index) for index in range(len(labels))]
     with pytest.raises(DataError, match=f"{len(labels)} photos .* {n_folds} folds") as caught:
-        assign_folds(
-            [str(index) for index in range(len(labels))], labels, groups, n_folds=n_folds, seed=0
-        )
+        assign_folds(ids, labels, groups, n_folds=n_folds, seed=0)
     assert "\n" not in str(caught.value)

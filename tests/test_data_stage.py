@@ -1,15 +1,20 @@
-"""The stage from an archive to photos, manifests, folds and pixels: once, whole, and the same whatever happens on the way."""
+"""The stage from an archive to photos, manifests, folds and pixels: once, whole, and the same
+whatever happens on the way."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from heard import Heard
 from odd_photos import (
+    assert_killed,
     encoded,
     jpeg,
     packed,
@@ -19,13 +24,14 @@ from odd_photos import (
     with_orientation,
     with_size,
     write_archive,
+    zipped,
 )
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
-from comp.competition import COMPETITION
-from comp.data import stage
-from comp.data.geometry import Geometry
-from comp.data.manifest import read_manifest
+from comp.competition import COMPETITION, Competition
+from comp.data import scan, stage
+from comp.data.canvas import Geometry
+from comp.data.manifest import SPLITS, read_manifest
 from comp.data.pixels import open_pixels
 from comp.data.sample import read_sample
 from comp.data.stage import prepare
@@ -44,30 +50,52 @@ ODD = {
     "dog.27": b"<html></html>",
     "dog.28": jpeg(0),  # cat.0 again, under the other class
 }
+ODD_STATUS = {
+    "cat.20": "grey",
+    "cat.21": "cmyk",
+    "cat.22": "rotated",
+    "dog.23": "converted",
+    "dog.24": "empty",
+    "dog.25": "truncated",
+    "dog.26": "huge",
+    "dog.27": "undecodable",
+}
 ODD_TEST = {
     "13": b"",
-    "14": encoded(ImageOps.mirror(scene(3)), quality=60),
-    "15": jpeg(10_001),
-}  # 14 is dog.1 mirrored, 15 is 1
+    "14": encoded(ImageOps.mirror(scene(3)), quality=60),  # dog.1 mirrored
+    "15": jpeg(10_001),  # 1 again
+}
 SMALL = Geometry(size_px=24)
 
 
-def verdicts(manifest: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(manifest["id"], manifest["verdict"], strict=True))
+def run(
+    workspace: Workspace,
+    archive: Path | Callable[[], Path],
+    geometry: Geometry | None = None,
+    competition: Competition = COMPETITION,
+    is_real: bool = False,
+) -> Heard:
+    heard = Heard()
+    prepare(workspace, competition, archive, is_real, geometry, heard)
+    return heard
 
 
-def both(workspace: Workspace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return read_manifest(workspace.manifest("train")), read_manifest(workspace.manifest("test"))
+def manifests(workspace: Workspace) -> list[pd.DataFrame]:
+    return [read_manifest(workspace.manifest(split)) for split in SPLITS]
 
 
-def artefacts(workspace: Workspace) -> dict[str, tuple[int, bytes]]:
-    paths = (
-        path for path in workspace.data.rglob("*") if path.is_file() and path.suffix != ".lock"
-    )
+def manifest_bytes(workspace: Workspace) -> list[bytes]:
+    return [workspace.manifest(split).read_bytes() for split in SPLITS]
+
+
+def artefacts(workspace: Workspace, with_time: bool = True) -> dict[str, tuple[int, bytes]]:
     return {
-        str(path.relative_to(workspace.root)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in paths
-        if path.name != ".lock"
+        str(path.relative_to(workspace.data)): (
+            path.stat().st_mtime_ns if with_time else 0,
+            path.read_bytes(),
+        )
+        for path in workspace.data.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
     }
 
 
@@ -79,31 +107,28 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def other_archive(tmp_path: Path) -> Path:
+    train, test = some_photos(6, 4)
+    return write_archive(tmp_path / "other.zip", packed(train | {"cat.0": jpeg(777)}, test))
+
+
+@pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path)
+    return Workspace(tmp_path / "w")
 
 
-def test_every_photo_gets_its_row_with_verdict_size_group_and_fold(
+def test_every_photo_gets_its_row_with_status_size_group_and_fold(
     workspace: Workspace, archive: Path
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
-    train, test = both(workspace)
+    run(workspace, archive, SMALL)
+    train, test = manifests(workspace)
     assert set(train["id"]) == {*TRAIN, *ODD}
     assert test["id"].tolist() == [str(number) for number in range(1, 16)]
-    odd = {
-        "grey": "cat.20",
-        "cmyk": "cat.21",
-        "rotated": "cat.22",
-        "converted": "dog.23",
-        "empty": "dog.24",
-        "truncated": "dog.25",
-    }
-    odd |= {"huge": "dog.26", "undecodable": "dog.27"}
-    assert {verdict: id for id, verdict in verdicts(train).items() if verdict != "ok"} == odd
-    assert verdicts(test)["13"] == "empty"
+    odd = train[train["verdict"] != "ok"]
+    assert dict(zip(odd["id"], odd["verdict"], strict=True)) == ODD_STATUS
+    assert test.set_index("id")["verdict"]["13"] == "empty"
     assert (train["label"] == train["id"].str.startswith("dog")).all()
-    assert test["label"].isna().all()
-    assert test["fold"].isna().all()
+    assert test[["label", "fold"]].isna().all(axis=None)
     assert set(train["id"][train["fold"].isna()]) == {"dog.24", "dog.25", "dog.26", "dog.27"}
     sizes = train.set_index("id")[["width", "height"]]
     assert sizes.loc["cat.0"].tolist() == [96, 72]
@@ -116,62 +141,67 @@ def test_every_photo_gets_its_row_with_verdict_size_group_and_fold(
     assert group.nunique() == len(group) - 4  # with the two empty files
     fold = train.set_index("id")["fold"]
     assert fold["dog.28"] == fold["cat.0"]
-    assert read_sample((workspace.data / COMPETITION.sample).read_bytes(), COMPETITION) == [
-        *reversed(TEST),
-        *ODD_TEST,
-    ]
+    sample = (workspace.data / COMPETITION.sample).read_bytes()
+    assert read_sample(sample, COMPETITION) == [*reversed(TEST), *ODD_TEST]
 
 
-def test_the_pixels_are_there_after_the_one_pass(
-    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fit", ["squash", "shorter"])
+def test_the_pixels_that_later_stages_open_exist_after_the_one_pass(
+    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch, fit: Any
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
-    monkeypatch.setattr("comp.data.pixels.decode", None)
-    pixels = open_pixels(workspace, list(both(workspace)), SMALL, Heard())
+    geometry = Geometry(fit=fit, size_px=24)
+    heard = run(workspace, archive, geometry)
+    monkeypatch.setattr("comp.data.photos.decode", None)
+    pixels = open_pixels(workspace, manifests(workspace), geometry, Heard())
     assert len(pixels) == len(TRAIN) + len(ODD) - 4 + len(TEST) + len(ODD_TEST) - 1
+    assert len(list(workspace.pixels.rglob("pixels.bin"))) == 1
+    assert f"pixels {geometry.name} of" in str(heard)
 
 
-def test_the_store_of_another_shape_is_the_one_that_later_stages_open(
-    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comp.data.pixels.decode", None)
-    shorter = Geometry(fit="shorter", size_px=24)
-    for max_bytes in (
-        10**9,
-        75_000,
-    ):  # raw; and less than 80,640 raw bytes, but more than squashed photos would take
-        workspace.manifest("train").unlink(missing_ok=True)
-        prepare(workspace, COMPETITION, archive, False, shorter, Heard(), max_bytes)
-        open_pixels(workspace, list(both(workspace)), shorter, Heard(), max_bytes)
-    assert {path.name.split("-")[3] for path in workspace.pixels.iterdir()} == {"raw", "jpeg"}
-
-
-def test_the_summary_says_what_deserves_a_look(workspace: Workspace, archive: Path) -> None:
-    heard = Heard()
-    prepare(workspace, COMPETITION, archive, False, None, heard)
-    text = str(heard)
+def test_the_summary_says_what_to_look_at(workspace: Workspace, archive: Path) -> None:
+    text = str(run(workspace, archive))
     for line in (
         "photos 11 14 15",
         "grey 1 0 0",
         "empty 0 1 1",
         "with near-duplicates 1 3 4",
-        "warning: 4 training photos cannot be decoded and are set aside: dog.24 (empty), dog.25 (truncated), dog.26 (huge)",
-        "warning: 1 test photos cannot be decoded and will be given the prior probability: 13 (empty)",
-        "warning: near-duplicates of different classes, so that a label must be wrong, in 1 groups: cat.0, dog.28",
+        "warning: 4 training photos cannot be decoded and are set aside:"
+        " dog.24 (empty), dog.25 (truncated), dog.26 (huge)",
+        "warning: 1 test photos cannot be decoded and will be given the prior probability:"
+        " 13 (empty)",
+        "warning: 1 groups have near-duplicates of different classes, so that a label must be"
+        " wrong: cat.0, dog.28",
     ):
         assert line in text, line
 
 
 def test_a_second_run_does_nothing_and_says_so(workspace: Workspace, archive: Path) -> None:
-    prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
+    run(workspace, archive, SMALL)
     before = artefacts(workspace)
-    heard = Heard()
-    prepare(workspace, COMPETITION, archive, False, SMALL, heard)
-    assert heard.lines == [f"{workspace.data} is complete: nothing to do"]
+    assert run(workspace, archive, SMALL).lines == [f"{workspace.data} is complete: nothing to do"]
     assert artefacts(workspace) == before
 
 
-def test_the_archive_is_fetched_only_if_something_is_to_be_done(
+def test_a_second_run_loads_neither_torch_nor_scipy(workspace: Workspace, archive: Path) -> None:
+    run(workspace, archive, SMALL)
+    code = f"""
+import sys
+from pathlib import Path
+from comp.competition import COMPETITION
+from comp.data.canvas import Geometry
+from comp.data.stage import prepare
+from comp.progress import Reporter
+from comp.store import Workspace
+workspace = Workspace(Path({str(workspace.root)!r}))
+prepare(workspace, COMPETITION, Path({str(archive)!r}), False, Geometry(size_px=24), Reporter())
+sys.exit(bool({{"torch", "torchvision", "scipy", "sklearn", "timm"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stdout
+
+
+def test_the_archive_is_fetched_only_if_there_is_work_to_do(
     workspace: Workspace, archive: Path
 ) -> None:
     n_fetched = 0
@@ -185,226 +215,265 @@ def test_the_archive_is_fetched_only_if_something_is_to_be_done(
         return path
 
     for _ in range(2):
-        prepare(workspace, COMPETITION, fetch, False, None, Heard())
-    assert n_fetched == 1
+        run(workspace, fetch)
     (workspace.raw / "kaggle.zip").unlink()
-    prepare(workspace, COMPETITION, fetch, False, None, Heard())
+    run(workspace, fetch)
     assert n_fetched == 1
     workspace.manifest("test").unlink()
-    prepare(workspace, COMPETITION, fetch, False, None, Heard())
+    run(workspace, fetch)
     assert n_fetched == 2
 
 
-def test_an_archive_that_was_only_touched_is_known_by_its_hash_and_not_read_a_third_time(
-    workspace: Workspace, archive: Path, tmp_path: Path
+def test_an_archive_that_was_only_touched_is_known_by_its_hash(
+    workspace: Workspace, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.zip"
     copy.write_bytes(archive.read_bytes())
-    prepare(workspace, COMPETITION, copy, False, None, Heard())
+    run(workspace, copy)
     before = artefacts(workspace)
     os.utime(copy, (1, 1))
-    for _ in range(2):
-        heard = Heard()
-        prepare(workspace, COMPETITION, copy, False, None, heard)
-        assert "nothing to do" in str(heard)
+    assert "nothing to do" in str(run(workspace, copy))
     after = artefacts(workspace)
-    assert {name for name in before if before[name] != after[name]} == {"data/origin.json"}
+    assert {name for name in before if before[name] != after[name]} == {"origin.json"}
+    assert "nothing to do" in str(run(workspace, copy))
+    assert artefacts(workspace) == after
 
 
-def test_another_archive_takes_the_place_of_the_first(
-    workspace: Workspace, archive: Path, tmp_path: Path
+def test_another_archive_replaces_the_first(
+    workspace: Workspace, archive: Path, other_archive: Path, tmp_path: Path
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
-    train, test = some_photos(6, 4)
-    train["cat.0"] = jpeg(777)
-    other = write_archive(tmp_path / "other.zip", packed(train, test))
-    prepare(workspace, COMPETITION, other, False, SMALL, Heard())
-    assert set(both(workspace)[0]["id"]) == set(train)
+    run(workspace, archive, SMALL)
+    assert ".edited" not in str(run(workspace, other_archive, SMALL))
     fresh = Workspace(tmp_path / "fresh")
-    prepare(fresh, COMPETITION, other, False, SMALL, Heard())
-    for split in ("train", "test"):
-        assert workspace.manifest(split).read_bytes() == fresh.manifest(split).read_bytes()
+    run(fresh, other_archive, SMALL)
+    assert manifest_bytes(workspace) == manifest_bytes(fresh)
 
 
 def test_a_bad_archive_leaves_what_was_made_from_a_good_one(
     workspace: Workspace, archive: Path, tmp_path: Path
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
+    run(workspace, archive)
     before = artefacts(workspace)
     bad = tmp_path / "bad.zip"
     bad.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(ArchiveError):
-        prepare(workspace, COMPETITION, bad, False, None, Heard())
-    assert {
-        name: data for name, data in artefacts(workspace).items() if name.startswith("data/")
-    } == before
+        run(workspace, bad)
+    assert artefacts(workspace) == before
 
 
-def test_what_was_made_from_the_first_archive_is_not_taken_for_the_second_ones(
-    workspace: Workspace, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_made_from_the_first_archive_is_not_taken_for_that_of_the_second(
+    workspace: Workspace, archive: Path, other_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
-    monkeypatch.setattr(stage, "scan", None)
+    run(workspace, archive)
+    monkeypatch.setattr(scan, "scan", None)
     with pytest.raises(TypeError):
-        prepare(
-            workspace,
-            COMPETITION,
-            write_archive(tmp_path / "other.zip", packed(*some_photos(6, 4))),
-            False,
-            None,
-            Heard(),
-        )
-    for split in ("train", "test"):
+        run(workspace, other_archive)
+    for split in SPLITS:
         with pytest.raises(DataError, match="does not exist"):
             read_manifest(workspace.manifest(split))
 
 
-STEPS = [
-    "unpack",
-    "scan",
-    "near_pairs",
-    "assign_folds",
-    "write_text",
-    "write_manifest",
-    "write_json",
-    "report",
-]
-
-
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        (stage, "unpack"),
+        (scan, "scan"),
+        (scan, "near_pairs"),
+        (scan, "assign_folds"),
+        (stage, "write_text"),
+        (stage, "write_manifest"),
+        (stage, "write_json"),
+        (stage, "print_summary"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_run_killed_at_any_step_is_completed_by_the_next(
-    workspace: Workspace, archive: Path, tmp_path: Path, step: str
+    workspace: Workspace, archive: Path, tmp_path: Path, owner: Any, step: str
 ) -> None:
     whole = Workspace(tmp_path / "whole")
-    prepare(whole, COMPETITION, archive, False, SMALL, Heard())
-    child = os.fork()
-    if not child:
-        setattr(stage, step, dying(getattr(stage, step)))
-        prepare(workspace, COMPETITION, archive, False, SMALL, Heard())
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 9
-    heard = Heard()
-    prepare(workspace, COMPETITION, archive, False, SMALL, heard)
-    assert ("nothing to do" in str(heard)) == (step in ("write_json", "report"))
-    expected, found = artefacts(whole), artefacts(workspace)
-    assert {name: data for name, (_, data) in found.items()} == {
-        name.replace("whole/", ""): data for name, (_, data) in expected.items()
-    }
+    run(whole, archive, SMALL)
 
+    function = getattr(owner, step)
 
-def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, killed when it has done its work but for what it returns."""
-
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        function(*arguments, **named)
+    def die_after(*given: Any, **named: Any) -> None:
+        function(*given, **named)
         os.kill(os.getpid(), 9)
 
-    return wrapped
+    def dying() -> None:
+        setattr(owner, step, die_after)
+        run(workspace, archive, SMALL)
+
+    assert_killed(dying)
+    heard = run(workspace, archive, SMALL)
+    assert ("nothing to do" in str(heard)) == (step in ("write_json", "print_summary"))
+    assert artefacts(workspace, with_time=False) == artefacts(whole, with_time=False)
 
 
-def test_the_same_archive_gives_the_same_manifests_wherever_and_however_often(
+def test_the_same_archive_gives_the_same_manifests_everywhere(
     workspace: Workspace, archive: Path, tmp_path: Path
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
     other = Workspace(tmp_path / "other")
-    prepare(other, COMPETITION, archive, False, SMALL, Heard())
-    for split in ("train", "test"):
-        assert workspace.manifest(split).read_bytes() == other.manifest(split).read_bytes()
+    run(workspace, archive)
+    run(other, archive, SMALL)
+    assert manifest_bytes(workspace) == manifest_bytes(other)
 
 
-def test_an_edited_manifest_is_kept_and_mentioned_and_a_broken_one_told(
-    workspace: Workspace, archive: Path
-) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
+def edited(workspace: Workspace) -> bytes:
+    """The training manifest after somebody deleted its last row."""
     path = workspace.manifest("train")
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:-1]))
-    heard = Heard()
-    prepare(workspace, COMPETITION, archive, False, None, heard)
-    assert "edited" in str(heard)
-    assert path.read_text() == "".join(lines[:-1])
-    path.write_text("".join(lines).replace("truncated", "fine"))
-    with pytest.raises(DataError, match="column verdict"):
-        prepare(workspace, COMPETITION, archive, False, None, Heard())
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    return path.read_bytes()
 
 
-def test_a_photo_that_somebody_deleted_is_named_with_the_remedy(
+def test_an_edited_manifest_is_used_and_mentioned_and_a_broken_one_is_an_error(
     workspace: Workspace, archive: Path
 ) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
+    run(workspace, archive)
+    edit = edited(workspace)
+    assert "edited" in str(run(workspace, archive))
+    path = workspace.manifest("train")
+    assert path.read_bytes() == edit
+    path.write_bytes(edit.replace(b"truncated", b"fine"))
+    with pytest.raises(DataError, match="column verdict"):
+        run(workspace, archive)
+
+
+def test_an_edited_manifest_is_kept_when_it_has_to_be_made_again(
+    workspace: Workspace, archive: Path, other_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(workspace, archive)
+    first = edited(workspace)
+    heard = run(workspace, other_archive)
+    assert "train.csv was edited" in str(heard)
+    assert "kept as train.csv.edited-1" in str(heard)
+    second = edited(workspace)
+    monkeypatch.setattr(stage, "RULES", stage.RULES | {"seed": 1})
+    run(workspace, other_archive)
+    kept = {path.name: path.read_bytes() for path in workspace.data.glob("*.edited-*")}
+    assert kept == {"train.csv.edited-1": first, "train.csv.edited-2": second}
+    assert "nothing to do" in str(run(workspace, other_archive))
+
+
+def test_a_photo_that_was_deleted_is_named_with_the_remedy(
+    workspace: Workspace, archive: Path
+) -> None:
+    run(workspace, archive)
     (workspace.photos / "test" / "3.jpg").unlink()
     workspace.manifest("test").unlink()
-    with pytest.raises(DataError, match=r"3.jpg is missing .* delete this folder"):
-        prepare(workspace, COMPETITION, archive, False, None, Heard())
+    with pytest.raises(DataError, match=r"3.jpg is missing: delete the folder .*photos/test"):
+        run(workspace, archive)
 
 
-def test_a_class_of_which_no_photo_can_be_decoded_is_named(
-    workspace: Workspace, tmp_path: Path
+NO_DOGS = {id: data if id.startswith("cat") else b"x" for id, data in TRAIN.items()}
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        (NO_DOGS, "none of the 8 photos of class dog can be decoded"),
+        (some_photos(4, 2)[0], "8 photos .* 5 folds"),
+    ],
+)
+def test_photos_too_few_to_learn_from_are_an_error_of_one_line(
+    workspace: Workspace, tmp_path: Path, train: dict[str, bytes], reason: str
 ) -> None:
-    train = {id: data if id.startswith("cat") else b"x" for id, data in TRAIN.items()}
     archive = write_archive(tmp_path / "kaggle.zip", packed(train, TEST))
-    with pytest.raises(DataError, match="none of the 8 photos of a dog can be decoded"):
-        prepare(workspace, COMPETITION, archive, False, None, Heard())
+    with pytest.raises(DataError, match=reason):
+        run(workspace, archive)
 
 
-def test_too_few_photos_for_folds_are_told_in_one_line(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    train, test = some_photos(4, 2)
-    with pytest.raises(DataError, match=r"8 photos .* 5 folds"):
-        prepare(
-            workspace,
-            COMPETITION,
-            write_archive(tmp_path / "kaggle.zip", packed(train, test)),
-            False,
-            None,
-            Heard(),
-        )
+def test_an_archive_that_does_not_exist_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="does not exist"):
+        run(workspace, tmp_path / "no.zip")
 
 
-def test_an_archive_that_is_not_there_is_told(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="is not there"):
-        prepare(workspace, COMPETITION, tmp_path / "no.zip", False, None, Heard())
-
-
-def test_the_full_edition_is_asked_for_by_its_numbers(workspace: Workspace, archive: Path) -> None:
-    for prepared_before in (False, True):
-        with pytest.raises(ArchiveError, match="not 25,000 training"):
-            prepare(workspace, COMPETITION, archive, True, None, Heard())
-        if not prepared_before:
-            prepare(workspace, COMPETITION, archive, False, None, Heard())
+def test_the_full_edition_is_recognised_by_its_numbers(workspace: Workspace, archive: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ArchiveError, match="not 25,000 and 12,500"):
+            run(workspace, archive, is_real=True)
+        run(workspace, archive)
     full = replace(COMPETITION, n_train=len(TRAIN | ODD), n_test=len(TEST | ODD_TEST))
-    prepare(workspace, full, archive, True, None, Heard())
+    run(workspace, archive, competition=full, is_real=True)
 
 
-def test_the_origin_names_the_archive_and_the_rules(workspace: Workspace, archive: Path) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
+def test_the_origin_names_the_archive_and_other_rules_make_manifests_again(
+    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(workspace, archive)
     origin = read_json(workspace.data / "origin.json")
     assert origin["archive"]["name"] == "kaggle.zip"
     assert origin["archive"]["n_bytes"] == archive.stat().st_size
     assert origin["rules"]["n_folds"] == 5
-
-
-def test_rules_that_changed_make_manifests_again(
-    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare(workspace, COMPETITION, archive, False, None, Heard())
     monkeypatch.setattr(stage, "RULES", stage.RULES | {"seed": 1})
-    heard = Heard()
-    prepare(workspace, COMPETITION, archive, False, None, heard)
-    assert "photos are ready" in str(heard)
+    assert "photos are ready" in str(run(workspace, archive))
+
+
+FACES = Competition(
+    slug="happy-or-sad",
+    title="Happy or Sad",
+    classes=("sad", "happy"),
+    archives=("faces.zip", "unknown.zip"),
+    train_photo=r"faces/(?P<class>happy|sad)/(?P<id>img_[0-9]{4})\.jpg",
+    test_photo=r"unknown/(?P<id>img_[0-9]{4})\.jpg",
+    sample="example.csv",
+    columns=("image", "happy"),
+    numeric_ids=False,
+    n_train=24,
+    n_test=4,
+    archive_bytes=10**6,
+    max_member_bytes=10**6,
+    noise_rate=0.0,
+    noise_spread=0.0,
+    archived_board=None,
+    suspects=None,
+)
+
+
+def noise(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
+    return encoded(Image.fromarray(pixels))
+
+
+def test_another_competition_needs_nothing_but_another_competition_object(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    happy = {f"img_{index:04}": index % 3 == 0 for index in range(24)}
+    train = {
+        f"faces/{'happy' if is_happy else 'sad'}/{id}.jpg": noise(index)
+        for index, (id, is_happy) in enumerate(happy.items())
+    }
+    test = {f"img_{index:04}": noise(index) for index in (9003, 9001, 9002, 9000)}
+    sample = "image,happy\n" + "".join(f"{id},0.5\n" for id in test)
+
+    def archive_of(train: dict[str, bytes]) -> Path:
+        unknown = {f"unknown/{id}.jpg": data for id, data in test.items()}
+        inner = {"faces.zip": zipped(train), "unknown.zip": zipped(unknown)}
+        return write_archive(tmp_path / "faces.zip", inner | {"example.csv": sample.encode()})
+
+    run(workspace, archive_of(train), SMALL, FACES, is_real=True)
+    found, unknown = manifests(workspace)
+    assert dict(zip(found["id"], found["label"] == 1, strict=True)) == happy
+    assert unknown["id"].tolist() == sorted(test)
+    assert found.groupby(["fold", "label"]).ngroups == 10
+    data = (workspace.data / "example.csv").read_bytes()
+    assert read_sample(data, FACES) == list(test)
+    assert len(open_pixels(workspace, manifests(workspace), SMALL, Heard())) == 28
+    for name, reason in (
+        ("faces/happy/img_0001.jpg", "1 photos whose id another one has"),
+        ("faces/cross/img_0099.jpg", r"1 files whose names do not match faces/"),
+    ):
+        with pytest.raises(ArchiveError, match=reason):
+            run(workspace, archive_of(train | {name: noise(99)}), SMALL, FACES)
 
 
 def test_the_real_photos_have_one_pair_of_duplicates_and_even_folds(
     workspace: Workspace, real_archive: Path
 ) -> None:
-    prepare(workspace, COMPETITION, real_archive, False, None, Heard())
-    train, test = both(workspace)
+    run(workspace, real_archive)
+    train, test = manifests(workspace)
     assert (len(train), len(test)) == (1602, 400)
-    assert set(verdicts(train).values()) | set(verdicts(test).values()) == {"ok"}
     everything = pd.concat([train, test])
-    assert everything["id"][everything["group"].duplicated(keep=False)].tolist() == [
-        "dog.74",
-        "dog.180",
-    ]
+    assert set(everything["verdict"]) == {"ok"}
+    copies = everything["id"][everything["group"].duplicated(keep=False)]
+    assert copies.tolist() == ["dog.74", "dog.180"]
     assert train.groupby(["label", "fold"]).size().between(160, 161).all()

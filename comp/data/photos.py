@@ -1,58 +1,235 @@
-"""The one door for photos: bytes to a verdict, upright pixels, a canvas, a thumbnail. Verdicts are explained in comp/data/verdict.py."""
+"""One photo: its file's bytes to a decode status, upright pixels, a canvas, a thumbnail.
+
+comp/data/manifest.py explains the statuses.
+"""
 
 import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 from torchvision.io import ImageReadMode  # importing it also registers torch.ops.image
 
-from comp.data.geometry import PAD, Geometry, Interpolation
-from comp.data.header import Header, read_header
-from comp.data.pillow import ERRORS, pillow_pixels
-from comp.data.verdict import USABLE, Verdict
+from comp.data.canvas import PAD, Canvas, Geometry, Interpolation
+from comp.data.manifest import USABLE, DecodeStatus
 
-DECODER = 1  # to be raised when the same bytes begin to give other pixels: stores made before are then not read again
+MAX_PIXELS = 50_000_000  # 150 MB per core; the competition's largest photo has .8 million
+# Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+PHOTOS_PER_TASK = 4  # of a thread: less overhead than one, little to wait for
+TASKS_AHEAD = 3  # tasks per thread that run or wait to be collected
+_PILLOW_ERRORS = (  # what Pillow raises for broken files
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+_lock = threading.Lock()  # Pillow's settings and the warning filters belong to the whole process
 
-Canvas = NDArray[np.uint8]  # [height, width, 3] RGB
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Photo:
-    """A verdict, the upright size (0 where unknown) and, of a usable photo only, its upright pixels."""
+class PhotoHeader:
+    """What can be known of a photo before it is decoded."""
 
-    verdict: Verdict
+    decode_status: DecodeStatus  # as far as the header tells: a cut further on shows in `decode`
+    width: int = 0  # px of the upright photo; 0 if the header cannot be read
+    height: int = 0
+    orientation: int = 1  # EXIF, 1 to 8
+    is_jpeg: bool = False
+    is_progressive: bool = False  # a JPEG whose scans each refine the whole picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPhoto:
+    """Decode status, upright size (0 if unknown) and, of a usable photo, its upright pixels."""
+
+    decode_status: DecodeStatus
     width: int
     height: int
     pixels: Canvas | None
 
-    def without_pixels(self) -> "Photo":
-        return replace(self, pixels=None)
+
+def read_header(data: bytes) -> PhotoHeader:
+    if not data:
+        return PhotoHeader(decode_status="empty")
+    is_jpeg = data.startswith(b"\xff\xd8\xff")
+    try:
+        with _opened(data) as image:
+            orientation = _orientation(image.info.get("exif", b""))
+            width, height = image.size if orientation < 5 else image.size[::-1]
+            mode, is_progressive = image.mode, "progressive" in image.info
+    except _PILLOW_ERRORS:
+        # A JPEG that ends before its first scan was cut there.
+        is_cut = is_jpeg and b"\xff\xda" not in data
+        return PhotoHeader(decode_status="truncated" if is_cut else "undecodable")
+    status: DecodeStatus = "ok"
+    if width * height > MAX_PIXELS:
+        status = "huge"
+    elif not is_jpeg:
+        status = "converted"
+    elif mode == "CMYK":
+        status = "cmyk"
+    elif orientation != 1:
+        status = "rotated"
+    elif mode == "L":
+        status = "grey"
+    return PhotoHeader(
+        decode_status=status,
+        width=width,
+        height=height,
+        orientation=orientation,
+        is_jpeg=is_jpeg,
+        is_progressive=is_progressive,
+    )
 
 
-def decode(data: bytes) -> Photo:
-    """The photo in `data`, set upright. Safe to call from many threads at once; most of it runs without Python's lock."""
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The first frame. A cut is an error and size is not, whatever other libraries have set."""
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                yield image
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
+
+
+def _orientation(exif: bytes) -> int:
+    """1 if the block is broken or does not say."""
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        value = tags.get(ExifTags.Base.Orientation)
+    except _PILLOW_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def decode(data: bytes) -> DecodedPhoto:
+    """The photo in `data`, upright. Thread-safe; most of it runs without Python's lock."""
     header = read_header(data)
-    verdict, pixels = header.verdict, None
-    if verdict in USABLE:
-        fast = header.jpeg and verdict != "cmyk"
-        verdict, pixels = _decode_fast(data, header) if fast else _decode_slow(data, header)
-    if pixels is None:
-        return Photo(verdict=verdict, width=header.width, height=header.height, pixels=None)
-    return Photo(verdict=verdict, width=pixels.shape[1], height=pixels.shape[0], pixels=pixels)
+    status, pixels = header.decode_status, None
+    if status in USABLE:
+        is_fast = header.is_jpeg and status != "cmyk"
+        status, pixels = _decode_fast(data, header) if is_fast else _decode_slow(data, header)
+    height, width = (header.height, header.width) if pixels is None else pixels.shape[:2]
+    return DecodedPhoto(decode_status=status, width=width, height=height, pixels=pixels)
+
+
+def _decode_fast(data: bytes, header: PhotoHeader) -> tuple[DecodeStatus, Canvas | None]:
+    try:
+        # The operation behind torchvision.io.decode_jpeg, which warns since 0.29 at each call that
+        # TorchCodec will replace it. requirements.txt pins both; once it is gone, change this line
+        # and DECODER (comp/data/pixels.py).
+        planes = torch.ops.image.decode_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False
+        )
+    except RuntimeError as error:
+        if "truncated" in str(error):
+            return "truncated", None
+        return _decode_slow(data, replace(header, decode_status="converted"))
+    pixels: Canvas = planes.permute(1, 2, 0).numpy()
+    if (header.is_progressive or _ends_grey(pixels)) and _is_cut(data):
+        return "truncated", None
+    return header.decode_status, _upright(pixels, header.orientation)
+
+
+def _decode_slow(data: bytes, header: PhotoHeader) -> tuple[DecodeStatus, Canvas | None]:
+    try:
+        pixels = _pillow_pixels(data)
+    except _PILLOW_ERRORS as error:
+        return ("truncated" if "truncated" in str(error) else "undecodable"), None
+    if header.is_jpeg and _is_cut(data):
+        return "truncated", None
+    return header.decode_status, _upright(pixels, header.orientation)
+
+
+def _pillow_pixels(data: bytes) -> Canvas:
+    """`[h, w, 3]` RGB as in the file: 16 bits scaled to 8, palette resolved, alpha over white."""
+    with _opened(data) as image:
+        if image.mode.startswith("I") or image.mode == "F":  # convert() would clip these to 255
+            values = np.asarray(image).astype(np.float64) / (1 if image.mode == "F" else 257)
+            return np.array(
+                Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8)).convert("RGB")
+            )
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.array(image.convert("RGB"))
+
+
+def _ends_grey(pixels: Canvas) -> bool:
+    """Whether the last row of the last block has luma 128, with which libjpeg fills up after a cut
+    that was closed with an end marker; its colour may be that of the block above.
+
+    Few whole photos end like this; `_is_cut` clears them.
+    """
+    last = pixels[-1, (pixels.shape[1] - 1) // 8 * 8 :].astype(np.int64)
+    return bool((abs(last @ (299, 587, 114) - 128_000) <= 1500).all())
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether bytes inserted before the end marker change the picture.
+
+    They do only if the decoder was still waiting for some. Pillow decodes here, because it does not
+    print libjpeg's complaints about such bytes.
+    """
+    end = data.rfind(b"\xff\xd9")
+    while data[end - 1] == 0xFF:  # or the filler would begin with a marker
+        end -= 1
+    noise = bytes(1 + (index * 151) % 253 for index in range(2048))  # no 0xff: no marker
+    filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
+    try:
+        filled = _pillow_pixels(data[:end] + filler + data[end:])
+        return not np.array_equal(filled, _pillow_pixels(data))
+    except _PILLOW_ERRORS:
+        return True
+
+
+def _upright(pixels: Canvas, orientation: int) -> Canvas:
+    """`pixels` turned as EXIF `orientation` demands (TIFF 6.0, tag 274)."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
     """`pixels [h, w, 3]` cropped, resized and padded as `geometry` says."""
     top, left, height, width = geometry.crop(pixels.shape[1], pixels.shape[0])
     y, x, inner_height, inner_width = geometry.place(width, height)
-    photo = _resize(
-        pixels[top : top + height, left : left + width],
-        (inner_height, inner_width),
-        geometry.interpolation,
-    )
+    kept = pixels[top : top + height, left : left + width]
+    photo = _resize(kept, (inner_height, inner_width), geometry.interpolation)
     if photo.shape[:2] == geometry.canvas(width, height):
         return photo
     canvas = np.full((*geometry.canvas(width, height), 3), PAD, np.uint8)
@@ -61,9 +238,10 @@ def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
 
 
 def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
-    """`pixels [h, w, 3]` squashed to a grey `[size_px, size_px]`: antialiased, luma by ITU-R 601.
+    """`pixels [h, w, 3]` squashed to a grey `[size_px, size_px]`: antialiased, luma of ITU-R 601.
 
-    Every n-th row of a tall photo will do, and costs half: each row of the thumbnail still averages two of them and more.
+    Of a tall photo only every n-th row is read, which costs half: each row of the thumbnail still
+    averages at least two.
     """
     rows = pixels[:: max(1, len(pixels) // (2 * size_px))]
     small = _resize(rows, (size_px, size_px), "bilinear").astype(np.uint32)
@@ -79,8 +257,9 @@ def encode_jpeg(pixels: Canvas, quality: int) -> bytes:
 
 
 def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation) -> Canvas:
-    # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under Python's lock. The batch axis is made before
-    # the axes are swapped: only so are the strides those of channels-last, and the call takes 280 us where it takes 690 otherwise.
+    # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under
+    # Python's lock. The batch axis comes before the axes are swapped: only then are the strides
+    # those of channels-last, and the call takes 280 us instead of 690.
     if pixels.shape[:2] == size:
         return np.ascontiguousarray(pixels)
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
@@ -88,73 +267,33 @@ def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
-def _decode_fast(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
-    try:
-        pixels = _libjpeg(data)
-    except RuntimeError as error:
-        return (
-            ("truncated", None)
-            if "truncated" in str(error)
-            else _decode_slow(data, replace(header, verdict="converted"))
-        )
-    if (header.progressive or _ends_grey(pixels)) and _is_cut(data):
-        return "truncated", None
-    return header.verdict, _upright(pixels, header.orientation)
+def n_cores() -> int:
+    """Cores this process may use; in a container or under taskset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _libjpeg(data: bytes) -> Canvas:
-    # The operation behind torchvision.io.decode_jpeg, which since 0.29 warns at each call that TorchCodec will take its place one day.
-    # requirements.txt pins both; when the day comes, this is the line to change, and DECODER with it.
-    planes = torch.ops.image.decode_jpeg(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False
-    )
-    pixels: Canvas = planes.permute(1, 2, 0).numpy()
-    return pixels
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], n_threads: int = 0
+) -> Iterator[_Result]:
+    """`function` of each item, in the order of `items`, by `n_threads` threads (0: one per core).
 
-
-def _ends_grey(pixels: Canvas) -> bool:
-    """Whether the last row of the last block has the luma 128, with which libjpeg fills up past a cut that was closed with an end marker.
-
-    Its colour may be that of the block above. Few whole photos end so, and `_is_cut` clears them.
+    Threads, because decoding and resizing release Python's lock; torch is limited to one thread in
+    each, or each would use all cores. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread are
+    in memory.
     """
-    last = pixels[-1, (pixels.shape[1] - 1) // 8 * 8 :].astype(np.int64)
-    return bool((abs(last @ (299, 587, 114) - 128_000) <= 1500).all())
-
-
-def _is_cut(data: bytes) -> bool:
-    """Whether bytes put before the end marker change the picture: they do only if the decoder was still waiting for some.
-
-    Pillow is asked, because it keeps libjpeg's remarks on such bytes to itself.
-    """
-    end = data.rfind(b"\xff\xd9")
-    while data[end - 1] == 0xFF:  # or the filler would begin with a marker
-        end -= 1
-    noise = bytes(1 + (index * 151) % 253 for index in range(2048))  # no 0xff: no marker
-    filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
+    n_threads = n_threads or n_cores()
+    rest = iter(items)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="photos")
     try:
-        return not np.array_equal(
-            pillow_pixels(data[:end] + filler + data[end:]), pillow_pixels(data)
-        )
-    except ERRORS:
-        return True
-
-
-def _decode_slow(data: bytes, header: Header) -> tuple[Verdict, Canvas | None]:
-    try:
-        pixels = pillow_pixels(data)
-    except ERRORS as error:
-        return ("truncated" if "truncated" in str(error) else "undecodable"), None
-    if header.jpeg and _is_cut(data):
-        return "truncated", None
-    return header.verdict, _upright(pixels, header.orientation)
-
-
-def _upright(pixels: Canvas, orientation: int) -> Canvas:
-    """`pixels` as EXIF `orientation` wants them shown (TIFF 6.0, tag 274)."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+        running: deque[Future[list[_Result]]] = deque()
+        while task := list(islice(rest, PHOTOS_PER_TASK)):
+            running.append(pool.submit(lambda items: list(map(function, items)), task))
+            if len(running) == TASKS_AHEAD * n_threads:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)

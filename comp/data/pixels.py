@@ -1,13 +1,25 @@
-"""Photos decoded once into a packed uint8 store that all folds, epochs, runs and processes share.
+"""The store of pixels: the canvases of one geometry, each decoded once.
 
-A store has one geometry and is keyed by the sha256 of the photo's file: photos that come later are added, equal photos are stored once, and
-a subset finds its photos in the store of the whole. Where raw pixels would not fit into the bound on its size, the store holds JPEGs of
-quality 95 at the reduced size and decodes on reading, behind the same interface.
+    data/pixels/<geometry>-<fingerprint>/
+        pixels.bin         one canvas after the other: uint8 RGB, no header, no gaps
+        index-00000.csv    one chunk: key, id, offset, length, height, width, crc32 of each canvas
+
+All folds, epochs, runs and processes share a store. Its keys are the sha256 of the photos' files:
+photos that come later are added, equal photos are stored once, and a subset finds its photos in the
+store of all. A chunk's bytes reach the disk before its index gets its name; bytes behind the last
+index are left over from a killed run and are overwritten.
 """
 
 import hashlib
+import io
 import mmap
-from collections.abc import Sequence
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +27,75 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from comp.data.geometry import Geometry
+from comp.data.canvas import Canvas, Geometry
 from comp.data.manifest import photo_path, usable
-from comp.data.pack import data_file, read_index
-from comp.data.photos import Canvas, decode, to_canvas
-from comp.data.pool import in_order
-from comp.data.stores import MAX_BYTES, Store, announce, choose_store, is_sound, raw_bytes, writing
 from comp.errors import DataError, StaleError
 from comp.progress import Reporter
-from comp.store import Workspace
+from comp.store import Workspace, fingerprint, locked, require_room, write_table
 
-N_MAPPED = 2048  # canvases after which the memory that they are mapped into is given back
+DECODER = 1  # raise it when the same bytes begin to decode to other pixels: stores are made anew
+CHUNK_BYTES = 64 * 2**20  # the most that a killed run loses: a quarter of a second of decoding
+N_CHECKED = 32  # canvases whose checksum is compared when a store is opened
+N_MAPPED = 2048  # canvases read before the memory that they are mapped into is given back
+INDEX_COLUMNS = {
+    "key": "str",
+    "id": "str",
+    "offset": "int64",
+    "length": "int64",
+    "height": "int64",
+    "width": "int64",
+    "crc32": "int64",
+}
 
 
-class Pixels:
-    """The canvases of some photos. Row i belongs to `ids[i]`; it is small to pickle and safe to share between threads and processes."""
+class PixelStore:
+    """The canvases of some photos: row i belongs to `ids[i]`.
+
+    Small to pickle; may be shared between threads and processes.
+    """
 
     def __init__(
-        self, folder: Path, store: Store, wanted: pd.DataFrame, index: pd.DataFrame
+        self, folder: Path, geometry: Geometry, wanted: pd.DataFrame, index: pd.DataFrame
     ) -> None:
-        """`wanted`: id and sha256 of the photos, in order; `index`: of the store in `folder`, which has all of them."""
+        """`wanted`: id and sha256 of the photos, in order; `index`: of the store in `folder`."""
         places = index.set_index("key").loc[list(wanted["sha256"])]
-        self.geometry = store.geometry
+        self.geometry = geometry
+        self.store = folder.name  # names everything that decides the bytes of a canvas
         self.ids: tuple[str, ...] = tuple(wanted["id"])
         self.sha256s: tuple[str, ...] = tuple(wanted["sha256"])
         self.heights: NDArray[np.int64] = places["height"].to_numpy(np.int64)
         self.widths: NDArray[np.int64] = places["width"].to_numpy(np.int64)
-        self.store = folder.name  # tells everything that decides which bytes a photo becomes
-        self._store = store
         self._offsets: NDArray[np.int64] = places["offset"].to_numpy(np.int64)
-        self._lengths: NDArray[np.int64] = places["length"].to_numpy(np.int64)
         self._row_of = {id: row for row, id in enumerate(self.ids)}
-        self._path = data_file(folder)
+        self._path = pixels_file(folder)
         self._map, self._bytes = _mapped(self._path)
-        self._n_seen = 0
+        self._n_read = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows of `ids`. An id without a usable photo is an error, never a black canvas."""
+        """The rows of `ids`. DataError for an id without a usable photo."""
         absent = [id for id in ids if id not in self._row_of]
         if absent:
             raise DataError(
-                f"{len(absent):,} ids have no pixels, the first is {absent[0]}: leave out photos whose verdict is not usable"
+                f"{len(absent):,} ids have no pixels, the first is {absent[0]}:"
+                " leave out photos that cannot be decoded"
             )
         return np.array([self._row_of[id] for id in ids], dtype=np.int64)
 
     def canvas(self, row: int) -> Canvas:
-        """`[h, w, 3]` RGB. A read-only view of the file if it holds raw pixels; decoded now if it holds JPEGs."""
-        self._n_seen += 1
-        if self._map and self._n_seen % N_MAPPED == 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(
-                mmap.MADV_DONTNEED
-            )  # the kernel still has the pages, but they are no longer counted as ours
-        start = int(self._offsets[row])
-        packed = self._bytes[start : start + int(self._lengths[row])]
-        return self._store.unpacked(packed, int(self.heights[row]), int(self.widths[row]))
+        """`[h, w, 3]` RGB, a read-only view of the file."""
+        self._n_read += 1
+        if self._map and self._n_read % N_MAPPED == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            # The kernel keeps the pages, but they no longer count as this process's memory.
+            self._map.madvise(mmap.MADV_DONTNEED)
+        start, height, width = self._offsets[row], self.heights[row], self.widths[row]
+        return self._bytes[start : start + height * width * 3].reshape(height, width, 3)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("_map", "_bytes")
-        }
+        dropped = ("_map", "_bytes")
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -84,7 +103,7 @@ class Pixels:
 
 
 def _mapped(path: Path) -> tuple[mmap.mmap | None, NDArray[np.uint8]]:
-    # Not as a memmap: slicing one costs 5 us a photo, and pickling one would copy the whole file.
+    # Not np.memmap: slicing it costs 5 us a photo, and pickling it would copy the whole file.
     if not path.exists() or not path.stat().st_size:
         return None, np.empty(0, np.uint8)
     with path.open("rb") as file:
@@ -97,57 +116,182 @@ def open_pixels(
     manifests: Sequence[pd.DataFrame],
     geometry: Geometry,
     reporter: Reporter,
-    max_bytes: int = MAX_BYTES,
-) -> Pixels:
-    """The usable photos of `manifests`, one after the other. Decodes those, and only those, that the store does not have yet."""
+) -> PixelStore:
+    """The usable photos of `manifests`, one after the other. Decodes what the store lacks."""
     wanted = usable(pd.concat(list(manifests), ignore_index=True))
-    if wanted["id"].duplicated().any():
+    twice = wanted["id"][wanted["id"].duplicated()]
+    if len(twice):
         raise DataError(
-            f"photo {wanted['id'][wanted['id'].duplicated()].iloc[0]} stands in the manifests more than once: run `make data`"
+            f"photo {twice.iloc[0]} is in the manifests more than once: run `make data`"
         )
-    store = choose_store(geometry, zip(wanted["width"], wanted["height"], strict=True), max_bytes)
-    folder = store.folder(workspace)
+    folder = store_folder(workspace, geometry)
     index = read_index(folder)
-    if not is_sound(folder, index, reporter) or not set(wanted["sha256"]) <= set(index["key"]):
-        _build(workspace, store, wanted, reporter)
+    if not _is_sound(folder, index, reporter) or not set(wanted["sha256"]) <= set(index["key"]):
+        _add_missing(workspace, wanted, geometry, reporter)
         index = read_index(folder)
-    return Pixels(folder, store, wanted, index)
+    return PixelStore(folder, geometry, wanted, index)
 
 
-def _build(workspace: Workspace, store: Store, wanted: pd.DataFrame, reporter: Reporter) -> None:
-    with writing(
-        workspace, store, reporter
-    ) as writer:  # which another process may have filled while this one waited
-        missing = wanted[[sha256 not in writer for sha256 in wanted["sha256"]]].drop_duplicates(
-            "sha256"
-        )
+def _add_missing(
+    workspace: Workspace, wanted: pd.DataFrame, geometry: Geometry, reporter: Reporter
+) -> None:
+    # Imported here, because they load torch, and a store that is complete needs no decoder.
+    from comp.data.photos import decode, in_order, to_canvas
+
+    def make_canvas(photo: tuple[str, str, str]) -> Canvas:
+        split, id, sha256 = photo
+        path = photo_path(workspace, split, id)
+        data = read_photo(workspace, split, id)
+        pixels = decode(data).pixels if hashlib.sha256(data).hexdigest() == sha256 else None
+        if pixels is None:
+            raise StaleError(
+                f"{path} is not the photo in the manifest: delete the manifest and run `make data`"
+            )
+        return to_canvas(pixels, geometry)
+
+    with open_writer(workspace, geometry, reporter) as writer:
+        # Another process may have added some while this one waited for the lock.
+        is_missing = [sha256 not in writer for sha256 in wanted["sha256"]]
+        missing = wanted[is_missing].drop_duplicates("sha256")
         if missing.empty:
             return
-        n_bytes = raw_bytes(store.geometry, zip(missing["width"], missing["height"], strict=True))
-        announce(workspace, store, len(missing), store.disk_bytes(n_bytes), reporter)
+        sizes = zip(missing["width"], missing["height"], strict=True)
+        announce_pixels(workspace, geometry, len(missing), geometry.n_bytes(sizes), reporter)
         splits = np.where(missing["label"].isna(), "test", "train")
-        photos = list(zip(missing["id"], splits, missing["sha256"], strict=True))
-
-        def canvas(photo: tuple[str, str, str]) -> tuple[NDArray[np.uint8], int, int]:
-            pixels = to_canvas(
-                _pixels(photo_path(workspace, photo[1], photo[0]), photo[2]), store.geometry
-            )
-            return store.packed(pixels), pixels.shape[0], pixels.shape[1]
-
+        photos = list(zip(splits, missing["id"], missing["sha256"], strict=True))
         with reporter.track("decoding", len(photos), "photos") as advance:
-            for (id, _, sha256), packed in zip(photos, in_order(canvas, photos), strict=True):
-                writer.add(sha256, id, *packed)
+            for (_, id, sha256), canvas in zip(photos, in_order(make_canvas, photos), strict=True):
+                writer.add(sha256, id, canvas)
                 advance()
 
 
-def _pixels(path: Path, sha256: str) -> Canvas:
+def read_photo(workspace: Workspace, split: str, id: str) -> bytes:
+    path = photo_path(workspace, split, id)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: run `make data`") from error
-    pixels = decode(data).pixels if hashlib.sha256(data).hexdigest() == sha256 else None
-    if pixels is None:
-        raise StaleError(
-            f"{path} is not the photo that the manifest names: delete the manifest and run `make data`"
-        )
-    return pixels
+        raise DataError(
+            f"{path} is missing: delete the folder {path.parent} and run `make data`"
+        ) from error
+
+
+def announce_pixels(
+    workspace: Workspace, geometry: Geometry, n_photos: int, n_bytes: int, reporter: Reporter
+) -> None:
+    """Say how much disk canvases will take before they are written; DataError if it is too much."""
+    what = f"pixels {geometry.name} of {n_photos:,} photos"
+    remedy = "make room, or choose fewer pixels by pixels.size_px or pixels.canvas"
+    reporter.say(require_room(workspace.pixels, n_bytes, what, remedy))
+
+
+def store_folder(workspace: Workspace, geometry: Geometry) -> Path:
+    """Named by everything that decides which bytes a photo becomes."""
+    libraries = [
+        f"{name} {version(name).split('+')[0]}" for name in ("torch", "torchvision", "pillow")
+    ]
+    return workspace.pixels / f"{geometry.name}-{fingerprint(geometry, DECODER, libraries)}"
+
+
+def pixels_file(folder: Path) -> Path:
+    return folder / "pixels.bin"
+
+
+def read_index(folder: Path) -> pd.DataFrame:
+    """INDEX_COLUMNS of all canvases in the store, in file order; empty if there is no store."""
+    chunks = [path.read_text() for path in sorted(folder.glob("index-*.csv"))]
+    rows = "".join(chunk.partition("\n")[2] for chunk in chunks)
+    names, types = list(INDEX_COLUMNS), INDEX_COLUMNS
+    return pd.read_csv(io.StringIO(rows), names=names, dtype=types, keep_default_na=False)
+
+
+def _end(index: pd.DataFrame) -> int:
+    return int((index["offset"] + index["length"]).max()) if len(index) else 0
+
+
+def _is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
+    """Whether the file is as long as `index` says and a sample of its checksums is right."""
+    path, end = pixels_file(folder), _end(index)
+    n_bytes = path.stat().st_size if path.exists() else 0
+    if n_bytes < end:
+        reporter.warn(f"{path} has {n_bytes:,} bytes of {end:,}: decoding again")
+        return False
+    rows = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
+    columns = (index[name].iloc[rows].tolist() for name in ("id", "offset", "length", "crc32"))
+    for id, offset, length, crc32 in zip(*columns, strict=True):
+        with path.open("rb") as file:
+            file.seek(offset)
+            if zlib.crc32(file.read(length)) != crc32:
+                reporter.warn(f"{path} has wrong bytes for photo {id}: decoding again")
+                return False
+    return True
+
+
+@contextmanager
+def open_writer(
+    workspace: Workspace, geometry: Geometry, reporter: Reporter
+) -> Iterator["PixelWriter"]:
+    """The store of `geometry`, locked, to add canvases to; a damaged one is begun anew."""
+    folder = store_folder(workspace, geometry)
+    with locked(workspace.pixels / f"{folder.name}.lock", reporter):
+        if not _is_sound(folder, read_index(folder), reporter):
+            shutil.rmtree(folder)
+        with closing(PixelWriter(folder)) as writer:
+            yield writer
+
+
+class PixelWriter:
+    """Appends canvases to a store. One writer at a time: the caller holds the lock."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        index = read_index(folder)
+        self._folder = folder
+        self._keys = set(index["key"])
+        self._end = _end(index)
+        self._n_chunks = len(list(folder.glob("index-*.csv")))
+        self._rows: list[tuple[str, str, int, int, int, int, int]] = []
+        self._pending: Future[None] | None = None
+        self._syncer = ThreadPoolExecutor(1)  # so that only the end waits for the disk
+        self._file = pixels_file(folder).open("ab")
+        self._file.truncate(self._end)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def add(self, key: str, id: str, canvas: Canvas) -> None:
+        """Append `canvas` unless the store has `key`."""
+        if key in self._keys:
+            return
+        self._keys.add(key)
+        self._file.write(canvas.data)
+        height, width, _ = canvas.shape
+        crc32 = zlib.crc32(canvas.data)
+        self._rows.append((key, id, self._end, canvas.nbytes, height, width, crc32))
+        self._end += canvas.nbytes
+        if self._end - self._rows[0][2] >= CHUNK_BYTES:
+            self._close_chunk()
+
+    def _close_chunk(self) -> None:
+        if self._pending:
+            self._pending.result()
+            self._pending = None
+        if self._rows:
+            self._file.flush()
+            table = pd.DataFrame(self._rows, columns=list(INDEX_COLUMNS))
+            path = self._folder / f"index-{self._n_chunks:05d}.csv"
+            self._pending = self._syncer.submit(self._write_index, path, table)
+            self._n_chunks += 1
+            self._rows = []
+
+    def _write_index(self, path: Path, table: pd.DataFrame) -> None:
+        os.fsync(self._file.fileno())
+        write_table(path, table)
+
+    def close(self) -> None:
+        """Also after an error or Ctrl-C what was added is kept: each canvas is complete."""
+        try:
+            self._close_chunk()
+            self._close_chunk()
+        finally:
+            self._syncer.shutdown()
+            self._file.close()

@@ -1,124 +1,106 @@
-"""One pass over all photos: each is read and decoded once, for its row in the manifest, its thumbnail and its pixels."""
+"""From photos on disk to their manifests: each photo is read and decoded once, for its row, its
+thumbnail and its canvas."""
 
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from comp.data.duplicates import SIDE, Thumbnails
-from comp.data.geometry import Geometry
-from comp.data.header import read_header
-from comp.data.manifest import photo_path
-from comp.data.pack import Writer, read_index
-from comp.data.photos import Photo, decode, thumbnail, to_canvas
-from comp.data.pool import in_order
-from comp.data.stores import MAX_BYTES, Store, announce, choose_store, raw_bytes, writing
-from comp.data.verdict import USABLE
+from comp.competition import Competition
+from comp.data.canvas import Canvas, Geometry
+from comp.data.duplicates import SIDE, Thumbnails, group_photos, near_pairs, perceptual_hashes
+from comp.data.folds import N_FOLDS, SEED, assign_folds
+from comp.data.manifest import SPLITS, USABLE, usable
+from comp.data.photos import decode, in_order, read_header, thumbnail, to_canvas
+from comp.data.pixels import announce_pixels, open_writer, read_index, read_photo, store_folder
 from comp.errors import DataError
 from comp.progress import Reporter
 from comp.store import Workspace
 
-Where = tuple[str, str]  # split, id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What one look at a photo gives."""
-
-    photo: Photo  # without its pixels
-    sha256: str
-    thumbnail: NDArray[np.uint8] | None  # of a usable photo
-    packed: (
-        tuple[NDArray[np.uint8], int, int] | None
-    )  # bytes, height and width for the store, if that wants them
+UnpackedPhoto = tuple[str, str, int | None]  # split, id, label
 
 
 def scan(
     workspace: Workspace,
-    photos: Sequence[Where],
+    photos: Sequence[UnpackedPhoto],
     geometry: Geometry | None,
     reporter: Reporter,
-    max_bytes: int = MAX_BYTES,
 ) -> tuple[pd.DataFrame, Thumbnails]:
-    """A row for each of `photos` with split, id, width, height, sha256 and verdict; and the thumbnails of the usable ones, in this order.
+    """The manifest columns split, id, label, width, height, sha256 and verdict of `photos`; and the
+    thumbnails of the usable ones, in this order.
 
-    Where a `geometry` is given, the pixels of the usable photos are in its store afterwards.
+    With a `geometry`, the canvases of the usable photos are in its store afterwards.
     """
     rows: list[tuple[Any, ...]] = []
-    thumbnails, n_usable = (
-        np.empty((len(photos), SIDE, SIDE), np.uint8),
-        0,
-    )  # one block: kept apart, each would pin a piece of the heap
+    # One block of memory: as separate arrays, each would pin a piece of the heap.
+    thumbnails, n_usable = np.empty((len(photos), SIDE, SIDE), np.uint8), 0
     with ExitStack() as stack:
-        store, writer = None, None
+        writer = None
         if geometry:
-            store = _store(workspace, photos, geometry, reporter, max_bytes)
-            writer = stack.enter_context(writing(workspace, store, reporter))
+            _announce(workspace, photos, geometry, reporter)
+            writer = stack.enter_context(open_writer(workspace, geometry, reporter))
+
+        def look(
+            photo: UnpackedPhoto,
+        ) -> tuple[tuple[Any, ...], NDArray[np.uint8] | None, Canvas | None]:
+            data = read_photo(workspace, photo[0], photo[1])
+            sha256, found = hashlib.sha256(data).hexdigest(), decode(data)
+            small, canvas = None, None
+            if found.pixels is not None:
+                small = thumbnail(found.pixels, SIDE)
+                if geometry and writer and sha256 not in writer:
+                    canvas = to_canvas(found.pixels, geometry)
+            return (found.width, found.height, sha256, found.decode_status), small, canvas
+
         advance = stack.enter_context(reporter.track("decoding", len(photos), "photos"))
-        looks = in_order(lambda where: _look(workspace, where, store, writer), photos)
-        for where, seen in zip(photos, looks, strict=True):
-            rows.append(
-                (*where, seen.photo.width, seen.photo.height, seen.sha256, seen.photo.verdict)
-            )
-            if seen.thumbnail is not None:
-                thumbnails[n_usable] = seen.thumbnail
+        for photo, (row, small, canvas) in zip(photos, in_order(look, photos), strict=True):
+            rows.append((*photo, *row))
+            if small is not None:
+                thumbnails[n_usable] = small
                 n_usable += 1
-            if writer and seen.packed:
-                writer.add(seen.sha256, where[1], *seen.packed)
+            if writer and canvas is not None:
+                writer.add(row[2], photo[1], canvas)
             advance()
-    table = pd.DataFrame(rows, columns=["split", "id", "width", "height", "sha256", "verdict"])
+    columns = ["split", "id", "label", "width", "height", "sha256", "verdict"]
+    table = pd.DataFrame(rows, columns=columns).astype({"label": "Int8"})
     return table, thumbnails[:n_usable]
 
 
-def _look(workspace: Workspace, where: Where, store: Store | None, writer: Writer | None) -> Seen:
-    data = _read(workspace, where)
-    sha256 = hashlib.sha256(data).hexdigest()
-    photo = decode(data)
-    small, packed = None, None
-    if photo.pixels is not None:
-        small = thumbnail(photo.pixels, SIDE)
-        if store and writer and sha256 not in writer:
-            canvas = to_canvas(photo.pixels, store.geometry)
-            packed = store.packed(canvas), canvas.shape[0], canvas.shape[1]
-    return Seen(photo=photo.without_pixels(), sha256=sha256, thumbnail=small, packed=packed)
+def _announce(
+    workspace: Workspace, photos: Sequence[UnpackedPhoto], geometry: Geometry, reporter: Reporter
+) -> None:
+    sizes = [(1, 1)] * len(photos)
+    if geometry.fit == "shorter":  # the one fit whose canvases differ in size
+        headers = [read_header(read_photo(workspace, split, id)) for split, id, _ in photos]
+        sizes = [(each.width, each.height) for each in headers if each.decode_status in USABLE]
+    index = read_index(store_folder(workspace, geometry))
+    n_bytes = max(0, geometry.n_bytes(sizes) - int(index["length"].sum()))
+    announce_pixels(workspace, geometry, len(sizes), n_bytes, reporter)
 
 
-def _read(workspace: Workspace, where: Where) -> bytes:
-    try:
-        return photo_path(workspace, *where).read_bytes()
-    except FileNotFoundError as error:
-        folder = workspace.photos / where[0]
-        raise DataError(
-            f"photo {where[1]}.jpg is missing in {folder}: delete this folder and run `make data`"
-        ) from error
-
-
-def _store(
-    workspace: Workspace,
-    photos: Sequence[Where],
-    geometry: Geometry,
-    reporter: Reporter,
-    max_bytes: int,
-) -> Store:
-    """The store that `open_pixels` will look for, chosen by the sizes that the headers tell."""
-    if geometry.fit != "shorter":
-        sizes = [(1, 1)] * len(photos)  # they all take the same
-    else:
-        headers = (read_header(_read(workspace, where)) for where in photos)
-        sizes = [(header.width, header.height) for header in headers if header.verdict in USABLE]
-    store = choose_store(geometry, sizes, max_bytes)
-    n_stored = int(read_index(store.folder(workspace))["length"].sum())
-    workspace.pixels.mkdir(parents=True, exist_ok=True)
-    announce(
-        workspace,
-        store,
-        len(sizes),
-        max(0, store.disk_bytes(raw_bytes(geometry, sizes)) - n_stored),
-        reporter,
-    )
-    return store
+def manifests_of(
+    table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition
+) -> dict[str, pd.DataFrame]:
+    """Both manifests by split, from what `scan` returns."""
+    usable_rows = np.flatnonzero(table["verdict"].isin(USABLE))
+    phashes = np.full(len(table), "", dtype=object)
+    phashes[usable_rows] = [f"{phash:016x}" for phash in perceptual_hashes(thumbnails).tolist()]
+    pairs = usable_rows[near_pairs(thumbnails)]
+    groups = group_photos(list(table["id"]), list(table["sha256"]), pairs)
+    folds = pd.array([pd.NA] * len(table), "Int8")
+    table = table.assign(phash=phashes, group=groups, fold=folds)
+    train = usable(table[table["split"] == "train"])
+    for label, name in enumerate(competition.classes):
+        if not (train["label"] == label).any():
+            n_photos = int((table["label"] == label).sum())
+            raise DataError(
+                f"none of the {n_photos:,} photos of class {name} can be decoded:"
+                " get the archive from Kaggle again"
+            )
+    keys = list(train["id"]), list(train["label"]), list(train["group"])
+    table.loc[train.index, "fold"] = assign_folds(*keys, n_folds=N_FOLDS, seed=SEED)
+    return {split: table[table["split"] == split] for split in SPLITS}

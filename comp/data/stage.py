@@ -1,10 +1,12 @@
-"""The stage: Kaggle's archive in, photos, a manifest, folds and pixels out.
+"""The data stage: from Kaggle's archive to photos, manifests, folds and pixels.
 
-1. If all is there and from this archive, nothing is done.
+1. If everything is there and comes from this archive, nothing is done.
 2. The archive is checked and unpacked; a split that is there already is kept.
-3. Every photo is decoded once (comp/data/scan.py). A killed run starts this step over, but for the pixels that it has stored.
-4. Near-duplicates are grouped over both splits; usable training photos are dealt to folds.
+3. Every photo is decoded once. A killed run repeats this step, except for canvases it has stored.
+4. Near-duplicates are grouped over both splits; usable training photos are assigned to folds.
 5. The sample submission, both manifests and, last of all, their origin are written.
+
+Nothing here loads torch or scipy before there is work to do.
 """
 
 import time
@@ -12,33 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from comp.competition import Competition
-from comp.data.archive import checked, is_unpacked, unpack
-from comp.data.duplicates import (
-    MAX_DISTANCE,
-    MIN_CORRELATION,
-    Thumbnails,
-    group_photos,
-    near_pairs,
-    perceptual_hashes,
-)
-from comp.data.folds import N_FOLDS, SEED, assign_folds
-from comp.data.geometry import Geometry
-from comp.data.lock import locked
+from comp.data.archive import checked_archive, is_unpacked, unpack
+from comp.data.canvas import Geometry
+from comp.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
+from comp.data.folds import N_FOLDS, SEED
 from comp.data.manifest import SPLITS, read_manifest, write_manifest
-from comp.data.photos import DECODER
-from comp.data.pixels import open_pixels
+from comp.data.pixels import DECODER, open_pixels
 from comp.data.sample import write_sample
-from comp.data.scan import scan
-from comp.data.stores import MAX_BYTES
-from comp.data.summary import report
-from comp.data.verdict import USABLE
-from comp.errors import ArchiveError, DataError
+from comp.data.summary import print_summary
+from comp.errors import ArchiveError
 from comp.progress import Reporter
-from comp.store import Workspace, file_sha256, read_json, write_json, write_text
+from comp.store import Workspace, file_sha256, locked, read_json, write_json, write_text
 
 RULES = {
     "decoder": DECODER,
@@ -56,35 +43,28 @@ def prepare(
     is_real: bool,
     geometry: Geometry | None,
     reporter: Reporter,
-    max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Leaves `data/photos`, `data/train.csv`, `data/test.csv`, the sample submission and, where a `geometry` is given, its pixels.
+    """Make `data/photos`, both manifests, the sample submission and the pixels of `geometry`.
 
-    `archive` is the archive, or fetches it, and is called only if there is something to do. `is_real` asks for the full edition's numbers.
-    `max_bytes` bounds the pixels.
+    `archive` is the archive's path or fetches it; it is called only if there is work to do.
+    `is_real` demands the number of photos of the full edition. Without a `geometry` no pixels are
+    made.
     """
     with locked(workspace.data / ".lock", reporter):
         if _is_done(workspace, competition, archive, is_real):
             reporter.say(f"{workspace.data} is complete: nothing to do")
-            _mention_edits(workspace, reporter)
+            for path in _edited_manifests(workspace):
+                read_manifest(path)
+                reporter.warn(
+                    f"{path} was edited since `make data` wrote it, and is used as it is:"
+                    " delete it to have it made again"
+                )
         else:
-            _prepare(
-                workspace,
-                competition,
-                archive() if callable(archive) else archive,
-                is_real,
-                geometry,
-                reporter,
-                max_bytes,
-            )
+            path = archive() if callable(archive) else archive
+            _prepare(workspace, competition, path, is_real, geometry, reporter)
     if geometry:
-        open_pixels(
-            workspace,
-            [read_manifest(workspace.manifest(split)) for split in SPLITS],
-            geometry,
-            reporter,
-            max_bytes,
-        )
+        manifests = [read_manifest(workspace.manifest(split)) for split in SPLITS]
+        open_pixels(workspace, manifests, geometry, reporter)
 
 
 def _prepare(
@@ -94,84 +74,78 @@ def _prepare(
     is_real: bool,
     geometry: Geometry | None,
     reporter: Reporter,
-    max_bytes: int,
 ) -> None:
+    from comp.data.scan import manifests_of, scan  # these load torch
+
     started = time.monotonic()
     if not path.is_file():
-        raise ArchiveError(f"{path} is not there: download the archive first")
+        raise ArchiveError(f"{path} does not exist: download the archive first")
     sha256 = file_sha256(path)
     workspace.photos.mkdir(parents=True, exist_ok=True)
-    with checked(path, competition, is_real, workspace.photos, reporter) as (parts, sample):
-        for file in (_origin_path(workspace), *map(workspace.manifest, SPLITS)):
-            file.unlink(
-                missing_ok=True
-            )  # what was made before must not be taken for this archive's
-        unpack(parts, sha256, workspace.photos, reporter)
-        photos = [(part.split, id) for part in parts for id in part.photos]
+    with checked_archive(path, competition, is_real, workspace.photos, reporter) as checked:
+        splits, sample = checked
+        # From here on nothing made before may be taken for this archive's.
+        _set_edits_aside(workspace, reporter)
+        for old in (_origin_path(workspace), *map(workspace.manifest, SPLITS)):
+            old.unlink(missing_ok=True)
+        unpack(splits, sha256, workspace.photos, reporter)
+        photos = [
+            (split.split, photo.id, photo.label) for split in splits for photo in split.photos
+        ]
     unpacked = time.monotonic()
-    table, thumbnails = scan(workspace, photos, geometry, reporter, max_bytes)
+    table, thumbnails = scan(workspace, photos, geometry, reporter)
     scanned = time.monotonic()
     manifests = manifests_of(table, thumbnails, competition)
     write_text(workspace.data / competition.sample, write_sample(sample, competition))
     for split in SPLITS:
         write_manifest(workspace.manifest(split), manifests[split])
-    _write_origin(workspace, competition, path, sha256, is_real)
-    report(manifests["train"], manifests["test"], competition, reporter)
+    origin = {
+        "archive": {"name": path.name, "sha256": sha256, **_stamp(path)},
+        "slug": competition.slug,
+        "rules": RULES,
+        "is_real": is_real,
+        "manifests": {split: file_sha256(workspace.manifest(split)) for split in SPLITS},
+    }
+    write_json(_origin_path(workspace), origin)
+    print_summary(manifests["train"], manifests["test"], competition, reporter)
     done = time.monotonic()
-    took = f"checked and unpacked {unpacked - started:.1f} s, decoded {scanned - unpacked:.1f} s, grouped and wrote {done - scanned:.1f} s"
-    reporter.say(f"{len(photos):,} photos are ready: {took}")
-
-
-def manifests_of(
-    table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition
-) -> dict[str, pd.DataFrame]:
-    """The two manifests by split, from what was seen of each photo (`comp.data.scan.scan`)."""
-    usable = np.flatnonzero(table["verdict"].isin(USABLE))
-    pairs = ((int(usable[one]), int(usable[other])) for one, other in near_pairs(thumbnails))
-    phashes = np.full(len(table), "", dtype=object)
-    phashes[usable] = [f"{phash:016x}" for phash in perceptual_hashes(thumbnails).tolist()]
-    is_train = table["split"] == "train"
-    labels = [competition.classes.index(id.rpartition(".")[0]) for id in table["id"][is_train]]
-    table = table.assign(
-        phash=phashes,
-        label=None,
-        fold=None,
-        group=group_photos(list(table["id"]), list(table["sha256"]), pairs),
+    reporter.say(
+        f"{len(photos):,} photos are ready: checked and unpacked in {unpacked - started:.1f} s,"
+        f" decoded in {scanned - unpacked:.1f} s, grouped and written in {done - scanned:.1f} s"
     )
-    table = table.astype({"label": "Int8", "fold": "Int8"})
-    table.loc[is_train, "label"] = labels
-    dealt = table[is_train & table["verdict"].isin(USABLE)]
-    for label, name in enumerate(competition.classes):
-        if not (dealt["label"] == label).any():
-            n_photos = int((table["label"] == label).sum())
-            raise DataError(
-                f"none of the {n_photos:,} photos of a {name} can be decoded: get the archive from Kaggle again"
-            )
-    folds = assign_folds(
-        list(dealt["id"]), list(dealt["label"]), list(dealt["group"]), n_folds=N_FOLDS, seed=SEED
-    )
-    table.loc[dealt.index, "fold"] = folds
-    return {split: table[table["split"] == split] for split in SPLITS}
 
 
 def _origin_path(workspace: Workspace) -> Path:
     return workspace.data / "origin.json"
 
 
-def _write_origin(
-    workspace: Workspace, competition: Competition, archive: Path, sha256: str, is_real: bool
-) -> None:
-    manifests = {split: file_sha256(workspace.manifest(split)) for split in SPLITS}
-    origin = {
-        "archive": {"name": archive.name, "sha256": sha256, **_stamp(archive)},
-        "slug": competition.slug,
-        "rules": RULES,
-    }
-    write_json(_origin_path(workspace), {**origin, "is_real": is_real, "manifests": manifests})
+def _edited_manifests(workspace: Workspace) -> list[Path]:
+    """Manifests that are not as this stage wrote them."""
+    if not _origin_path(workspace).exists():
+        return []
+    written = read_json(_origin_path(workspace))["manifests"]
+    paths = {split: workspace.manifest(split) for split in SPLITS}
+    return [
+        path
+        for split, path in paths.items()
+        if path.exists() and file_sha256(path) != written[split]
+    ]
+
+
+def _set_edits_aside(workspace: Workspace, reporter: Reporter) -> None:
+    """Rename edited manifests, whose edits may have taken somebody hours, to train.csv.edited-1."""
+    for path in _edited_manifests(workspace):
+        n_kept = len(list(path.parent.glob(f"{path.name}.edited-*")))
+        kept = path.with_name(f"{path.name}.edited-{n_kept + 1}")
+        path.rename(kept)
+        reporter.warn(
+            f"{path} was edited and belongs to another archive or older rules: it is kept as"
+            f" {kept.name} and made again; copy what still applies"
+        )
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    """What changes when somebody replaces a file: enough not to read a gigabyte each time."""
+    """Changes when a file is replaced; cheaper than to read a gigabyte each time."""
     status = path.stat()
     return {"n_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -182,41 +156,27 @@ def _is_done(
     archive: Callable[[], Path] | Path,
     is_real: bool,
 ) -> bool:
-    needed = [
+    made = (
         _origin_path(workspace),
         workspace.data / competition.sample,
         *map(workspace.manifest, SPLITS),
-    ]
-    if not all(path.exists() for path in needed):
+    )
+    if not all(path.exists() for path in made):
         return False
     origin: dict[str, Any] = read_json(_origin_path(workspace))
-    sha256 = origin["archive"]["sha256"]
-    is_ours = (
-        origin["slug"] == competition.slug
-        and origin["rules"] == RULES
-        and origin["is_real"] >= is_real
-    )
-    if not is_ours or not all(is_unpacked(workspace.photos / split, sha256) for split in SPLITS):
+    packed = origin["archive"]
+    fits = origin["slug"] == competition.slug and origin["rules"] == RULES
+    if not fits or origin["is_real"] < is_real:
         return False
-    path = workspace.raw / origin["archive"]["name"] if callable(archive) else archive
-    if callable(archive) and not path.exists():
-        return True  # thrown away to save space; nothing needs it any more
-    if not path.exists() or _stamp(path).items() <= origin["archive"].items():
-        return path.exists()
-    if file_sha256(path) != sha256:
+    if not all(is_unpacked(workspace.photos / split, packed["sha256"]) for split in SPLITS):
         return False
-    write_json(
-        _origin_path(workspace), {**origin, "archive": {**origin["archive"], **_stamp(path)}}
-    )  # the same bytes, copied or touched
+    path = workspace.raw / packed["name"] if callable(archive) else archive
+    if not path.exists():
+        return callable(archive)  # deleted after unpacking to save space, which is fine
+    if _stamp(path).items() <= packed.items():
+        return True
+    if file_sha256(path) != packed["sha256"]:
+        return False
+    # The same bytes, copied or touched: not to be read again next time.
+    write_json(_origin_path(workspace), {**origin, "archive": {**packed, **_stamp(path)}})
     return True
-
-
-def _mention_edits(workspace: Workspace, reporter: Reporter) -> None:
-    written = read_json(_origin_path(workspace))["manifests"]
-    for split in SPLITS:
-        path = workspace.manifest(split)
-        if file_sha256(path) != written[split]:
-            read_manifest(path)
-            reporter.warn(
-                f"{path} was edited since `make data` wrote it, and is used as it is: delete it to have it made again"
-            )

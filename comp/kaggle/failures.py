@@ -1,140 +1,109 @@
-"""What went wrong in the client's process, as plain fields, and the error for a person, chosen by HTTP status and never by words."""
+"""A failed call as an error for a person: one line, chosen by HTTP status and never by words."""
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import math
+import socket
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 
-from comp.competition import Competition
-from comp.errors import (
-    CredentialsError,
-    DataError,
-    KaggleError,
-    NotFoundError,
-    RulesError,
-    UnavailableError,
-)
-from comp.kaggle.credentials import EVERY_WAY, RENEW, Credentials
+import requests
+import urllib3
 
-Kind = Literal[
-    "http",  # an answer with status 4xx or 5xx
-    "unreached",  # no connection: whatever was asked for has not been done
-    "connection",  # broken before the answer was complete: whatever was asked for may have been done
-    "timeout",
-    "answer",  # an answer that is not what the protocol says: a web page, no JSON, another piece of the file
-    "anonymous",  # the client has authenticated by none of its methods
-    "client",  # the client cannot be imported
-    "ended",  # the client's process ended or fell silent
-    "space",  # too little room on the disk
-    "disk",  # the disk refused a write
-]
-N_WORDS = 300  # characters of the far side's own words that fit into a message
+from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
+from comp.kaggle.credentials import RENEW
+
+if TYPE_CHECKING:
+    from comp.kaggle.client import Kaggle
+
+FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
+N_WORDS = 300  # characters of someone else's words that fit into a message
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why one call came to nothing."""
-
-    kind: Kind
-    words: str = ""  # the far side's or the system's own, on one line, free of secrets
-    status: int = 0  # HTTP
-    storage: bool = (
-        False  # from behind a signed link, where a refusal means that the link has expired
-    )
-    retry_after_s: float | None = None  # as the server asked
+class AnswerError(requests.RequestException):
+    """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
 
 
-class FailedError(Exception):
-    """A call to the client came to nothing."""
+def error_of(error: Exception, kaggle: "Kaggle") -> KaggleError:
+    """The error for one of FAILURES. It names no address, whose query may be a signature."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return _refusal(error.response, kaggle)
+    if isinstance(error, (AnswerError, json.JSONDecodeError)):
+        came = _told(error, kaggle) if isinstance(error, AnswerError) else "no JSON object"
+        sent = "Kaggle, or a proxy in between, sent something else than was asked for"
+        return UnavailableError(f"{sent} ({came})", link_refused=True)
+    root: BaseException = error
+    while below := root.__cause__ or root.__context__:
+        root = below
+    words = "the answer broke off"
+    if isinstance(root, OSError):
+        words = _told(root.strerror or str(root) or type(root).__name__, kaggle)
+    is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
+    if is_refused or isinstance(error, requests.ConnectTimeout):
+        return UnavailableError(f"Kaggle cannot be reached ({words})", not_done=True)
+    if isinstance(root, TimeoutError) or isinstance(error, requests.Timeout):
+        return UnavailableError(f"Kaggle does not answer ({words})")
+    return UnavailableError(f"the connection to Kaggle broke ({words})")
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.kind)
-        self.failure = failure
 
-
-class AgainError(UnavailableError):
-    """A failure after which the same call may succeed."""
-
-    def __init__(self, message: str, failure: Failure) -> None:
-        super().__init__(message)
-        self.failure = failure
-
-    @property
-    def is_refused_link(self) -> bool:
-        """A signed link led to a refusal or to a web page: a fresh link may help, but not for long."""
-        return self.failure.kind == "answer" or (
-            self.failure.storage and self.failure.status < 500 and self.failure.status != 429
+def _refusal(response: requests.Response, kaggle: "Kaggle") -> KaggleError:
+    status, words = _status_and_words(response)
+    competition, credentials = kaggle.competition, kaggle.credentials
+    answer = f'{status}, "{_told(words, kaggle)}"' if words else str(status)
+    wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
+    if response.history or response.request.method == "PUT":  # a signed link, perhaps expired
+        return UnavailableError(
+            f"the storage behind Kaggle refuses ({answer})",
+            retry_after_s=wait_s,
+            link_refused=status < 500 and status != 429,
         )
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether nothing has been done at the far side, so that even a call that must not be done twice may be made again."""
-        return self.failure.kind == "unreached" or self.failure.status == 429
-
-
-def error_of(
-    failure: Failure, competition: Competition, credentials: Credentials
-) -> KaggleError | DataError:
-    """The error for a person: one line with the cause and the remedy."""
-    words = failure.words[:N_WORDS]
-    match failure.kind:
-        case "http" if failure.storage:
-            return AgainError(f"the storage behind Kaggle refuses ({_answer(failure)})", failure)
-        case "http":
-            return _refusal(failure, competition, credentials)
-        case "anonymous":
-            return CredentialsError(
-                f"Kaggle does not accept the {credentials.kind} from {credentials.source}: {RENEW}"
-            )
-        case "client":
-            return KaggleError(
-                f"the Kaggle client cannot be imported ({words}): set up the environment again, with kaggle==2.2.4 and six"
-            )
-        case "space" | "disk":
-            return DataError(f"{words}: make room and run this again; what is here already is kept")
-        case "answer":
-            return AgainError(
-                f"Kaggle, or a proxy in between, sent something else than was asked for ({words})",
-                failure,
-            )
-        case "timeout":
-            return AgainError(f"Kaggle does not answer ({words})", failure)
-        case "ended":
-            return AgainError(f"the Kaggle client {words}", failure)
-        case "unreached":
-            return AgainError(f"Kaggle cannot be reached ({words})", failure)
-        case "connection":
-            return AgainError(f"the connection to Kaggle broke ({words})", failure)
+    if status == 401:
+        used = f"the {credentials.kind} from {credentials.source}"
+        return CredentialsError(f"Kaggle refuses {used} ({answer}): {RENEW}")
+    if status == 403:
+        rules = f"accept the rules at {competition.rules_url} with this account"
+        typo = f"the answer for a wrong name is the same, so check '{competition.slug}' too"
+        return RulesError(f"Kaggle refuses access ({answer}): {rules}; {typo}")
+    if status == 404:
+        check = f"check the competition's name, '{competition.slug}'"
+        return NotFoundError(f"Kaggle does not have what was asked for ({answer}): {check}")
+    if status == 429:
+        message = f"Kaggle asks for fewer requests ({answer})"
+        return UnavailableError(message, retry_after_s=wait_s, not_done=True)
+    if status >= 500:
+        return UnavailableError(f"Kaggle failed ({answer})", retry_after_s=wait_s)
+    return KaggleError(f"Kaggle refuses the request ({answer})")
 
 
-def _refusal(failure: Failure, competition: Competition, credentials: Credentials) -> KaggleError:
-    answer = _answer(failure)
-    match failure.status:
-        case 401:
-            return CredentialsError(
-                f"Kaggle refuses the {credentials.kind} from {credentials.source} ({answer}): {RENEW}"
-            )
-        case 403:
-            wrong = f"a competition that does not exist, if '{competition.slug}' does not, is refused in the same way"
-            return RulesError(
-                f"Kaggle refuses access ({answer}): accept the rules at {competition.rules_url} with this account; {wrong}"
-            )
-        case 404:
-            return NotFoundError(
-                f"Kaggle has no such thing in '{competition.slug}' ({answer}): check the competition's name"
-            )
-        case 429:
-            return AgainError(f"Kaggle asks for fewer requests ({answer})", failure)
-        case status if status >= 500:
-            return AgainError(f"Kaggle is out of order ({answer})", failure)
-        case _:
-            return KaggleError(f"Kaggle refuses the request ({answer})")
+def _status_and_words(response: requests.Response) -> tuple[int, Any]:
+    """Kaggle's own words, and the status, which may be in the body alone."""
+    try:
+        body = response.json()
+    except json.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        body = {}
+    status = response.status_code if response.status_code >= 400 else int(body.get("code") or 0)
+    return status, body.get("message") or response.reason
 
 
-def _answer(failure: Failure) -> str:
-    """Status and the far side's own words."""
-    return (
-        f'{failure.status}, "{failure.words[:N_WORDS]}"' if failure.words else str(failure.status)
-    )
+def _told(words: object, kaggle: "Kaggle") -> str:
+    """Someone else's words: on one line, without secrets, cut short."""
+    return str(kaggle.credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
 
 
-def none_found() -> CredentialsError:
-    return CredentialsError(f"no Kaggle credentials found: {EVERY_WAY}")
+def _retry_after_s(header: str) -> float | None:
+    """Seconds from now, whether the header gives seconds or a date."""
+    try:
+        wait_s: float | None = float(header)
+    except ValueError:
+        wait_s = seconds_until(header)
+    return max(0.0, wait_s) if wait_s is not None and math.isfinite(wait_s) else None
+
+
+def seconds_until(date: str) -> float | None:
+    """From now to the date of an HTTP header; None if it is not a date."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from comp.data.geometry import Geometry
+from comp.data.canvas import Geometry
 from comp.recipe import Recipe
 
 

@@ -19,7 +19,7 @@ Crops = NDArray[np.uint8]  # [n, s, s, 3]
 
 
 class Canvases(Protocol):
-    """Decoded photos; `comp.data.canvas` keeps them on disk."""
+    """Canvases of photos; `comp.data.pixels` keeps them on disk."""
 
     @property
     def sha256s(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
 from comp.metric import log_loss, prior_logit, sigmoid
 from comp.network.preprocessing import geometry_of
-from comp.predict.ensemble import predict_all
+from comp.predict.stage import predict_all
 from comp.progress import Reporter
 from comp.recipe import FineTune, Recipe
 from comp.rehearsal.drawing import write_edition

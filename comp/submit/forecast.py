@@ -20,7 +20,8 @@ from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import Floats, per_photo_loss
-from comp.predict.finished import FinishedRun, groups_of, read_run, side_by_side
+from comp.predict.compare import groups_of, side_by_side
+from comp.predict.runs import FinishedRun, read_run
 from comp.progress import Reporter
 from comp.store import Workspace
 from comp.submit.ledger import LedgerRow, read_ledger

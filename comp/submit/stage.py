@@ -21,7 +21,7 @@ from comp.data.manifest import read_manifest
 from comp.data.sample import read_sample
 from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
-from comp.predict.finished import FinishedRun, check_current, read_run
+from comp.predict.runs import FinishedRun, check_current, read_run
 from comp.progress import Reporter
 from comp.store import Workspace, code_commit, file_sha256, locked
 from comp.submit.csvfile import check_submission, write_submission

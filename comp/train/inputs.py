@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comp.data.manifest import read_manifest, usable
-from comp.data.pixels import Pixels, open_pixels
-from comp.data.pool import in_order
+from comp.data.photos import in_order
+from comp.data.pixels import PixelStore, open_pixels
 from comp.network.preprocessing import Preprocessing, geometry_of, preprocessing_of
 from comp.network.views import CENTRE, Canvases
 from comp.progress import Reporter
@@ -29,7 +29,7 @@ class Inputs:
     run: Run
     photos: pd.DataFrame  # training photos: id, label, group, fold, part and target
     test_ids: list[str]  # of those that can be decoded
-    pixels: Pixels
+    pixels: PixelStore
     preprocessing: Preprocessing
 
     @property
