@@ -21,12 +21,12 @@ FINGERPRINTS = {
     "lite2_views": "4c4d44852a",
     "lite0_tail": "3024486beb",
     "lite0_finetune": "663f25e4c3",
-    "vgg16_mlp": "f0e4f99a0f",
-    "vgg16_last_layer": "472cff44f7",
-    "vgg16_finetune": "56f1f6b58b",
-    "vgg16_last_block": "a17133826e",
-    "inception_bottleneck": "3769269b53",
-    "inception_last_blocks": "f673ebf6ca",
+    "vgg16_mlp": "1dd1042730",
+    "vgg16_last_layer": "79a574af68",
+    "vgg16_finetune": "6aa5b9550f",
+    "vgg16_last_block": "f761300cc5",
+    "inception_bottleneck": "cdf74941a9",
+    "inception_last_blocks": "62a5639a87",
     "vgg19_block4_svm": "79af744fee",
 }
 

@@ -38,9 +38,16 @@ from comp.train.labels import read_label_fixes
 from comp.train.run import open_run
 from comp.train.solver import out_of_fold, solve_fold
 
-SUSPECTS = Path(__file__).parents[1] / "suspects.csv"
 MIN_OF_CLASS = 10  # photos; the average of fewer means nothing
 N_PRINTED = 20  # doubted labels
+
+
+def read_suspects(competition: Competition) -> dict[str, int]:
+    """How many published lists name each suspect training photo."""
+    if competition.suspects is None:
+        return {}
+    table = pd.read_csv(Path(__file__).parents[1] / competition.suspects)
+    return dict(zip(table["id"], table["n_lists"], strict=True))
 
 
 def audit_labels(
@@ -57,8 +64,7 @@ def audit_labels(
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
     votes = _count_votes(folders, photos)
-    suspects = pd.read_csv(SUSPECTS)
-    n_lists = dict(zip(suspects["id"], suspects["n_lists"], strict=True))
+    n_lists = read_suspects(competition)
     table = evidence(votes, photos, read_label_fixes(workspace.verdicts), n_lists)
     write_table(workspace.runs / "audit.csv", table)
     _print_doubts(table, len(votes), len(folders), reporter)
@@ -171,7 +177,7 @@ def _print_lists(
 ) -> None:
     named = np.array([n_lists.get(id, 0) for id in votes["id"]])
     rows = []
-    for n in range(max(n_lists.values()), -1, -1):
+    for n in range(max(n_lists.values(), default=0), -1, -1):
         here = votes["votes"][named == n]
         rows.append((n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_runs).sum()))
     columns = ("on lists", "photos", "doubted by a run", "by all")
