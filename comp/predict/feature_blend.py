@@ -51,6 +51,9 @@ def fit_on_features(
     views = [fit.views() for fit in fits]
     scored, test = _stack(fits, inputs.ids, views), _stack(fits, inputs.test_ids, views)
     logits, test_logits = np.full(len(scored), np.nan), np.zeros(len(test))
+    alone = [float(losses.mean()) for losses in members.losses()]
+    rows = list(zip(members.names, alone, strict=True))
+    reporter.table("features side by side", ("", "log loss alone"), rows)
     folds, label = inputs.run.folds, f"heads on {learnt.shape[1]:,} features"
     with reporter.track(label, len(folds), "folds") as advance:
         for fold in folds:
