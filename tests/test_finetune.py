@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from comp.errors import TrainingError
 from comp.network.backbone import build
 from comp.network.device import Device, find_device
-from comp.network.freezing import freeze
 from comp.network.preprocessing import KNOWN
+from comp.network.surgery import freeze
 from comp.recipe import Augmentation, FineTune, Model, Phase
 from comp.train import finetune
 from comp.train.batches import AugmentedPhotos, Batch, batches_of

@@ -13,8 +13,8 @@ from comp.network.batchnorm import fuse_batch_norm
 from comp.network.boundary import find_boundary, input_to, resume_from
 from comp.network.device import find_device
 from comp.network.embedder import BF16_TOLERANCE, make_embedder
-from comp.network.freezing import freeze, freeze_phases
 from comp.network.preprocessing import Preprocessing
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, network_input, normalise
 from comp.recipe import FineTune, Model, Phase
 from comp.train.batches import CachedPhotos, batches_of
@@ -83,7 +83,8 @@ def test_a_network_whose_branches_all_take_the_image_is_refused() -> None:
 
 def test_the_boundary_lies_before_what_any_phase_trains() -> None:
     network = ready("resnet10t", "head", 32)
-    freeze_phases(network, FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1)))
+    training = FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1))
+    freeze(network, *(phase.trainable for phase in training.phases()))
     assert find_boundary(network, 32).module == "layer4.0"
 
 

@@ -8,7 +8,7 @@ from comp.errors import RecipeError
 from comp.network.backbone import build, embed, parameter_groups
 from comp.network.batchnorm import fuse_batch_norm
 from comp.network.embedder import weights_key
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 from comp.recipe import Model
 
 # A backbone, one of its layers, the size it can take.

@@ -13,7 +13,6 @@ from torch.nn.functional import (
 
 from comp.network.backbone import build, embed
 from comp.network.device import find_device
-from comp.network.freezing import freeze
 from comp.network.heads import (
     KernelHead,
     LinearHead,
@@ -27,6 +26,7 @@ from comp.network.heads import (
     trained_head,
 )
 from comp.network.preprocessing import KNOWN
+from comp.network.surgery import freeze
 from comp.network.views import normalise
 from comp.recipe import Augmentation, FineTune, HeadShape, Model
 from comp.train.batches import AugmentedPhotos, CachedPhotos, batches_of

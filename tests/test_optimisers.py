@@ -6,7 +6,7 @@ from torch import nn
 
 from comp.errors import RecipeError
 from comp.network.backbone import build
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 from comp.recipe import FineTune, Model
 from comp.train.optimiser import check_optimiser, make_optimiser
 

@@ -23,9 +23,9 @@ from comp.competition import COMPETITION
 from comp.errors import RecipeError
 from comp.kaggle import Kaggle
 from comp.network.backbone import build
-from comp.network.freezing import freeze
 from comp.network.heads import last_layer, tensors_of, trained_head
 from comp.network.preprocessing import preprocessing_of
+from comp.network.surgery import freeze
 from comp.options import override
 from comp.predict.stage import predict
 from comp.recipe import FineTune, Model, Recipe

@@ -1,6 +1,5 @@
 """The door to timm: backbones, their config, the order of their layers, its optimisers."""
 
-import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -10,19 +9,17 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.layers import Conv2dSame, pad_same
-from timm.models import create_feature_extractor, get_pretrained_cfg, group_parameters
+from timm.models import get_pretrained_cfg
 from timm.optim import (
-    auto_group_layers,
     create_optimizer_v2,
     list_optimizers,
     param_groups_layer_decay,
 )
 from torch import Tensor, nn
-from torch.fx.proxy import TraceError
 
 from comp.errors import RecipeError
-from comp.network.cut import CutNetwork, timm_name
-from comp.network.weights import first_line, load_weights
+from comp.network.surgery import cut
+from comp.network.weights import load_weights
 from comp.recipe import Model
 
 
@@ -40,7 +37,7 @@ def build(model: Model, *, size_px: int | None = None) -> nn.Module:
         load_weights(network, model)
     if model.layer is not None:
         side = size_px or timm_config(model.backbone)["size_px"]
-        network = _cut(network, model, side)
+        network = cut(network, model, side)
     nn.init.zeros_(network.get_classifier().weight)
     nn.init.zeros_(network.get_classifier().bias)
     network.eval()
@@ -83,38 +80,6 @@ def _require_known(backbone: str) -> None:
         raise RecipeError(f"timm knows no backbone {backbone!r}{hint}")
 
 
-def _cut(network: Any, model: Model, size_px: int) -> CutNetwork:
-    """`network` up to `model.layer`; RecipeError if it has no such layer or cannot be traced."""
-    assert model.layer is not None
-    module_index(network, model.layer)
-    example = torch.zeros(1, 3, size_px, size_px, device=next(network.parameters()).device)
-    network.eval()
-    with warnings.catch_warnings():
-        # torchvision warns that dropout makes the graphs of training and evaluation differ
-        warnings.simplefilter("ignore")
-        try:
-            below = create_feature_extractor(network, {model.layer: model.layer})
-        except (RuntimeError, TypeError, ValueError, TraceError) as error:
-            raise RecipeError(
-                f"torch.fx cannot cut {model.backbone} at {model.layer}: {first_line(error)};"
-                " set model.layer=none"
-            ) from error
-    return CutNetwork(below, network, model, depths(network), example)
-
-
-def module_index(network: Any, wanted: str) -> int:
-    """Where timm's module `wanted` is in `network`; RecipeError with near names if nowhere."""
-    names = [timm_name(name) for name, _ in network.named_modules()]
-    if wanted in names[1:]:
-        return names.index(wanted)
-    near = get_close_matches(wanted, names[1:], n=5, cutoff=0.4)
-    near = near or [name for name in names[1:] if "." not in name]
-    raise RecipeError(
-        f"{network.pretrained_cfg['architecture']} has no module {wanted!r}; near it are"
-        f" {', '.join(near[:5])}"
-    )
-
-
 def timm_config(backbone: str) -> dict[str, Any]:
     """What timm's config says of the input: the fields of `Preprocessing`."""
     _require_known(backbone)
@@ -148,13 +113,6 @@ def explicit_padding(conv: nn.Conv2d) -> Callable[[Tensor], Tensor] | None:
 
 def _unchanged(images: Tensor) -> Tensor:
     return images
-
-
-def depths(network: Any) -> dict[str, int]:
-    """timm's depth of each parameter of `network`, by name: 0 in the stem, most in the head."""
-    if not hasattr(network, "group_matcher"):
-        return dict(auto_group_layers(network))
-    return dict(group_parameters(network, network.group_matcher(coarse=False), reverse=True))
 
 
 def parameter_groups(
