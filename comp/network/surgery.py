@@ -86,7 +86,7 @@ class CutNetwork(nn.Module):
 
 
 def freeze(network: Any, *trainable: str) -> tuple[int, int]:
-    """Let gradients reach only what any of `trainable` names; how many parameters train, of how many.
+    """Let gradients reach only what any of `trainable` names; how many, of how many.
 
     See `comp.recipe.Layers`. RecipeError if there is no such block or module.
     """
