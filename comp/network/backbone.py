@@ -1,14 +1,11 @@
 """The door to timm: backbones, their config, the order of their layers, its optimisers."""
 
-from collections.abc import Callable
 from difflib import get_close_matches
-from functools import partial
 from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import Conv2dSame, pad_same
 from timm.models import get_pretrained_cfg
 from timm.optim import (
     create_optimizer_v2,
@@ -97,22 +94,6 @@ def embed(network: Any, images: Tensor) -> Tensor:
     """Pooled features [n, d], the input of the head's linear layer, of `images [n, 3, s, s]`."""
     features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)
     return features
-
-
-def explicit_padding(conv: nn.Conv2d) -> Callable[[Tensor], Tensor] | None:
-    """What `conv` does to its input before convolving as its attributes say.
-
-    Nothing, or TensorFlow's padding; None where that is not known.
-    """
-    if type(conv) is Conv2dSame:
-        size = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
-        return partial(pad_same, **size)
-    is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-    return _unchanged if is_plain and not isinstance(conv.padding, str) else None
-
-
-def _unchanged(images: Tensor) -> Tensor:
-    return images
 
 
 def parameter_groups(

@@ -11,45 +11,36 @@ bfloat16.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
-from comp.network.backbone import embed, explicit_padding
-from comp.network.batchnorm import trace_convolutions
+from comp.network.backbone import embed
+from comp.network.batchnorm import Kinds, Shape, trace_convolutions
 
 # Largest relative change of a network's output: another order of summation, in either precision,
 # and one precision in place of the other.
 _FLOAT_TOLERANCE, _BF16_TOLERANCE, _MIXED_TOLERANCE = 1e-4, 0.02, 0.10
 _N_TRIED = 4  # photos that it is measured on
 Pad = Callable[[Tensor], Tensor]
-Bounds = tuple[float, float]
 Run = Callable[[nn.Module, Tensor], Tensor]
+Activation = tuple[str, list[float], str]  # oneDNN's name of it, its numbers, its algorithm
+Make = Callable[[Any, Pad, Activation, Shape], nn.Module | None]
 
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """An activation in oneDNN's terms."""
-
-    name: str = "none"
-    numbers: tuple[float, ...] = ()
-    algorithm: str = ""
-
-    def arguments(self) -> tuple[Any, ...]:
-        return self.name, list(self.numbers), self.algorithm
-
-
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
-    nn.ReLU: lambda _: Activation("relu"),
-    nn.ReLU6: lambda _: Activation("hardtanh", (0.0, 6.0)),
-    nn.SiLU: lambda _: Activation("swish"),
-    nn.Hardswish: lambda _: Activation("hardswish"),
-    nn.GELU: lambda act: Activation("gelu", (), act.approximate),
+_NONE: Activation = ("none", [], "")
+_ACTIVATIONS: dict[type[Any], Callable[[Any], Activation]] = {
+    nn.ReLU: lambda _: ("relu", [], ""),
+    nn.ReLU6: lambda _: ("hardtanh", [0.0, 6.0], ""),
+    nn.SiLU: lambda _: ("swish", [], ""),
+    nn.Hardswish: lambda _: ("hardswish", [], ""),
+    nn.GELU: lambda act: ("gelu", [], act.approximate),
 }
 # activations whose gradient follows from their output: it is 1 between these
-_BOUNDS: dict[type[nn.Module], Bounds] = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
+_BOUNDED = (nn.ReLU, nn.ReLU6)
+_BOUNDS = {"relu": (0.0, math.inf), "hardtanh": (0.0, 6.0)}
 
 
 def is_available() -> bool:
@@ -66,28 +57,17 @@ def packed(network: nn.Module, example: Tensor, run: Run, exclude: str | None = 
     if not is_available():
         return network
     changed, some = copy.deepcopy(network), example[:_N_TRIED]
-    tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
+
+    def pack(conv: Any, pad: Pad, act: Activation, shape: Shape) -> nn.Module:
+        return _PackedConv(conv, pad, act, (len(example), *shape[1:]))
+
     try:
-        _pack(changed, some, run, len(example), exclude)
+        _replace(changed, lambda: run(changed, some), tuple(_ACTIVATIONS), pack, exclude)
+        tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
         is_same = _is_close(run(changed, some), run(network, some), tolerance)
     except RuntimeError:  # oneDNN has no bfloat16 for this CPU
         is_same = False
     return changed if is_same else network
-
-
-def _pack(
-    network: nn.Module, example: Tensor, run: Run, n_photos: int, exclude: str | None
-) -> None:
-    trace = trace_convolutions(network, lambda: run(network, example), tuple(_ACTIVATIONS), exclude)
-    for name, shape in trace.shapes.items():
-        conv: Any = network.get_submodule(name)
-        follower, pad = trace.followers.get(name), explicit_padding(conv)
-        act = _activation(network, follower) if follower else None
-        if pad:
-            packed_conv = _PackedConv(conv, pad, act or Activation(), (n_photos, *shape[1:]))
-            network.set_submodule(name, packed_conv)
-            if follower and act:
-                network.set_submodule(follower, nn.Identity())
 
 
 @torch.no_grad()
@@ -101,20 +81,12 @@ def fuse_activations(network: Any, example: Tensor, *, half: bool = False) -> in
     """
     if not is_available():
         return 0
-    before, replaced = embed(network, example), dict[str, nn.Module]()
-    trace = trace_convolutions(network, lambda: embed(network, example), tuple(_BOUNDS))
-    for name in trace.shapes if half else trace.followers:
-        conv: Any = network.get_submodule(name)
-        follower, pad = trace.followers.get(name), explicit_padding(conv)
-        act = _activation(network, follower) if follower else None
-        bounds = _BOUNDS.get(type(network.get_submodule(follower))) if follower else None
-        if pad and follower and act and bounds:
-            replaced |= {name: conv, follower: network.get_submodule(follower)}
-            network.set_submodule(name, _FusedConv(conv, pad, act, bounds, half))
-            network.set_submodule(follower, nn.Identity())
-        elif pad and half:
-            replaced[name] = conv
-            network.set_submodule(name, _FusedConv(conv, pad, Activation(), None, half))
+
+    def fuse(conv: Any, pad: Pad, act: Activation, _: Shape) -> nn.Module | None:
+        return _FusedConv(conv, pad, act, half) if half or act != _NONE else None
+
+    before = embed(network, example)
+    replaced = _replace(network, lambda: embed(network, example), _BOUNDED, fuse)
     tolerance = _MIXED_TOLERANCE if half else _FLOAT_TOLERANCE
     try:
         is_same = _is_close(embed(network, example), before, tolerance)
@@ -133,10 +105,42 @@ def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (inputs[0].float(), *inputs[1:])
 
 
-def _activation(network: nn.Module, name: str) -> Activation | None:
-    """None for a class of somebody's own, which may do something else."""
-    module = network.get_submodule(name)
-    return _ACTIVATIONS[type(module)](module) if type(module) in _ACTIVATIONS else None
+def _replace(
+    network: nn.Module,
+    run: Callable[[], object],
+    kinds: Kinds,
+    make: Make,
+    exclude: str | None = None,
+) -> dict[str, nn.Module]:
+    """Put what `make` gives in place of convolutions and activations; what was there, by name."""
+    replaced = {}
+    followers, shapes = trace_convolutions(network, run, kinds, exclude)
+    for name, shape in shapes.items():
+        conv, follower = network.get_submodule(name), followers.get(name)
+        act, pad = network.get_submodule(follower) if follower else None, _padding(conv)
+        # a class of somebody's own may do something else than the one it derives from
+        fused = _ACTIVATIONS[type(act)](act) if type(act) in _ACTIVATIONS else _NONE
+        made = make(conv, pad, fused, shape) if pad else None
+        if made:
+            replaced[name] = conv
+            network.set_submodule(name, made)
+            if follower and act and fused != _NONE:
+                replaced[follower] = act
+                network.set_submodule(follower, nn.Identity())
+    return replaced
+
+
+def _padding(conv: nn.Module) -> Pad | None:
+    """What `conv` does to its input first: nothing, or TensorFlow's padding; None if not known."""
+    if type(conv) is Conv2dSame:
+        size = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
+        return partial(pad_same, **size)
+    is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+    return _unchanged if is_plain and not isinstance(conv.padding, str) else None
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
 
 
 def _is_close(output: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -147,9 +151,9 @@ def _is_close(output: Tensor, expected: Tensor, tolerance: float) -> bool:
 class _PackedConv(nn.Module):
     """A convolution and its activation, for inference."""
 
-    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Activation, shape: tuple[int, ...]) -> None:
+    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Activation, shape: Shape) -> None:
         super().__init__()
-        self._geometry, self._pad, self._act = _geometry(conv), pad, act.arguments()
+        self._geometry, self._pad, self._act = _geometry(conv), pad, act
         padded = list(pad(torch.empty(shape, device="meta")).shape)
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
             conv.weight.detach(), *self._geometry, padded
@@ -163,16 +167,13 @@ class _PackedConv(nn.Module):
         return output
 
 
-class _FusedConv(nn.Conv2d):
+class _FusedConv(nn.Module):
     """A convolution and its activation, for training; its parameters are those of `conv`."""
 
-    def __init__(
-        self, conv: nn.Conv2d, pad: Pad, act: Activation, bounds: Bounds | None, half: bool
-    ) -> None:
-        sizes = {"groups": conv.groups, "bias": conv.bias is not None}
-        super().__init__(conv.in_channels, conv.out_channels, 1, device="meta", **sizes)  # type: ignore[arg-type]
+    def __init__(self, conv: nn.Conv2d, pad: Pad, act: Activation, half: bool) -> None:
+        super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        self._pad, self._settings = pad, (_geometry(conv), act.arguments(), bounds, half)
+        self._pad, self._settings = pad, (_geometry(conv), act, _BOUNDS.get(act[0]), half)
 
     def forward(self, images: Tensor) -> Tensor:
         output: Tensor = _ConvActivation.apply(
