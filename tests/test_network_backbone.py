@@ -9,10 +9,9 @@ import safetensors.torch
 import torch
 
 from comp.errors import RecipeError, WeightsError
-from comp.network.backbone import build, embed, parameter_groups, timm_config
+from comp.network.backbone import PACKAGED, build, embed, parameter_groups, timm_config
 from comp.network.batchnorm import fuse_batch_norm
 from comp.network.preprocessing import KNOWN, Preprocessing
-from comp.network.weights import PACKAGED
 from comp.recipe import Model
 from comp.recipes import RECIPES, named
 
@@ -106,8 +105,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
 def test_with_no_hub_in_reach_the_message_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("comp.network.weights._is_reachable", lambda endpoint: False)
-    monkeypatch.setattr("comp.network.weights.try_to_load_from_cache", lambda repo, file: None)
+    monkeypatch.setattr("comp.network.backbone._is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("comp.network.backbone.try_to_load_from_cache", lambda repo, file: None)
     with pytest.raises(
         WeightsError, match=r"cannot be reached; name a file by SET=model.weights=PATH"
     ):

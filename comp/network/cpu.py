@@ -11,14 +11,12 @@ bfloat16.
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
-from comp.network.backbone import embed
+from comp.network.backbone import embed, explicit_padding
 from comp.network.batchnorm import Kinds, Shape, trace_convolutions
 
 # Largest relative change of a network's output: another order of summation, in either precision,
@@ -117,7 +115,7 @@ def _replace(
     followers, shapes = trace_convolutions(network, run, kinds, exclude)
     for name, shape in shapes.items():
         conv, follower = network.get_submodule(name), followers.get(name)
-        act, pad = network.get_submodule(follower) if follower else None, _padding(conv)
+        act, pad = network.get_submodule(follower) if follower else None, explicit_padding(conv)
         # a class of somebody's own may do something else than the one it derives from
         fused = _ACTIVATIONS[type(act)](act) if type(act) in _ACTIVATIONS else _NONE
         made = make(conv, pad, fused, shape) if pad else None
@@ -128,19 +126,6 @@ def _replace(
                 replaced[follower] = act
                 network.set_submodule(follower, nn.Identity())
     return replaced
-
-
-def _padding(conv: nn.Module) -> Pad | None:
-    """What `conv` does to its input first: nothing, or TensorFlow's padding; None if not known."""
-    if type(conv) is Conv2dSame:
-        size = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
-        return partial(pad_same, **size)
-    is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-    return _unchanged if is_plain and not isinstance(conv.padding, str) else None
-
-
-def _unchanged(images: Tensor) -> Tensor:
-    return images
 
 
 def _is_close(output: Tensor, expected: Tensor, tolerance: float) -> bool:
