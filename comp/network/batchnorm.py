@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -61,19 +62,14 @@ def trace_convolutions(
         if output and output[0]._version == output[2]:  # nothing was added to it in place
             pairs.append((output[1], names[module]))
 
-    hooks = []
-    for module, name in names.items():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))
-        elif isinstance(module, kinds) and name != exclude:
-            hooks.append(module.register_forward_pre_hook(before_follower))
-    try:
-        # tensors count their versions only outside inference mode
-        with torch.inference_mode(False), torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # tensors count their versions only outside inference mode
+    with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
+        for module, name in names.items():
+            if isinstance(module, nn.Conv2d):
+                hooks.enter_context(module.register_forward_hook(after_convolution))
+            elif isinstance(module, kinds) and name != exclude:
+                hooks.enter_context(module.register_forward_pre_hook(before_follower))
+        run()
     n_received = Counter(conv for conv, _ in pairs)
     followers = {
         conv: name

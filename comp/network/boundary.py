@@ -7,6 +7,7 @@ the same with it as without.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import Any
@@ -37,13 +38,11 @@ def input_to(network: nn.Module, module: str, images: Tensor) -> Tensor:
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise _Reached(inputs[0])
 
-    hook = network.get_submodule(module).register_forward_pre_hook(stop)
-    try:
-        network(images)
-    except _Reached as reached:
-        return reached.args[0]  # type: ignore[no-any-return]
-    finally:
-        hook.remove()
+    with network.get_submodule(module).register_forward_pre_hook(stop):
+        try:
+            network(images)
+        except _Reached as reached:
+            return reached.args[0]  # type: ignore[no-any-return]
     raise AssertionError(f"{module} was not reached")
 
 
@@ -63,26 +62,14 @@ def resume_from(network: nn.Module, boundary: Boundary, size_px: int) -> Callabl
     def bring_in(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (waiting.pop(), *inputs[1:])
 
-    start = network.get_submodule(boundary.module)
-    hooks = [
-        network.register_forward_pre_hook(set_aside),
-        start.register_forward_pre_hook(bring_in),
-    ]
-    skipped: list[Any] = [network.get_submodule(name) for name in boundary.skipped]
-    for module in skipped:
-        module.forward = _pass_on
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        for module in skipped:
-            del module.forward
-
-    return undo
-
-
-def _pass_on(given: Tensor, *_: Any, **__: Any) -> Tensor:
-    return given
+    undo = ExitStack()
+    undo.enter_context(network.register_forward_pre_hook(set_aside))
+    undo.enter_context(network.get_submodule(boundary.module).register_forward_pre_hook(bring_in))
+    for name in boundary.skipped:
+        module: Any = network.get_submodule(name)
+        module.forward = lambda given, *_, **__: given
+        undo.callback(delattr, module, "forward")
+    return undo.close
 
 
 @torch.no_grad()
@@ -144,13 +131,11 @@ def _watch(network: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, _Calls
         if called.takes_tensor and isinstance(output, Tensor):
             called.keeps_shape |= inputs[0].shape == output.shape
 
-    hooks = [module.register_forward_pre_hook(on_start) for module in names]
-    hooks += [module.register_forward_hook(on_end) for module in names]
-    try:
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_pre_hook(on_start))
+            hooks.enter_context(module.register_forward_hook(on_end))
         return network(images), calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _candidates(network: nn.Module, calls: dict[str, _Calls]) -> Iterator[Boundary]:

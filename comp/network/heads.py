@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from comp.recipe import HeadShape
 
 N_AT_ONCE = 256  # photos that a module is given at once
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 class FeatureHead(Protocol):
@@ -45,11 +40,10 @@ class ModuleHead:
 
     def logits(self, features: Tensor) -> Tensor:
         weight = next(self.module.parameters())
+        parts = torch.split(features, N_AT_ONCE)
         with torch.inference_mode():
-            parts = [
-                self.module(part.to(weight))[:, 0] for part in torch.split(features, N_AT_ONCE)
-            ]
-        return torch.cat(parts).double().cpu()
+            logits = torch.cat([self.module(part.to(weight))[:, 0] for part in parts])
+        return logits.double().cpu()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +72,8 @@ def make_layers(n_features: int, shape: HeadShape, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for width in shape.widths:
-            layers.append(nn.Linear(n_features, width))
-            layers.append(ACTIVATIONS[shape.activation]())
-            layers.append(nn.Dropout(shape.dropout))
+            activation = ACTIVATIONS[shape.activation]()
+            layers += [nn.Linear(n_features, width), activation, nn.Dropout(shape.dropout)]
             n_features = width
         if shape.dropout and not shape.widths:
             layers.append(nn.Dropout(shape.dropout))
