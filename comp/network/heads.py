@@ -1,7 +1,7 @@
 """Heads: functions from features to one logit. Solved, trained by gradients, or support vectors."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,12 @@ N_AT_ONCE = 256  # photos that a module is given at once
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
-class FeatureHead(Protocol):
-    """What every kind of head can do."""
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits [n], float64 on the CPU, of `features [n, d]`, or of a tail's activations."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearHead:
-    """logit = features @ weight + bias, for raw features. `weight [d]`, float64."""
+    """logit = features @ weight + bias, for raw features, in float64."""
 
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # [d]
+    bias: Tensor  # []
     penalty: float = 0.0  # the L2 penalty that inner folds chose; 0: it was not solved
 
     def logits(self, features: Tensor) -> Tensor:
@@ -64,6 +56,10 @@ class KernelHead:
     def logits(self, features: Tensor) -> Tensor:
         distance = torch.cdist((features.double() - self.mean) / self.scale, self.support)
         return self.slope * (torch.exp(-self.gamma * distance.square()) @ self.dual) + self.bias
+
+
+# `logits` gives float64 [n] on the CPU, of features [n, d] or of a tail's activations
+FeatureHead = LinearHead | ModuleHead | KernelHead
 
 
 def make_layers(n_features: int, shape: HeadShape, seed: int) -> nn.Module:
@@ -119,7 +115,6 @@ def tensors_of(head: FeatureHead) -> dict[str, Tensor]:
         return dict(head.module.state_dict())
     if isinstance(head, KernelHead):
         return {name: getattr(head, name) for name in KernelHead.__dataclass_fields__}
-    assert isinstance(head, LinearHead)
     penalty = torch.tensor(head.penalty, dtype=torch.float64)
     return {"weight": head.weight, "bias": head.bias, "penalty": penalty}
 
