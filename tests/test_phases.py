@@ -11,8 +11,7 @@ from comp.errors import RecipeError
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import FineTune, Model, Phase, Pixels, Recipe
-from comp.seeds import derive_seed
-from comp.store import Workspace
+from comp.store import Workspace, derive_seed
 from comp.train import tuning
 from comp.train.checkpoints import new_network
 from comp.train.finetune import fine_tune

@@ -33,8 +33,7 @@ from comp.recipes import ENSEMBLES, GUIDE, RECIPES, chosen, listed, members, nam
 from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
-from comp.seeds import derive_seed
-from comp.store import Workspace, read_json
+from comp.store import Workspace, derive_seed, read_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train.checkpoints import new_network

@@ -24,8 +24,7 @@ from comp.network.views import CENTRE, View
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
-from comp.seeds import derive_seed
-from comp.store import write_table
+from comp.store import derive_seed, write_table
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
 from comp.train.checkpoints import load_network, new_network
 from comp.train.features import CachedRows, FrozenNetwork
