@@ -14,17 +14,15 @@ Shape = tuple[int, ...]
 
 
 @torch.no_grad()
-def fuse_batch_norm(
-    network: nn.Module, run: Callable[[], object], exclude: str | None = None
-) -> int:
+def fuse_batch_norm(network: nn.Module, run: Callable[[], object]) -> int:
     """Fuse each batch norm of `network` into the convolution that alone feeds it; how many.
 
     In place. Pairs are found by watching `run` take one image through the network, or its first
-    part, so that any architecture works; the module `exclude` is left alone. In float32 the result
-    is the same up to rounding (about 1e-5 in pooled features). Needs evaluation mode.
+    part, so that any architecture works. In float32 the result is the same up to rounding (about
+    1e-5 in pooled features). Needs evaluation mode.
     """
     assert not network.training
-    pairs, _ = trace_convolutions(network, run, (nn.BatchNorm2d,), exclude)
+    pairs, _ = trace_convolutions(network, run, (nn.BatchNorm2d,))
     for conv_name, norm_name in pairs.items():
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
@@ -38,7 +36,7 @@ def fuse_batch_norm(
 
 
 def trace_convolutions(
-    network: nn.Module, run: Callable[[], object], kinds: Kinds, exclude: str | None = None
+    network: nn.Module, run: Callable[[], object], kinds: Kinds
 ) -> tuple[dict[str, str], dict[str, Shape]]:
     """Of the convolutions that run once while `run` runs, by name: followers, and input shapes.
 
@@ -64,10 +62,10 @@ def trace_convolutions(
 
     # tensors count their versions only outside inference mode
     with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
-        for module, name in names.items():
+        for module in names:
             if isinstance(module, nn.Conv2d):
                 hooks.enter_context(module.register_forward_hook(after_convolution))
-            elif isinstance(module, kinds) and name != exclude:
+            elif isinstance(module, kinds):
                 hooks.enter_context(module.register_forward_pre_hook(before_follower))
         run()
     n_received = Counter(conv for conv, _ in pairs)

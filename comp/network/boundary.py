@@ -38,7 +38,8 @@ def input_to(network: nn.Module, module: str, images: Tensor) -> Tensor:
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise _Reached(inputs[0])
 
-    with network.get_submodule(module).register_forward_pre_hook(stop):
+    # first of all hooks, so that nobody sees the module receive what is kept for it
+    with network.get_submodule(module).register_forward_pre_hook(stop, prepend=True):
         try:
             network(images)
         except _Reached as reached:

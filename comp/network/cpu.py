@@ -44,11 +44,11 @@ def is_available() -> bool:
     return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
-def packed(network: nn.Module, example: Tensor, run: Run, exclude: str | None = None) -> nn.Module:
+def packed(network: nn.Module, example: Tensor, run: Run) -> nn.Module:
     """A copy of `network` for inference: activations fused, weights laid out as oneDNN wants them.
 
-    `example [n, 3, s, s]` has the precision and size that `run` will be given. The module `exclude`
-    stays as it is. The network itself where oneDNN is missing or would change its output.
+    `example [n, 3, s, s]` has the precision and size that `run` will be given. The network itself
+    where oneDNN is missing or would change its output.
     """
     if not is_available():
         return network
@@ -58,7 +58,7 @@ def packed(network: nn.Module, example: Tensor, run: Run, exclude: str | None = 
         return _PackedConv(conv, pad, act, (len(example), *shape[1:]))
 
     try:
-        _replace(changed, lambda: run(changed, some), tuple(_ACTIVATIONS), pack, exclude)
+        _replace(changed, lambda: run(changed, some), tuple(_ACTIVATIONS), pack)
         tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
         is_same = _is_close(run(changed, some), run(network, some), tolerance)
     except RuntimeError:  # oneDNN has no bfloat16 for this CPU
@@ -102,15 +102,11 @@ def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _replace(
-    network: nn.Module,
-    run: Callable[[], object],
-    kinds: Kinds,
-    make: Make,
-    exclude: str | None = None,
+    network: nn.Module, run: Callable[[], object], kinds: Kinds, make: Make
 ) -> dict[str, nn.Module]:
     """Put what `make` gives in place of convolutions and activations; what was there, by name."""
     replaced = {}
-    followers, shapes = trace_convolutions(network, run, kinds, exclude)
+    followers, shapes = trace_convolutions(network, run, kinds)
     for name, shape in shapes.items():
         conv, follower = network.get_submodule(name), followers.get(name)
         act, pad = network.get_submodule(follower) if follower else None, explicit_padding(conv)
