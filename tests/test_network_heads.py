@@ -9,7 +9,6 @@ from tiny import CPU, IMAGENET, Canvases, numbers, quiet, random_network
 from torch import nn
 
 from comp.network.backbone import embed
-from comp.network.freezing import freeze
 from comp.network.heads import (
     KernelHead,
     LinearHead,
@@ -22,6 +21,7 @@ from comp.network.heads import (
     tensors_of,
     trained_head,
 )
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, network_input
 from comp.recipe import Augmentation, FineTune, HeadShape
 from comp.train.batches import AugmentedPhotos, CachedPhotos, batches_of

@@ -22,7 +22,7 @@ from comp.network.preprocessing import canvas_ratio
 from comp.network.views import View, views_of
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head, Svm, ViewsName
-from comp.seeds import derive_seed
+from comp.store import derive_seed
 from comp.train.batches import Batch, CachedPhotos, batches_of
 from comp.train.checkpoints import head_shape, load_tensors
 from comp.train.features import FrozenNetwork, in_memory

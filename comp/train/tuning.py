@@ -17,15 +17,14 @@ from comp.network.boundary import Boundary, find_boundary, input_to, resume_from
 from comp.network.cpu import fuse_activations
 from comp.network.device import Device, has_fast_bf16
 from comp.network.embedder import make_embedder
-from comp.network.freezing import freeze, freeze_phases
 from comp.network.heads import N_AT_ONCE, ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, View
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
-from comp.seeds import derive_seed
-from comp.store import write_table
+from comp.store import derive_seed, write_table
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
 from comp.train.checkpoints import load_network, new_network
 from comp.train.features import CachedRows, FrozenNetwork
@@ -201,7 +200,7 @@ class TailFit:
         self.inputs, self._views, self._device, self._reporter = inputs, views, device, reporter
         self._size_px = inputs.preprocessing.size_px
         trained: Any = new_network(inputs.run.recipe)
-        freeze_phases(trained, fine_tuning(inputs))
+        freeze(trained, *(phase.trainable for phase in fine_tuning(inputs).phases()))
         self.boundary: Boundary = find_boundary(trained, self._size_px)
         self._frozen = FrozenNetwork(
             inputs, device, reporter, network=network, boundary=self.boundary
