@@ -12,9 +12,15 @@ from torch import Tensor
 from comp.data.manifest import read_manifest, usable
 from comp.data.photos import in_order
 from comp.data.pixels import PixelStore, open_pixels
-from comp.network.preprocessing import Preprocessing, geometry_of, preprocessing_of
-from comp.network.views import CENTRE, Canvases
+from comp.network.preprocessing import (
+    Preprocessing,
+    canvas_ratio,
+    geometry_of,
+    preprocessing_of,
+)
+from comp.network.views import CENTRE, Canvases, View, views_of
 from comp.progress import Reporter
+from comp.recipe import ViewsName
 from comp.train.labels import check_fixed_ids, chosen_label_fixes, count_fixes, select, targets
 from comp.train.labels import training_rows as rows_of
 from comp.train.run import Run
@@ -42,6 +48,12 @@ class Inputs:
 
     def held_out_ids(self, fold: int) -> list[str]:
         return list(self.photos["id"][self.photos["fold"] == fold])
+
+    def views(self, name: ViewsName | None = None) -> tuple[View, ...]:
+        """The views called `name`, or those that the recipe predicts with."""
+        recipe = self.run.recipe
+        has_room = canvas_ratio(recipe, self.preprocessing) > 1
+        return views_of(name or recipe.prediction.views, has_room=has_room)
 
     def example_crops(self) -> Tensor:
         """uint8 crops [n, s, s, 3] of some photos, on which the precision of inference is tried."""

@@ -23,11 +23,11 @@ from comp.recipe import FineTune, Recipe
 from comp.seeds import derive_seed
 from comp.store import Workspace
 from comp.train.batches import Batch
+from comp.train.features import FrozenNetwork
 from comp.train.finetune import Step
-from comp.train.fits import recipe_views
 from comp.train.inputs import read_inputs
 from comp.train.run import open_run
-from comp.train.tuning import NetworkFit
+from comp.train.tuning import NetworkFit, freeze_for
 
 LOWEST, HIGHEST = 1e-6, 1.0
 N_STEPS = 100
@@ -128,12 +128,13 @@ def find_lr(
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
     where = find_device(device)
     inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
-    fit = NetworkFit(inputs, recipe_views(inputs), where, reporter)
+    fit = NetworkFit(FrozenNetwork(inputs, where, reporter))
     n_training = int(inputs.training_rows(0).sum())
     per_epoch = n_training // min(training.batch_size, n_training)
     training = training.replace(epochs=math.ceil(n_steps / per_epoch))
     network = fit.start(0)
-    batches = fit.batches(0, network, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
+    freeze_for(training, network, 0, fit.frozen)
+    batches = fit.batches(0, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
     with torch.random.fork_rng(devices=[where.where] if where.is_cuda else []):
         torch.manual_seed(derive_seed(recipe.seed, "range test"))
         take_step = Step(network, training, inputs.preprocessing_for(0), where)

@@ -17,6 +17,7 @@ from comp.data.pixels import open_pixels, open_writer
 from comp.data.scan import manifests_of, scan
 from comp.metric import logit_log_loss
 from comp.network.device import find_device
+from comp.network.freezing import freeze
 from comp.network.preprocessing import geometry_of
 from comp.network.views import CENTRE, views_of
 from comp.options import override
@@ -144,7 +145,8 @@ def finetune(
     recipe = recipe_of(setup, "lite0_finetune", *sizes, *settings, model=model)
     fit, where, training = _fit(setup, recipe, device), find_device(device), recipe.training
     network = fit.start(0)
-    loader = fit.batches(0, network, training, seed=0)
+    freeze(network, training.trainable)
+    loader = fit.batches(0, training, seed=0)
 
     def work() -> Measured:
         batches = iter(loader)
