@@ -1,5 +1,6 @@
 """What the folds of a run are fitted to: photos with targets, their pixels, their preprocessing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from comp.data.manifest import read_manifest, usable
 from comp.data.photos import in_order
 from comp.data.pixels import PixelStore, open_pixels
+from comp.errors import DataError
 from comp.network.preprocessing import (
     Preprocessing,
     canvas_ratio,
@@ -21,7 +23,7 @@ from comp.network.preprocessing import (
 from comp.network.views import CENTRE, Canvases, View, views_of
 from comp.progress import Reporter
 from comp.recipe import ViewsName
-from comp.train.labels import check_fixed_ids, chosen_label_fixes, count_fixes, select, targets
+from comp.train.labels import chosen_label_fixes, select, targets
 from comp.train.labels import training_rows as rows_of
 from comp.train.run import Run
 
@@ -96,14 +98,20 @@ def _targets(
     if wanted is None:
         return targets(photos, {})
     fixes = chosen_label_fixes(run.workspace.verdicts, wanted)
-    check_fixed_ids(fixes, all_ids)
-    ids = set(photos["id"])
-    here = {id: verdict for id, verdict in fixes.items() if id in ids}
+    unknown = sorted(set(fixes) - set(all_ids))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} verdicts are on no training photo, {unknown[0]} first: correct"
+            " data/verdicts.csv"
+        )
+    here = [fixes[id] for id in photos["id"] if id in fixes]
+    counts = Counter(verdict.partition(":")[0] for verdict in here)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     reporter.say(
         f"label fixes applied to {len(here)} of {len(photos):,} training photos:"
-        f" {count_fixes(here) or 'none of them is in this run'}"
+        f" {kinds or 'none of them is in this run'}"
     )
-    return targets(photos, here)
+    return targets(photos, fixes)
 
 
 def measure_colours(
