@@ -134,13 +134,9 @@ def dinov2_small() -> Recipe:
     the card's example; timm's weights are of 518 px and their positions are interpolated. Squashing
     photos, so that no head is cut off, is ours, and the penalties are lite0_head's.
     """
-    return Recipe(
-        name="dinov2_small",
-        model=Model(backbone="vit_small_patch14_dinov2.lvd142m"),
-        pixels=Pixels(fit="squash", size_px=224, canvas=1.0),
-        training=Head(),
-        prediction=SOLVED,
-    )
+    model = Model(backbone="vit_small_patch14_dinov2.lvd142m")
+    pixels = Pixels(fit="squash", size_px=224, canvas=1.0)
+    return lite0_head().replace(name="dinov2_small", model=model, pixels=pixels)
 
 
 def convnext_tiny() -> Recipe:
