@@ -164,12 +164,8 @@ def convnext_base() -> Recipe:
     ours, untuned.
     """
     training = FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8)
-    return Recipe(
-        name="convnext_base",
-        model=Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2),
-        training=training,
-        prediction=Prediction(views="multi_scale"),
-    )
+    model = Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2)
+    return convnext_tiny().replace(name="convnext_base", model=model, training=training)
 
 
 def vit_base() -> Recipe:
