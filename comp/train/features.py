@@ -70,26 +70,24 @@ class ArrayCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._shards = [_read_shard(path) for path in sorted(folder.glob("*.npy"))]
+        self._folder, self._shards = folder, list[NDArray[np.floating]]()
+        self._places: dict[str, tuple[int, int]] = {}
+        for path in sorted(folder.glob("*.npy")):
+            self._add(path)
 
-    def _places(self) -> dict[str, tuple[int, int]]:
-        return {
-            key: (shard, row)
-            for shard, (keys, _) in enumerate(self._shards)
-            for row, key in enumerate(keys)
-        }
+    def _add(self, path: Path) -> None:
+        keys, values = _read_shard(path)
+        self._places |= {key: (len(self._shards), row) for row, key in enumerate(keys)}
+        self._shards.append(values)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that have no array, each once, in order."""
-        places = self._places()
-        return [key for key in dict.fromkeys(keys) if key not in places]
+        return [key for key in dict.fromkeys(keys) if key not in self._places]
 
     def rows(self, keys: Sequence[str]) -> CachedRows:
         """The arrays of `keys`, none of which is missing."""
-        places = self._places()
-        wanted = np.array([places[key] for key in keys], np.int64).reshape(-1, 2)
-        return CachedRows([values for _, values in self._shards], wanted)
+        wanted = np.array([self._places[key] for key in keys], np.int64).reshape(-1, 2)
+        return CachedRows(self._shards, wanted)
 
     def append(self, keys: Sequence[str], arrays: NDArray[np.float32]) -> None:
         with np.errstate(over="ignore"):
@@ -99,7 +97,7 @@ class ArrayCache:
         with whole(self._folder / name) as scratch, scratch.open("wb") as file:
             np.save(file, np.array(keys, "S64"))
             np.save(file, values)
-        self._shards.append(_read_shard(self._folder / name))
+        self._add(self._folder / name)
 
 
 def _read_shard(path: Path) -> tuple[list[str], NDArray[np.floating]]:

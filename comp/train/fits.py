@@ -1,8 +1,11 @@
-"""Three ways to fit a fold: a head on features, the last part on activations, the whole network."""
+"""Three ways to fit a fold: a head on features, the last part on activations, the whole network.
+
+Each has `announce(folds)`, which says what fitting them will cost; `fit(fold)`, the fitted weights
+for its checkpoint; and `logits(fold, ids)` [n] by that checkpoint, under each of the recipe's views.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +20,7 @@ from comp.seeds import derive_seed
 from comp.train.batches import Batch
 from comp.train.checkpoints import head_shape, load_tensors
 from comp.train.features import FrozenNetwork, in_memory
-from comp.train.inputs import Inputs, read_inputs
+from comp.train.inputs import read_inputs
 from comp.train.run import Run
 from comp.train.solver import solve_fold
 from comp.train.tuning import (
@@ -28,45 +31,6 @@ from comp.train.tuning import (
     tail_boundary,
     train_phases,
 )
-
-
-class Fit(Protocol):
-    """A way to fit the folds of one run."""
-
-    inputs: Inputs
-
-    def announce(self, folds: Sequence[int]) -> None:
-        """Say what fitting `folds` will cost, before it starts."""
-        ...
-
-    def fit(self, fold: int) -> dict[str, Tensor]:
-        """The fitted weights of `fold`, which go into its checkpoint."""
-        ...
-
-    def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Logits [n] of `ids` by the checkpoint of `fold`, under each of the recipe's views."""
-        ...
-
-
-def open_fit(
-    run: Run,
-    device: Device,
-    reporter: Reporter,
-    *,
-    with_test: bool = True,
-    network: nn.Module | None = None,
-) -> Fit:
-    """The way that the run's recipe asks for, on today's photos.
-
-    `network`: the untrained backbone, if it is built already; consumed.
-    """
-    inputs, recipe = read_inputs(run, reporter, with_test=with_test), run.recipe
-    has_tail = recipe.is_cached and not recipe.on_features
-    boundary = tail_boundary(inputs) if has_tail else None
-    frozen = FrozenNetwork(inputs, device, reporter, network=network, boundary=boundary)
-    if boundary is not None:
-        return TailFit(frozen, boundary)
-    return HeadFit(frozen) if recipe.on_features else NetworkFit(frozen)
 
 
 class HeadFit:
@@ -131,3 +95,24 @@ class HeadFit:
 
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         return self.frozen.logits(self.head(fold), ids)
+
+
+def open_fit(
+    run: Run,
+    device: Device,
+    reporter: Reporter,
+    *,
+    with_test: bool = True,
+    network: nn.Module | None = None,
+) -> HeadFit | TailFit | NetworkFit:
+    """The way that the run's recipe asks for, on today's photos.
+
+    `network`: the untrained backbone, if it is built already; consumed.
+    """
+    inputs, recipe = read_inputs(run, reporter, with_test=with_test), run.recipe
+    has_tail = recipe.is_cached and not recipe.on_features
+    boundary = tail_boundary(inputs) if has_tail else None
+    frozen = FrozenNetwork(inputs, device, reporter, network=network, boundary=boundary)
+    if boundary is not None:
+        return TailFit(frozen, boundary)
+    return HeadFit(frozen) if recipe.on_features else NetworkFit(frozen)
