@@ -13,6 +13,7 @@ import pytest
 import torch
 from heard import Heard
 from tiny import TINY, contents, random_network
+from twin.server import Twin
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
@@ -25,7 +26,6 @@ from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.recipes import named
-from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
 from comp.store import Workspace, read_json, write_json
 from comp.submit.ledger import read_ledger
@@ -40,8 +40,8 @@ TUNE = override(TINY, ["training.epochs=2", "training.peak_lr=1e-3", "training.h
 
 
 @pytest.fixture(scope="module")
-def server(edition: tuple[Path, Path]) -> Iterator[RehearsalServer]:
-    with RehearsalServer(*edition, daily_limit=100) as running:
+def server(edition: tuple[Path, Path]) -> Iterator[Twin]:
+    with Twin(*edition, daily_limit=100) as running:
         yield running
 
 
@@ -64,8 +64,9 @@ def edit_manifest(
 
 
 def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
-    server: RehearsalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = named("lite0_head")
     workspace, heard = Workspace(tmp_path / "w"), Heard()
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
 
@@ -74,14 +75,14 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
             return kaggle.download(workspace.raw)
 
         prepare(workspace, COMPETITION, download, kaggle.is_real, None, heard)
-        run = train(workspace, HEAD, "cpu", heard)
-        predict(workspace, COMPETITION, HEAD, "cpu", heard)
+        run = train(workspace, recipe, "cpu", heard)
+        predict(workspace, COMPETITION, recipe, "cpu", heard)
         return submit(workspace, COMPETITION, kaggle, run.folder, heard).public_score
 
     score = all_four()
     assert score is not None
     assert score < 0.65
-    check_learning(trained_run(workspace, HEAD))
+    check_learning(trained_run(workspace, recipe))
     n_uploads, before = server.n_uploads, contents(workspace.root)
     monkeypatch.setattr(Embedder, "__call__", lambda *_: pytest.fail("a backbone was run"))
     refuse_to_fit(monkeypatch)
@@ -90,7 +91,7 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     assert contents(workspace.root) == before
     assert str(heard).count("nothing to do") == 3
     (row,) = read_ledger(workspace.ledger).rows
-    figures = read_json(open_run(workspace, HEAD).folder / "calibration.json")
+    figures = read_json(open_run(workspace, recipe).folder / "calibration.json")
     assert row.public_score == score
     for name in ("cv_raw", "cv_clipped"):
         assert getattr(row, name) == pytest.approx(figures[name], abs=1e-6)
@@ -193,7 +194,7 @@ def test_a_killed_run_resumes_at_the_first_unfinished_fold_and_ends_the_same(
 
 
 def test_a_fine_tune_goes_through_train_predict_and_submit(
-    drawn_copy: Workspace, server: RehearsalServer, tmp_path: Path
+    drawn_copy: Workspace, server: Twin, tmp_path: Path
 ) -> None:
     settings = ["prediction.views=multi_scale", "training.trainable=last:2", "folds.n=2"]
     recipe, heard = override(TUNE, [*settings, "training.epochs=1"]), Heard()
