@@ -1,7 +1,7 @@
 """Three ways to fit a fold: a head on features, the last part on activations, the whole network.
 
 Each has `announce(folds)`, which says what fitting them will cost; `fit(fold)`, the fitted weights
-for its checkpoint; and `logits(fold, ids)` [n] by that checkpoint, under each of the recipe's views.
+for its checkpoint; and `logits(fold, ids)` [n] by that checkpoint, under each of its views.
 """
 
 from collections.abc import Sequence

@@ -82,13 +82,15 @@ def read_inputs(run: Run, reporter: Reporter, *, with_test: bool = True) -> Inpu
     photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
     used = train[train["id"].isin(photos["id"])]
     manifests = [used, test] if with_test else [used]
-    return Inputs(
+    inputs = Inputs(
         run=run,
         photos=photos,
         test_ids=list(usable(test)["id"]) if with_test else [],
         pixels=open_pixels(workspace, manifests, geometry_of(recipe), reporter),
         preprocessing=preprocessing_of(recipe),
     )
+    inputs.views()  # refuses a canvas without room for them before any work
+    return inputs
 
 
 def _targets(

@@ -1,4 +1,4 @@
-"""Which backbone deserves a fine-tune: frozen features of each under a solved head, in a time budget.
+"""Which backbone deserves a fine-tune: frozen features of each under a solved head, in a budget.
 
 Features are computed without mirroring and cached where `make train` looks for them. Then those of
 the best backbones are put side by side. The table is in runs/scout.csv, whole after each backbone.
