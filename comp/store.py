@@ -5,9 +5,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,23 +81,14 @@ def whole(path: Path) -> Iterator[Path]:
     one, never a piece.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    scratch = Path(name)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        scratch.chmod(0o666 & ~_umask())
         yield scratch
         with scratch.open("rb") as written:
             os.fsync(written.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
@@ -207,14 +198,10 @@ def code_commit(folder: Path) -> str:
     """The git commit of the code in `folder`, with "-dirty" if files differ from it; or "none"."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=60
+        ).strip()
 
     try:
         commit = git("rev-parse", "HEAD")

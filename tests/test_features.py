@@ -18,9 +18,7 @@ from comp.progress import Reporter
 from comp.recipe import FineTune
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train import features
 from comp.train.features import ArrayCache, FrozenNetwork
-from comp.train.fits import recipe_views
 from comp.train.inputs import read_inputs
 from comp.train.run import open_run
 from comp.train.stage import train
@@ -58,7 +56,7 @@ def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     inputs = read_inputs(run, Reporter())
     oof = pd.read_csv(run.oof, dtype={"id": str}).set_index("id")["logit"]
     ids = inputs.held_out_ids(0)
-    whole = NetworkFit(inputs, recipe_views(inputs), CPU, Reporter())
+    whole = NetworkFit(FrozenNetwork(inputs, CPU, Reporter()))
     (logits,) = whole.logits(0, ids).values()
     np.testing.assert_allclose(oof[ids], logits, atol=0.02)
 
@@ -86,9 +84,11 @@ def test_activations_that_do_not_fit_on_disk_are_refused_before_any_work(
     usage = shutil.disk_usage(drawn_copy.root)
     full = shutil._ntuple_diskusage(usage.total, usage.total - 1000, 1000)  # type: ignore[attr-defined]
     read_inputs(open_run(drawn_copy, TAIL), Reporter())  # the pixels fit
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     monkeypatch.setattr(FrozenNetwork, "_compute", lambda *_: pytest.fail("work was done"))
-    says = r"activations before .* in 4 views take .* are free: lower training\.cached_views"
+    says = (
+        r"activations before .* in 4 views take .* are free under .*: lower training\.cached_views"
+    )
     with pytest.raises(DataError, match=says):
         train(drawn_copy, TAIL, "cpu", Reporter())
 

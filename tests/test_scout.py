@@ -153,7 +153,7 @@ def test_work_that_cannot_end_in_time_is_ended_and_its_first_step_is_a_warm_up(
 
     def steps(first_s: float, step_s: float) -> Iterator[int]:
         nonlocal now
-        with Clock(Reporter(), 100).track("steps", 100, "steps") as advance:
+        with Clock(100).track("steps", 100, "steps") as advance:
             for step in range(100):
                 now += step_s if step else first_s
                 advance()

@@ -234,7 +234,7 @@ def measure_leak(
     if not alike.any():
         reporter.say(f"leak: none, {len(photos):,} training photos have no near-duplicates")
         return Gain(mean=0.0, low=0.0, high=0.0)
-    features = fit.mean_features(fit.inputs.ids, fit.views(training.views))
+    features = fit.mean_features(fit.inputs.ids, training.views)
     # One penalty for both: a new choice varies with the inner folds by more than the leak.
     penalty = solve_fold(features, photos.assign(fold=0), 1, training, recipe.seed).penalty
     once = training.replace(penalties=(penalty,))

@@ -187,8 +187,8 @@ def leave_two_out_logits(
     heads = [fit.head(fold) for fold in run.folds]
     penalty = float(np.median([head.penalty for head in heads if isinstance(head, LinearHead)]))
     once, photos = training.replace(penalties=(penalty,)), fit.inputs.photos
-    learnt = fit.mean_features(fit.inputs.ids, fit.views(training.views))
-    scored = fit.mean_features(fit.inputs.ids, fit.views())
+    learnt = fit.mean_features(fit.inputs.ids, training.views)
+    scored = fit.mean_features(fit.inputs.ids)
     logits: list[list[float]] = [[] for _ in fit.inputs.ids]
     pairs = list(combinations(run.folds, 2))
     with reporter.track("heads without two folds", len(pairs), "heads") as advance:

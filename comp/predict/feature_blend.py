@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from comp.errors import DataError, RecipeError
 from comp.metric import Floats
 from comp.network.device import find_device
-from comp.network.views import View
 from comp.predict.blend import Members
 from comp.predict.runs import recipe_of
 from comp.progress import Reporter
-from comp.recipe import Head, Recipe
+from comp.recipe import Head, Recipe, ViewsName
 from comp.store import Workspace
 from comp.train.fits import HeadFit, open_fit
 from comp.train.run import open_run
@@ -45,11 +44,11 @@ def fit_on_features(
                 f"{recipes[0].name} and {run.recipe.name} learn from other labels or in other"
                 " folds: train both with the same folds.* options"
             )
-    learnt = _stack(
-        fits, inputs.ids, [fit.views(head.views) for fit, head in zip(fits, heads, strict=True)]
+    learnt = _stack(fits, inputs.ids, [head.views for head in heads])
+    scored, test = (
+        torch.from_numpy(_stack(fits, ids, [None] * len(fits)))
+        for ids in (inputs.ids, inputs.test_ids)
     )
-    views = [fit.views() for fit in fits]
-    scored, test = _stack(fits, inputs.ids, views), _stack(fits, inputs.test_ids, views)
     logits, test_logits = np.full(len(scored), np.nan), np.zeros(len(test))
     alone = [float(losses.mean()) for losses in members.losses()]
     rows = list(zip(members.names, alone, strict=True))
@@ -92,8 +91,8 @@ def _open(workspace: Workspace, recipe: Recipe, device: str | None, reporter: Re
 
 
 def _stack(
-    fits: Sequence[HeadFit], ids: Sequence[str], views: Sequence[Sequence[View]]
+    fits: Sequence[HeadFit], ids: Sequence[str], views: Sequence[ViewsName | None]
 ) -> NDArray[np.float32]:
-    """The features of `ids` by all `fits`, each averaged over its own of `views`."""
+    """The features of `ids` by all `fits`, each averaged over its own of `views`; None: to predict."""
     parts = [fit.mean_features(ids, own) for fit, own in zip(fits, views, strict=True)]
     return np.hstack(parts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from comp.network.surgery import freeze
 
 from comp.competition import COMPETITION
 from comp.data.manifest import SPLITS, read_manifest, write_manifest
@@ -144,7 +145,8 @@ def finetune(
     recipe = recipe_of(setup, "lite0_finetune", *sizes, *settings, model=model)
     fit, where, training = _fit(setup, recipe, device), find_device(device), recipe.training
     network = fit.start(0)
-    loader = fit.batches(0, network, training, seed=0)
+    freeze(network, training.trainable)
+    loader = fit.batches(0, training, seed=0)
 
     def work() -> Measured:
         batches = iter(loader)
