@@ -20,11 +20,11 @@ import pytest
 import requests
 from twin.server import Twin
 
-from comp.board import archived_scores
 from comp.competition import COMPETITION
 from comp.errors import UserError
 from comp.rehearsal.scoring import UnscorableError, read_solution, score_csv
 from comp.rehearsal.server import RehearsalServer
+from comp.submit.leaderboard import archived_scores
 
 SLUG = COMPETITION.slug
 LABELS = {str(number): number % 2 for number in range(1, 13)}

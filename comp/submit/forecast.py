@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from comp.board import archived_scores, ranks
 from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
@@ -24,6 +23,7 @@ from comp.predict.compare import groups_of, side_by_side
 from comp.predict.runs import FinishedRun, read_run
 from comp.progress import Reporter
 from comp.store import Workspace
+from comp.submit.leaderboard import archived_scores, ranks
 from comp.submit.ledger import LedgerRow, read_ledger
 
 N_DRAWS = 2000
