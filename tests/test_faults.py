@@ -191,7 +191,7 @@ def test_a_run_ends_well_or_in_one_line_and_breaks_nothing(
     after = failure(lambda: run_all(scene, workspace, run), expected)
     assert scene.kaggle.download(workspace.raw).read_bytes() == scene.archive.read_bytes()
     (known,) = scene.server.submissions[n_before:]
-    (row,) = read_ledger(workspace.ledger).rows
+    (row,) = read_ledger(workspace.ledger)
     status = "error" if known.score is None else "complete"
     assert (row.ref, row.sha256, row.status) == (known.ref, known.sha256, status)
     check_disk(scene, workspace, n_before)
@@ -208,7 +208,7 @@ def check_disk(scene: Stand, workspace: Workspace, n_before: int) -> None:
     files = [path for path in workspace.submissions.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".csv", ".lock", ".uploading"}
     known = {made.ref: made for made in scene.server.submissions[n_before:]}
-    for row in read_ledger(workspace.ledger).rows:
+    for row in read_ledger(workspace.ledger):
         made = known[row.ref or 0]
         assert row.sha256 == made.sha256 == file_sha256(workspace.submissions / row.file)
         assert row.status in ("pending", "error" if made.score is None else "complete")
@@ -230,7 +230,7 @@ def test_no_stage_shows_a_token_that_the_service_repeats(
     run = make_run(workspace, seed=1000 + len(scene.server.requests))
     scene.arm()
     stage.submit(workspace, COMPETITION, kaggle, run, notebook, limit_s=0)
-    pending = replace(read_ledger(workspace.ledger).rows[0], status="pending")
+    pending = replace(read_ledger(workspace.ledger)[0], status="pending")
     write_row(workspace.ledger, pending, notebook)
     monkeypatch.setattr(
         RehearsalServer,

@@ -205,5 +205,5 @@ def test_a_leaderboard_is_read_in_any_order_and_refused_without_scores(tmp_path:
     rows = [f"TeamName,Score\n{row}" for row in ("a,best\n", "a,0.1\nb,nan\n", "")]
     for text in ("", "<html>", "Team,Points\na,1\n", *rows):
         path.write_text(text)
-        with pytest.raises(DataError, match="a column Score .*: restore it"):
+        with pytest.raises(DataError, match=r"a column Score .*: restore it"):
             read_board(path, "now", "restore it")

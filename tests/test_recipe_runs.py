@@ -197,7 +197,7 @@ def test_an_ensemble_goes_through_the_stages_like_a_recipe(
     assert called("submit") == 1
     assert "are not blended yet: run `make predict`" in capsys.readouterr().err
     assert called("predict") == called("forecast") == called("submit") == 0
-    (row,) = read_ledger(drawn_copy.ledger).rows
+    (row,) = read_ledger(drawn_copy.ledger)
     assert row.public_score is not None
     made_of = read_json(next(drawn_copy.runs.glob("blend-*")) / "run.json")["members"]
     assert {name.partition("-")[0] for name in made_of} == set(ENSEMBLES["ensemble"])

@@ -121,8 +121,8 @@ class Scene:
         self.kaggle.after_upload = do_nothing
 
     @property
-    def rows(self) -> tuple[LedgerRow, ...]:
-        return read_ledger(self.workspace.ledger).rows
+    def rows(self) -> list[LedgerRow]:
+        return read_ledger(self.workspace.ledger)
 
     @property
     def marks(self) -> list[Path]:
@@ -142,7 +142,7 @@ def test_a_run_becomes_one_upload_one_row_and_a_score_beside_cross_validation(sc
     assert [id for id, _ in cells] == ["id", *SAMPLE_IDS]
     probs = pd.read_csv(scene.run / "test.csv", dtype=str).set_index("id")["prob"].map(float)
     assert all(float(prob) == probs[id] for id, prob in cells[1:])
-    assert scene.rows == (row,)
+    assert scene.rows == [row]
     assert (row.status, row.public_score, row.ref) == ("complete", 0.02417, FIRST)
     assert row.sha256 == hashlib.sha256(content).hexdigest()
     cv = f"cv {row.cv_raw:.5f} / {row.cv_clipped:.5f}"
@@ -193,7 +193,7 @@ def test_a_crash_between_upload_and_ledger_is_repaired_without_a_second_upload(
     assert len(scene.kaggle.files) == 1
     assert (row.ref, row.when, row.public_score) == (FIRST, "2026-11-21T20:29:37Z", 0.02417)
     assert row.message == scene.kaggle.listed[0].message
-    assert scene.rows == (row,)
+    assert scene.rows == [row]
     assert "added to it, not uploaded again" in str(scene.heard)
 
 

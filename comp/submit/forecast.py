@@ -133,7 +133,7 @@ def print_forecast(
     workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
 ) -> Forecast:
     """The forecast of a finished run; warns if its gain over the best submission is uncertain."""
-    rows = [row for row in read_ledger(workspace.ledger).rows if row.file != f"{run.folder}.csv"]
+    rows = [row for row in read_ledger(workspace.ledger) if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]
     best = min((score for _, score in scored), default=None)
     pairs = _comparable(workspace, run, scored)

@@ -21,7 +21,7 @@ from comp.kaggle import Kaggle
 from comp.metric import Floats
 from comp.progress import Reporter
 from comp.store import Workspace
-from comp.submit.ledger import read_rows
+from comp.submit.ledger import read_ledger
 
 FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded again
 MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
@@ -129,7 +129,7 @@ def _own_scores(
     workspace: Workspace, kaggle: Kaggle, reporter: Reporter
 ) -> Iterator[tuple[float, str]]:
     """Scores of our submissions, each with its source."""
-    for row in read_rows(workspace, reporter):
+    for row in read_ledger(workspace.ledger, reporter):
         if row.public_score is not None:
             yield row.public_score, f"{row.file}, in the ledger"
     try:

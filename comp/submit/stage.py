@@ -26,7 +26,7 @@ from comp.progress import Reporter
 from comp.store import Workspace, code_commit, file_sha256, locked
 from comp.submit.csvfile import check_submission, write_submission
 from comp.submit.forecast import print_forecast
-from comp.submit.ledger import LedgerRow, read_ledger, read_rows, write_row
+from comp.submit.ledger import LedgerRow, read_ledger, write_row
 
 CODE = Path(__file__).resolve().parents[1]
 SCORE_WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
@@ -74,7 +74,7 @@ def fetch_scores(
     workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter
 ) -> list[LedgerRow]:
     """The rows of the ledger that were pending and now are not; prints the whole ledger."""
-    pending = [row for row in read_rows(workspace, reporter) if row.status == "pending"]
+    pending = [row for row in read_ledger(workspace.ledger, reporter) if row.status == "pending"]
     settled = []
     for row in pending:
         try:
@@ -91,7 +91,7 @@ def fetch_scores(
     reporter.say(f"{len(pending):,} pending in the ledger, {len(settled):,} now settled{left}")
     cells = [
         (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status)
-        for row in read_ledger(workspace.ledger).rows
+        for row in read_ledger(workspace.ledger)
     ]
     columns = ("submission", "CV clipped", "public score", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
@@ -135,7 +135,7 @@ def _upload_once(
     A file `mark` exists during an upload. If a crash leaves it behind, the next run gives Kaggle
     time to list the submission.
     """
-    rows = read_rows(workspace, reporter)
+    rows = read_ledger(workspace.ledger, reporter)
     draft = _draft_row(finished, path)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
     if earlier and not force:
