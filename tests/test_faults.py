@@ -40,7 +40,6 @@ from comp.submit.leaderboard import print_standings
 from comp.submit.ledger import read_ledger, write_row
 
 RAW = {".lock", ARCHIVE, f"{ARCHIVE}.json", f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"}
-WAIT_S = 0.3  # for a score
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +50,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 @pytest.fixture(autouse=True)
 def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "SCORE_WAIT_S", 0.3)
     monkeypatch.setattr(stage, "LISTED_S", 0.3)
     monkeypatch.setattr(stage, "LOOK_EVERY_S", 0.05)
     # These two take longer than all the rest, and ask nobody.
@@ -141,7 +141,7 @@ def test_every_fault_is_in_the_tables_or_has_a_test_of_its_own() -> None:
 
 def run_all(scene: Stand, workspace: Workspace, run: Path) -> None:
     scene.kaggle.download(workspace.raw)
-    stage.submit(workspace, COMPETITION, scene.kaggle, run, scene.notebook, limit_s=WAIT_S)
+    stage.submit(workspace, COMPETITION, scene.kaggle, run, scene.notebook)
     stage.fetch_scores(workspace, COMPETITION, scene.kaggle, scene.notebook)
     print_standings(workspace, COMPETITION, scene.kaggle, scene.notebook, refresh=True)
 
@@ -229,7 +229,7 @@ def test_no_stage_shows_a_token_that_the_service_repeats(
     workspace, kaggle, notebook = make_workspace(tmp_path), scene.kaggle, scene.notebook
     run = make_run(workspace, seed=1000 + len(scene.server.requests))
     scene.arm()
-    stage.submit(workspace, COMPETITION, kaggle, run, notebook, limit_s=0)
+    stage.submit(workspace, COMPETITION, kaggle, run, notebook)
     pending = replace(read_ledger(workspace.ledger)[0], status="pending")
     write_row(workspace.ledger, pending, notebook)
     monkeypatch.setattr(

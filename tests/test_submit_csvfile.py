@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,9 +34,11 @@ def tables(*, flip_test: bool = False, flip_oof: bool = False) -> dict[str, pd.D
 
 
 def check(**changed: pd.DataFrame) -> list[str]:
-    return csvfile.check_submission(
-        sample_ids=SAMPLE_IDS, competition=COMPETITION, clip=0.005, **tables() | changed
+    given = tables() | changed
+    run: Any = SimpleNamespace(
+        predictions=given["predictions"], oof=given["oof"], settings=SimpleNamespace(clip=0.005)
     )
+    return csvfile.check_submission(run, SAMPLE_IDS, given["train"], given["test"], COMPETITION)
 
 
 def refusal(**changed: pd.DataFrame) -> str:
@@ -88,17 +92,20 @@ def test_missing_unexpected_and_duplicated_ids_are_counted_and_named_together() 
     table = predictions(7, id="8")
     table.loc[39, "id"] = "cat.1"
     assert refusal(predictions=table).startswith(
-        "40 predictions for 40 ids: 2 ids (7, 39) missing; 1 id (cat.1) unexpected;"
-        " 1 id (8) duplicated;"
+        "40 predictions for 40 ids (2 missing, such as 7, 39; 1 unexpected, such as cat.1;"
+        " 1 duplicated, such as 8): run `make data predict` again"
     )
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (tables()["predictions"][:-1], "39 predictions for 40 ids: 1 id (39) missing"),
-        (tables()["predictions"][:0], "0 predictions for 40 ids: 40 ids (0, 1, 2, ...) missing"),
-        (predictions(1, id="01"), "40 predictions for 40 ids: 1 id (1) missing; 1 id (01) unexp"),
+        (tables()["predictions"][:-1], "39 predictions for 40 ids (1 missing, such as 39)"),
+        (tables()["predictions"][:0], "0 predictions for 40 ids (40 missing, such as 0, 1, 2)"),
+        (
+            predictions(1, id="01"),
+            "40 predictions for 40 ids (1 missing, such as 1; 1 unexpected, such as 01)",
+        ),
     ],
 )
 def test_a_wrong_number_of_rows_is_refused_and_ids_are_compared_as_text(

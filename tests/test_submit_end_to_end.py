@@ -29,10 +29,9 @@ class Trial:
         # A file that no test before has submitted.
         self.run = make_run(self.workspace, seed=1000 + len(scene.server.requests))
 
-    def submit(self, limit_s: float = 20.0, force: bool = False) -> LedgerRow:
+    def submit(self, force: bool = False) -> LedgerRow:
         kaggle, notebook = self.scene.kaggle, self.scene.notebook
-        options = {"force": force, "limit_s": limit_s}
-        return stage.submit(self.workspace, COMPETITION, kaggle, self.run, notebook, **options)  # type: ignore[arg-type]
+        return stage.submit(self.workspace, COMPETITION, kaggle, self.run, notebook, force=force)
 
     @property
     def rows(self) -> list[LedgerRow]:

@@ -43,20 +43,20 @@ def read_ledger(path: Path, reporter: Reporter | None = None) -> list[LedgerRow]
 
     def remark(what: str) -> None:
         if reporter:
-            reporter.warn(f"{path.name} line {line}{what} and is ignored")
+            reporter.warn(f"{path.name} line {what} and is ignored")
 
     rows = []
     for line, cells in enumerate(_read_cells(path).to_dict("records"), 2):
         if not any(cells.values()):
             continue
         if not cells["sha256"]:
-            remark(" has no sha256")
+            remark(f"{line} has no sha256")
             continue
         values = {column: cells[column] for column in LEDGER_COLUMNS}
         for column, kind in _NUMBERS.items():
             values[column] = _number(cells[column], kind)
             if cells[column] and values[column] is None:
-                remark(f": {column} {cells[column]!r} is not a number")
+                remark(f"{line}: {column} {cells[column]!r} is not a number")
         rows.append(LedgerRow(**values))
     return rows
 
