@@ -56,12 +56,12 @@ Shape = tuple[Outline, int | str]  # filled with fur of that brightness, 1..255,
 
 def write_edition(
     folder: Path,
+    competition: Competition = COMPETITION,
+    reporter: Reporter | None = None,
     *,
     seed: int,
     n_train: int,
     n_test: int,
-    competition: Competition = COMPETITION,
-    reporter: Reporter | None = None,
 ) -> tuple[Path, Path]:
     """Kaggle's archive and the test labels in `folder`, drawn unless they are there already."""
     if n_train < MIN_TRAIN or n_test < MIN_TEST:

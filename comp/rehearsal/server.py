@@ -99,10 +99,10 @@ class RehearsalServer(ThreadingTCPServer):
         self,
         archive: Path,
         solution: Path,
-        *,
         competition: Competition = COMPETITION,
+        *,
         journal: Path | None = None,
-        daily_limit: int = 5,  # submissions; days are those of UTC
+        daily_limit: int = 100,  # submissions, as a rehearsal is for trying things
     ) -> None:
         if not zipfile.is_zipfile(archive):
             raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
