@@ -15,7 +15,7 @@ from comp.store import locked, write_table
 class LedgerRow:
     """One submission; the fields are the columns, in order. An unknown number is None (empty)."""
 
-    when: str  # of the upload: UTC, ISO 8601, to the second
+    when: str = ""  # of the upload: UTC, ISO 8601, to the second
     file: str  # name under submissions/
     sha256: str  # of the file
     recipe: str
@@ -24,9 +24,9 @@ class LedgerRow:
     cv_raw: float | None  # out-of-fold log loss of sigmoid(logit)
     cv_calibrated: float | None  # the same with the cross-fitted calibration
     cv_clipped: float | None  # and with noise rate and clip
-    public_score: float | None  # log loss on the public leaderboard
-    status: str  # pending | complete | error
-    ref: int | None  # Kaggle's number of the submission
+    public_score: float | None = None  # log loss on the public leaderboard
+    status: str = "pending"  # pending | complete | error
+    ref: int | None = None  # Kaggle's number of the submission
     message: str  # as uploaded; ends with the first 12 digits of sha256
 
 

@@ -109,7 +109,6 @@ def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
     sha256, recipe, fingerprint = file_sha256(path), finished.recipe, finished.fingerprint
     cv = f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
     return LedgerRow(
-        when="",
         file=path.name,
         sha256=sha256,
         recipe=recipe,
@@ -118,9 +117,6 @@ def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
         cv_raw=round(finished.cv_raw, 6),
         cv_calibrated=round(finished.cv_calibrated, 6),
         cv_clipped=round(finished.cv_clipped, 6),
-        public_score=None,
-        status="pending",
-        ref=None,
         message=f"{recipe} {fingerprint} {cv} sha {sha256[:12]}",
     )
 
@@ -136,7 +132,8 @@ def _upload_once(
     rows = read_ledger(workspace.ledger, reporter)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
     if earlier and not force:
-        return _explain_skip(earlier[-1], reporter)
+        _explain_skip(earlier[-1], reporter)
+        return earlier[-1]
     mark = workspace.submissions / f".{draft.sha256[:12]}.uploading"
     lost = _find_lost(kaggle, draft, {row.ref for row in rows}, mark, reporter)
     if lost:
@@ -153,17 +150,17 @@ def _upload_once(
     return row
 
 
-def _explain_skip(row: LedgerRow, reporter: Reporter) -> LedgerRow:
-    """`row`, of an earlier upload of the file. SubmissionError if Kaggle could not score it."""
-    earlier = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref})"
+def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
+    """Say that the file of `row` was uploaded before. SubmissionError if it cannot be scored."""
+    results = {"pending": "is waiting for its score", "error": "could not be scored"}
+    result = results.get(row.status, f"scored {row.public_score}")
+    line = (
+        f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and {result}:"
+        " not uploaded again (FORCE=1 does)"
+    )
     if row.status == "error":
-        raise SubmissionError(
-            f"{earlier} and could not be scored: change the run, or upload it again with FORCE=1"
-        )
-    score = row.public_score
-    result = "is waiting for its score" if score is None else f"scored {score:.5f}"
-    reporter.say(f"{earlier} and {result}: not uploaded again (FORCE=1 does)")
-    return row
+        raise SubmissionError(line)
+    reporter.say(line)
 
 
 def _find_lost(
