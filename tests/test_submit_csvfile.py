@@ -88,27 +88,18 @@ def test_good_predictions_pass_without_a_warning_in_any_order_of_rows() -> None:
     assert check() == check(**shuffled) == []
 
 
-def test_missing_unexpected_and_duplicated_ids_are_counted_and_named_together() -> None:
-    table = predictions(7, id="8")
-    table.loc[39, "id"] = "cat.1"
-    assert refusal(predictions=table).startswith(
-        "40 predictions for 40 ids (2 missing, such as 7, 39; 1 unexpected, such as cat.1;"
-        " 1 duplicated, such as 8): run `make data predict` again"
-    )
-
-
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (tables()["predictions"][:-1], "39 predictions for 40 ids (1 missing, such as 39)"),
-        (tables()["predictions"][:0], "0 predictions for 40 ids (40 missing, such as 0, 1, 2)"),
-        (
-            predictions(1, id="01"),
-            "40 predictions for 40 ids (1 missing, such as 1; 1 unexpected, such as 01)",
-        ),
+        (tables()["predictions"][:-1], "39 predictions for 40 ids: 1 are missing"),
+        (tables()["predictions"][:0], "0 predictions for 40 ids: 40 are missing"),
+        (predictions(1, id="01"), "40 predictions for 40 ids: 2 are missing"),
+        (predictions(7, id="8"), "40 predictions for 40 ids: 2 are missing"),
+        (predictions(39, id="cat.1"), "40 predictions for 40 ids: 2 are missing"),
+        (pd.concat([tables()["predictions"], predictions(1)[:3]]), "43 predictions for 40 ids: 3"),
     ],
 )
-def test_a_wrong_number_of_rows_is_refused_and_ids_are_compared_as_text(
+def test_ids_that_are_missing_unexpected_or_repeated_are_counted_and_compared_as_text(
     table: pd.DataFrame, words: str
 ) -> None:
     assert refusal(predictions=table).startswith(words)

@@ -359,8 +359,8 @@ SAMPLE = "../../data/sample_submission.csv"
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
-        (change_test(lambda t: t[:-1]), SubmissionError, r"39 predictions for 40 ids \(1 missing"),
-        (change_test(lambda t: pd.concat([t, t[:1]])), SubmissionError, "duplicated"),
+        (change_test(lambda t: t[:-1]), SubmissionError, "39 predictions for 40 ids: 1 are"),
+        (change_test(lambda t: pd.concat([t, t[:1]])), SubmissionError, "repeated, such as"),
         (
             change_test(lambda t: t.assign(prob=1 - t["prob"])),
             SubmissionError,

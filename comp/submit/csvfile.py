@@ -50,21 +50,11 @@ def check_submission(
 
 def check_ids(ids: Sequence[str], sample_ids: Sequence[str]) -> None:
     """Each id of the sample once, and no other."""
-    expected, given = set(sample_ids), set(ids)
-    faults = {
-        "missing": [id for id in sample_ids if id not in given],
-        "unexpected": sorted(given - expected),
-        "duplicated": [id for id, n in Counter(ids).items() if n > 1],
-    }
-    found = "; ".join(
-        f"{len(wrong):,} {fault}, such as {', '.join(wrong[:3])}"
-        for fault, wrong in faults.items()
-        if wrong
-    )
-    if found:
+    wrong = sorted({*ids} ^ {*sample_ids}) + [id for id, n in Counter(ids).items() if n > 1]
+    if wrong:
         raise SubmissionError(
-            f"{len(ids):,} predictions for {len(sample_ids):,} ids ({found}):"
-            " run `make data predict` again"
+            f"{len(ids):,} predictions for {len(sample_ids):,} ids: {len(wrong):,} are missing,"
+            f" unexpected or repeated, such as {wrong[0]}; run `make data predict` again"
         )
 
 

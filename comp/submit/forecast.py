@@ -28,7 +28,7 @@ from comp.submit.leaderboard import archived_scores, ranks
 from comp.submit.ledger import LedgerRow, read_ledger
 
 N_DRAWS = 2000
-N_PAIRS = 20  # latest scores to learn from
+N_PAIRS = 20  # latest scores that are used
 # Relative deviation of a score from its simulation, one standard deviation: the average of five
 # heads scored 3 to 4 % below a single one.
 MISFIT = 0.03
@@ -99,7 +99,7 @@ class Forecast:
     score: Estimate
     noise_rate: Estimate
     gain: Estimate | None  # over the best score so far; None if there is none
-    n_pairs: int  # scores it learnt from
+    n_pairs: int  # scores that it uses
 
 
 def forecast(
