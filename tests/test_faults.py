@@ -314,7 +314,7 @@ def test_ctrl_c_in_a_download_is_one_line_and_status_130_and_the_next_run_goes_o
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     shown = run.communicate(timeout=60)
-    stopped = "error: stopped; the same command goes on from here\n"
+    stopped = "error: stopped; the same command resumes here\n"
     assert (run.returncode, shown) == (130, ("", stopped))
     have = part.read_bytes()
     assert scene.archive.read_bytes().startswith(have)

@@ -19,7 +19,7 @@ ROUNDING = 1e-9  # by which a probability may exceed the clip, as a rounded 1 - 
 
 
 def write_submission(
-    path: Path, ids: Sequence[str], probs: Sequence[float] | Floats, competition: Competition
+    path: Path, ids: Sequence[str], probs: Sequence[float], competition: Competition
 ) -> None:
     """`ids` and `probs` in this order, without exponents, in digits that read back bit for bit."""
     id_column, prob_column = competition.columns
