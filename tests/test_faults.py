@@ -40,7 +40,6 @@ from comp.submit.leaderboard import print_standings
 from comp.submit.ledger import read_ledger, write_row
 
 RAW = {".lock", ARCHIVE, f"{ARCHIVE}.json", f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"}
-WAIT_S = 0.3  # for a score
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +50,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 @pytest.fixture(autouse=True)
 def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "SCORE_WAIT_S", 0.3)
     monkeypatch.setattr(stage, "LISTED_S", 0.3)
     monkeypatch.setattr(stage, "LOOK_EVERY_S", 0.05)
     # These two take longer than all the rest, and ask nobody.
@@ -141,7 +141,7 @@ def test_every_fault_is_in_the_tables_or_has_a_test_of_its_own() -> None:
 
 def run_all(scene: Stand, workspace: Workspace, run: Path) -> None:
     scene.kaggle.download(workspace.raw)
-    stage.submit(workspace, COMPETITION, scene.kaggle, run, scene.notebook, limit_s=WAIT_S)
+    stage.submit(workspace, COMPETITION, scene.kaggle, run, scene.notebook)
     stage.fetch_scores(workspace, COMPETITION, scene.kaggle, scene.notebook)
     print_standings(workspace, COMPETITION, scene.kaggle, scene.notebook, refresh=True)
 
@@ -191,7 +191,7 @@ def test_a_run_ends_well_or_in_one_line_and_breaks_nothing(
     after = failure(lambda: run_all(scene, workspace, run), expected)
     assert scene.kaggle.download(workspace.raw).read_bytes() == scene.archive.read_bytes()
     (known,) = scene.server.submissions[n_before:]
-    (row,) = read_ledger(workspace.ledger).rows
+    (row,) = read_ledger(workspace.ledger)
     status = "error" if known.score is None else "complete"
     assert (row.ref, row.sha256, row.status) == (known.ref, known.sha256, status)
     check_disk(scene, workspace, n_before)
@@ -208,7 +208,7 @@ def check_disk(scene: Stand, workspace: Workspace, n_before: int) -> None:
     files = [path for path in workspace.submissions.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".csv", ".lock", ".uploading"}
     known = {made.ref: made for made in scene.server.submissions[n_before:]}
-    for row in read_ledger(workspace.ledger).rows:
+    for row in read_ledger(workspace.ledger):
         made = known[row.ref or 0]
         assert row.sha256 == made.sha256 == file_sha256(workspace.submissions / row.file)
         assert row.status in ("pending", "error" if made.score is None else "complete")
@@ -229,8 +229,8 @@ def test_no_stage_shows_a_token_that_the_service_repeats(
     workspace, kaggle, notebook = make_workspace(tmp_path), scene.kaggle, scene.notebook
     run = make_run(workspace, seed=1000 + len(scene.server.requests))
     scene.arm()
-    stage.submit(workspace, COMPETITION, kaggle, run, notebook, limit_s=0)
-    pending = replace(read_ledger(workspace.ledger).rows[0], status="pending")
+    stage.submit(workspace, COMPETITION, kaggle, run, notebook)
+    pending = replace(read_ledger(workspace.ledger)[0], status="pending")
     write_row(workspace.ledger, pending, notebook)
     monkeypatch.setattr(
         RehearsalServer,
@@ -314,7 +314,7 @@ def test_ctrl_c_in_a_download_is_one_line_and_status_130_and_the_next_run_goes_o
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     shown = run.communicate(timeout=60)
-    stopped = "error: stopped; the same command goes on from here\n"
+    stopped = "error: stopped; the same command resumes here\n"
     assert (run.returncode, shown) == (130, ("", stopped))
     have = part.read_bytes()
     assert scene.archive.read_bytes().startswith(have)

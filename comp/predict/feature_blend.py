@@ -58,8 +58,8 @@ def fit_on_features(
         for fold in folds:
             held_out = (inputs.photos["fold"] == fold).to_numpy()
             head = solve_fold(learnt, inputs.photos, fold, shared_head(heads), recipes[0].seed)
-            logits[held_out] = head.logits(torch.from_numpy(scored[held_out])).numpy()
-            test_logits += head.logits(torch.from_numpy(test)).numpy()
+            logits[held_out] = head.logits(scored[held_out]).numpy()
+            test_logits += head.logits(test).numpy()
             advance()
     out_of_fold = pd.Series(logits, index=inputs.ids).loc[members.photos["id"]]
     return out_of_fold.to_numpy(np.float64), pd.Series(test_logits / len(folds), inputs.test_ids)

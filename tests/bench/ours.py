@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from comp.network.surgery import freeze
 
 from comp.competition import COMPETITION
 from comp.data.manifest import SPLITS, read_manifest, write_manifest
@@ -19,6 +18,7 @@ from comp.data.scan import manifests_of, scan
 from comp.metric import logit_log_loss
 from comp.network.device import find_device
 from comp.network.preprocessing import geometry_of
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, views_of
 from comp.options import override
 from comp.predict.stage import predict
