@@ -32,7 +32,7 @@ from comp.errors import (
     UnavailableError,
     UserError,
 )
-from comp.kaggle.archive import OVERLAP, zip_problem
+from comp.kaggle.download import OVERLAP, zip_problem
 from comp.rehearsal.server import RehearsalServer, refuse
 from comp.store import Workspace, file_sha256
 from comp.submit import stage

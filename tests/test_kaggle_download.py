@@ -19,7 +19,7 @@ import pytest
 from kaggle_stand import ARCHIVE, HASTE, Stand, stand
 
 from comp.errors import ArchiveError, StoreError, UnavailableError, UserError
-from comp.kaggle.archive import OVERLAP, zip_problem
+from comp.kaggle.download import OVERLAP, zip_problem
 
 WHOLE = [ARCHIVE, f"{ARCHIVE}.json"]
 PARTIAL = [f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"]

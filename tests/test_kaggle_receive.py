@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from kaggle_stand import Notebook
 
 from comp.errors import DataError
-from comp.kaggle.archive import OVERLAP, Archive, Version
-from comp.kaggle.download import receive
-from comp.kaggle.failures import AnswerError
+from comp.kaggle.download import OVERLAP, Archive, Version, receive
+from comp.kaggle.session import AnswerError
 
 OLD, NEW = os.urandom(40_000), os.urandom(40_000)
 TAGS = {OLD: '"old"', NEW: '"new"'}

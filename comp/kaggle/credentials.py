@@ -70,27 +70,33 @@ def first_credentials(env: Mapping[str, str]) -> Credentials:
     """The first credentials in `env` and the files it leads to; CredentialsError if none."""
     token, pair = next(_tokens(env), None), _pair(env)
     login = _entry(_dot_kaggle(env) / "credentials.json", "refresh_token")
+    kind: Literal["token", "key", "login"]
     trap = ""
     if token:
-        found: tuple[_Found, ...] = (token,)
+        kind, found = "token", [token]
         if pair:
             trap = f"both {token.source} and {_sources(pair)} are set and the token wins; {STALE}"
     elif pair:
-        found = pair
+        kind, found = "key", pair
         if pair[0].file != pair[1].file:
             mixed = f"the user name is from {pair[0].source} but the key from {pair[1].source}"
             trap = f"{mixed}: Kaggle answers 401 unless they belong together"
     elif login:
-        found = (login,)
+        kind, found = "login", [login]
     else:
         raise CredentialsError(f"no Kaggle credentials found: {EVERY_WAY}")
-    username, secret = found[0].text if found is pair else "", found[-1].text
+    username, secret = found[0].text if kind == "key" else "", found[-1].text
+    warnings = [
+        f"{file} can be read by other users of this machine: run chmod 600 {file}"
+        for file in sorted({item.file for item in found if item.file})
+        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    ]
     return Credentials(
-        kind="token" if token else "key" if pair else "login",
+        kind=kind,
         source=_sources(found),
         secret=secret,
         username=username,
-        warnings=(*_readable_by_others(found), *([trap] if trap else [])),
+        warnings=(*warnings, *([trap] if trap else [])),
         secrets=_secrets(env, username, secret),
     )
 
@@ -108,14 +114,14 @@ def _tokens(env: Mapping[str, str]) -> Iterator[_Found]:
         yield from _in_file(f"~/.kaggle/{name}", _dot_kaggle(env) / name)
 
 
-def _pair(env: Mapping[str, str]) -> tuple[_Found, _Found] | None:
+def _pair(env: Mapping[str, str]) -> list[_Found] | None:
     """User name and key, each from its variable or else from kaggle.json."""
     config = _config_folder(env) / "kaggle.json"
     user, key = (
         _Found(variable, env[variable].strip()) if env.get(variable) else _entry(config, name)
         for variable, name in (("KAGGLE_USERNAME", "username"), ("KAGGLE_KEY", "key"))
     )
-    return (user, key) if user and key else None
+    return [user, key] if user and key else None
 
 
 def _secrets(env: Mapping[str, str], username: str, secret: str) -> frozenset[str]:
@@ -153,15 +159,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def _readable_by_others(found: Sequence[_Found]) -> tuple[str, ...]:
-    """A warning for each file among `found` that other users of this machine can read."""
-    return tuple(
-        f"{file} can be read by other users of this machine: run chmod 600 {file}"
-        for file in sorted({item.file for item in found if item.file})
-        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-    )
 
 
 def _config_folder(env: Mapping[str, str]) -> Path:
