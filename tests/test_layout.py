@@ -21,7 +21,6 @@ DOORS = {
     "kaggle": "comp/kaggle/",
     "kagglesdk": "comp/kaggle/",
     "requests": "comp/kaggle/",
-    "stamina": "comp/kaggle/",
     "timm": "comp/network/",
     "huggingface_hub": "comp/train/backbone.py",
     "albumentations": "comp/train/augment.py",
