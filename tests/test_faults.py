@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from finished_run import make_run, make_workspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kaggle_stand import ARCHIVE, Stand, stand
+from kaggle_stand import ARCHIVE, Stand
 from twin.faults import FAULTS
 
 from comp.competition import COMPETITION
@@ -38,12 +38,6 @@ from comp.submit.ledger import read_ledger
 
 RAW = {".lock", ARCHIVE, f"{ARCHIVE}.json", f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"}
 WAIT_S = 0.3  # for a score
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with stand(tmp_path_factory.mktemp("kaggle")) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import kagglesdk.kaggle_env
 import pytest
-from kaggle_stand import ARCHIVE, HASTE, IDS, Stand, proxy, stand
+from kaggle_stand import ARCHIVE, HASTE, IDS, Stand, proxy
 from kagglesdk import KaggleEnv
 
 from comp.competition import COMPETITION
@@ -34,12 +34,6 @@ from comp.kaggle import Kaggle, Limits, Submission
 from comp.kaggle.submissions import submission_of
 
 ALL = ("files", "limits", "submissions", "download", "leaderboard")
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with stand(tmp_path_factory.mktemp("kaggle")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from kaggle_stand import ARCHIVE, HASTE, IDS, Notebook, Stand, proxy, stand
+from kaggle_stand import ARCHIVE, HASTE, IDS, Notebook, Stand, proxy
 
 from comp.competition import COMPETITION
 from comp.errors import CredentialsError, UserError
@@ -30,12 +30,6 @@ FILES = {
     ".kaggle/kaggle.json": json.dumps({"username": "someone", "key": KEY}),
     ".kaggle/credentials.json": json.dumps({"refresh_token": REFRESH, "username": "someone"}),
 }
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with stand(tmp_path_factory.mktemp("kaggle")) as made:
-        yield made
 
 
 def write(home: Path, name: str, text: str = "", mode: int = 0o600) -> None:

@@ -14,19 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kaggle_stand import ARCHIVE, HASTE, Stand, stand
+from kaggle_stand import ARCHIVE, HASTE, Stand
 
 from comp.errors import DataError, StoreError, UnavailableError
 from comp.kaggle.download import OVERLAP, zip_problem
 
 WHOLE = [ARCHIVE, f"{ARCHIVE}.json"]
 PARTIAL = [f"{ARCHIVE}.part", f"{ARCHIVE}.part.json"]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with stand(tmp_path_factory.mktemp("kaggle")) as made:
-        yield made
 
 
 def names(folder: Path) -> list[str]:

@@ -228,7 +228,8 @@ class Session:
         status, words = _status_and_words(response)
         answer = f'{status}, "{self._told(words)}"' if words else str(status)
         competition, credentials = self._kaggle.competition, self._kaggle.credentials
-        wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
+        retry_after = response.headers.get("Retry-After", "")  # seconds; a date is ignored
+        wait_s = float(retry_after) if re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
         if response.history or response.request.method == "PUT":  # a signed link, perhaps expired
             return UnavailableError(
                 f"the storage behind Kaggle refuses ({answer})",
@@ -275,14 +276,6 @@ def _status_and_words(response: requests.Response) -> tuple[int, Any]:
     body = body if isinstance(body, dict) else {}
     status = response.status_code if response.status_code >= 400 else int(body.get("code") or 0)
     return status, body.get("message") or response.reason
-
-
-def _retry_after_s(header: str) -> float | None:
-    """Seconds from now, whether the header gives seconds or a date."""
-    if re.fullmatch(r"\d+(\.\d+)?", header):
-        return float(header)
-    wait_s = _seconds_until(header)
-    return None if wait_s is None else max(0.0, wait_s)
 
 
 def _seconds_until(date: str) -> float | None:
