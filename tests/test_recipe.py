@@ -21,12 +21,12 @@ FINGERPRINTS = {
     "lite2_views": "4c4d44852a",
     "lite0_tail": "3024486beb",
     "lite0_finetune": "663f25e4c3",
-    "vgg16_mlp": "f0e4f99a0f",
-    "vgg16_last_layer": "472cff44f7",
-    "vgg16_finetune": "56f1f6b58b",
-    "vgg16_last_block": "a17133826e",
-    "inception_bottleneck": "3769269b53",
-    "inception_last_blocks": "f673ebf6ca",
+    "vgg16_mlp": "1dd1042730",
+    "vgg16_last_layer": "79a574af68",
+    "vgg16_finetune": "6aa5b9550f",
+    "vgg16_last_block": "f761300cc5",
+    "inception_bottleneck": "cdf74941a9",
+    "inception_last_blocks": "62a5639a87",
     "vgg19_block4_svm": "79af744fee",
 }
 
@@ -46,11 +46,15 @@ def test_a_setting_changes_one_option_and_nothing_else() -> None:
             "training.peak_lr=1e-3",
             "prediction.views=none",
             "model.weights=a/b.pth",
-            "training.flip=false",
+            "training.augment.flip=false",
         ],
     )
     assert isinstance(after.training, FineTune)
-    assert (after.training.epochs, after.training.peak_lr, after.training.flip) == (7, 1e-3, False)
+    assert (after.training.epochs, after.training.peak_lr, after.training.augment.flip) == (
+        7,
+        1e-3,
+        False,
+    )
     assert (after.prediction.views, after.model.weights) == ("none", "a/b.pth")
     assert after.folds == before.folds
     assert override(after, ["model.weights=none"]).model.weights is None
@@ -90,7 +94,7 @@ def test_a_list_of_numbers_is_an_option_too() -> None:
         ("training.epochs=many", "must be a valid integer"),
         ("training.epochs=1.5", "must be a valid integer"),
         ("training.epochs=0", "must be greater than or equal to 1"),
-        ("training.flip=2", "must be a valid boolean"),
+        ("training.augment.flip=2", "must be a valid boolean"),
         ("training.peak_lr=nan", "must be a finite number"),
         ("training.trainable=last:0", "all, head, last:N or from:NAME"),
         ("prediction.views=ten", "must be 'none', 'flip', 'five_crop' or 'multi_scale'"),
