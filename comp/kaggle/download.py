@@ -237,19 +237,15 @@ def _version_of(response: requests.Response) -> Version:
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind in PAGES:
         raise AnswerError(f"a body of type {kind}")
-    encoding = _encoding_of(headers)
-    if encoding not in ("", "gzip", "deflate"):
-        raise AnswerError(f"Content-Encoding {encoding}")
-    if encoding:
+    if _is_packed(headers):
         return Version(validator="", length=None)
     etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
     validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
     return Version(validator=validator, length=int(length) if length.isdigit() else None)
 
 
-def _encoding_of(headers: Mapping[str, str]) -> str:
-    name = headers.get("Content-Encoding", "").strip().lower()
-    return "" if name == "identity" else name
+def _is_packed(headers: Mapping[str, str]) -> bool:
+    return headers.get("Content-Encoding", "identity").strip().lower() != "identity"
 
 
 def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version:
@@ -262,37 +258,32 @@ def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version
     version = Version(validator=known.validator, length=int(piece[2]))
     name = "ETag" if known.validator.startswith('"') else "Last-Modified"
     is_same = headers.get(name, known.validator) == known.validator
-    if not is_same or known.length not in (None, version.length) or _encoding_of(headers):
+    if not is_same or known.length not in (None, version.length) or _is_packed(headers):
         part.restart(None)
         raise AnswerError("the file has changed since its first part arrived; starting over")
     return version
 
 
 def _copy(
-    response: requests.Response,
-    part: Archive,
-    position: int,
-    length: int | None,
-    reporter: Reporter,
+    response: requests.Response, part: Archive, offset: int, length: int | None, reporter: Reporter
 ) -> int:
     """Where the body ends. Bytes that are here already are compared, not written."""
-    have, is_packed = part.n_bytes, bool(_encoding_of(response.headers))
-    label = f"downloading {part.path.stem}"
-    if position:
-        label += f" from {position / MB:,.1f} MB on"
-    n_mb = (length or 0) // MB - position // MB
+    have, label = part.n_bytes, f"downloading {part.path.stem}"
+    if offset:
+        label += f" from {offset / MB:,.1f} MB on"
+    n_mb = (length or 0) // MB - offset // MB
     progress = nullcontext() if length is None else reporter.track(label, n_mb, "MB")
     with progress as advance, part.path.open("r+b") as file:
-        while block := response.raw.read1(BLOCK, decode_content=is_packed):
-            file.seek(position)
-            n_again = min(len(block), max(0, have - position))
+        while block := response.raw.read1(BLOCK, decode_content=True):
+            file.seek(offset)
+            n_again = min(len(block), max(0, have - offset))
             if file.read(n_again) != block[:n_again]:
                 part.restart(None)
                 raise AnswerError("its bytes differ from those already here; starting over")
             file.write(block[n_again:])
             file.flush()
             if advance:
-                advance((position + len(block)) // MB - position // MB)
-            position += len(block)
+                advance((offset + len(block)) // MB - offset // MB)
+            offset += len(block)
         os.fsync(file.fileno())
-    return position
+    return offset
