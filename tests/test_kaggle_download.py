@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +29,6 @@ def names(folder: Path) -> list[str]:
 
 def is_copy(path: Path, scene: Stand) -> bool:
     return path.read_bytes() == scene.archive.read_bytes()
-
-
-def until(is_true: Callable[[], bool], limit_s: float = 30) -> None:
-    start = time.monotonic()
-    while not is_true():
-        assert time.monotonic() - start < limit_s
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("faults", ["", "no-length", "no-validator cut:1", "gzip cut:1"])
@@ -138,7 +131,9 @@ def downloading(scene: Stand, folder: Path) -> Iterator[None]:
     scene.arm("slow:4")
     thread = threading.Thread(target=scene.another()[0].download, args=(folder,))
     thread.start()
-    until(lambda: bool(scene.asked("DownloadDataFiles")))
+    while not scene.asked("DownloadDataFiles"):
+        assert thread.is_alive()
+        time.sleep(0.01)
     yield
     thread.join()
 
