@@ -34,7 +34,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def real_archive() -> Path:
-    """The archive of a real, smaller edition of the competition, where one lies beside the checkout."""
+    """A real, smaller edition of the competition, where there is one beside the checkout."""
     path = SHARED / "competition" / "dogs-vs-cats-redux-kernels-edition.zip"
     if not path.exists():
         pytest.skip("no real photos beside this checkout")
@@ -56,13 +56,18 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stand"]:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace after `make data`, of 80 drawn training photos and 20 test photos. Not to be written to: take `drawn_copy`."""
+def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An archive of 80 drawn training photos and 20 test photos, and its solution."""
     from comp.rehearsal.drawing import write_edition
 
-    archive, _ = write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)
+    return write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)
+
+
+@pytest.fixture(scope="session")
+def drawn(edition: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace after `make data` of `edition`. Not to be written to: take `drawn_copy`."""
     workspace = Workspace(tmp_path_factory.mktemp("drawn"))
-    prepare(workspace, COMPETITION, archive, False, None, Reporter())
+    prepare(workspace, COMPETITION, edition[0], False, None, Reporter())
     return workspace
 
 

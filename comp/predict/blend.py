@@ -199,6 +199,9 @@ def blend_runs(
         from comp.predict.feature_blend import fit_on_features  # torch takes seconds to load
 
         logits, test_logits = fit_on_features(workspace, members, device, reporter)
+        alone = [float(losses.mean()) for losses in members.losses()]
+        rows = list(zip(members.names, alone, strict=True))
+        reporter.table("features side by side", ("", "log loss alone"), rows)
     else:
         weigh = WEIGHERS[method]
         weights = weigh(members.logits, members.labels)

@@ -51,28 +51,18 @@ def rehearse(
     competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # no flipped labels here
     workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
-        archive, solution = write_edition(
-            workspace.root / "edition",
-            seed=SEED,
-            n_train=N_TRAIN,
-            n_test=N_TEST,
-            competition=competition,
-            reporter=reporter,
-        )
+        archive, solution = _draw(workspace.root / "edition", competition, reporter)
     journal = workspace.root / "server" / "submissions.json"
     with RehearsalServer(
         archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT
     ) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
         geometry = geometry_of(recipes[0])
-        prepare(
-            workspace,
-            competition,
-            lambda: kaggle.download(workspace.raw),
-            kaggle.is_real,
-            geometry,
-            reporter,
-        )
+
+        def download() -> Path:
+            return kaggle.download(workspace.raw)
+
+        prepare(workspace, competition, download, kaggle.is_real, geometry, reporter)
         runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
         folder = predict_all(workspace, competition, recipes, device, reporter)
         row = submit(workspace, competition, kaggle, folder, reporter, limit_s=WAIT_S)
@@ -84,6 +74,17 @@ def rehearse(
         place = place.relative_to(Path.cwd())
     reporter.say(f"to continue there: make train predict forecast RECIPE=... WORKSPACE={place}")
     return row
+
+
+def _draw(folder: Path, competition: Competition, reporter: Reporter) -> tuple[Path, Path]:
+    return write_edition(
+        folder,
+        seed=SEED,
+        n_train=N_TRAIN,
+        n_test=N_TEST,
+        competition=competition,
+        reporter=reporter,
+    )
 
 
 def name_of(archive: Path) -> str:

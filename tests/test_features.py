@@ -1,4 +1,4 @@
-"""Tails: cached draws of the augmentation, shards on disk, and nothing frozen computed twice."""
+"""Cached outputs of the frozen part: shards on disk, and nothing frozen is computed twice."""
 
 import shutil
 from pathlib import Path
@@ -7,51 +7,48 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import CPU, TINY
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError
-from comp.network.device import find_device
+from comp.network.views import CENTRE
 from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import Augmentation, FineTune, Model, Pixels, Recipe
+from comp.recipe import FineTune
+from comp.recipes import named
 from comp.store import Workspace
 from comp.train import features
-from comp.train.batches import CachedPhotos, Draw, batches_of
-from comp.train.features import ArrayCache, FrozenNetwork, in_memory
+from comp.train.features import ArrayCache, FrozenNetwork
 from comp.train.fits import recipe_views
 from comp.train.inputs import read_inputs
 from comp.train.run import open_run
 from comp.train.stage import train
 from comp.train.tuning import NetworkFit
 
-TAIL = Recipe(
-    name="tiny_tail",
-    model=Model(backbone="mobilenetv3_small_050", weights="random"),
-    pixels=Pixels(size_px=32, canvas=1.25),
-    training=FineTune(trainable="last:2", cached_views=2, epochs=2, batch_size=8, peak_lr=1e-3),
+TAIL = TINY.replace(
+    training=FineTune(trainable="last:2", cached_views=2, epochs=2, batch_size=8, peak_lr=1e-3)
 )
 
 
 def test_a_tail_is_trained_scored_and_predicted_without_the_frozen_part_running_twice(
     drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train(drawn_copy, TAIL, "cpu", Reporter())
-    oof = pd.read_csv(run.oof)
+    def completed() -> tuple[pd.DataFrame, pd.DataFrame]:
+        run = train(drawn_copy, TAIL, "cpu", Reporter())
+        predict(drawn_copy, COMPETITION, TAIL, "cpu", Reporter())
+        return pd.read_csv(run.oof), pd.read_csv(run.folder / "test.csv")
+
+    oof, test = completed()
     assert np.isfinite(oof["logit"]).all()
     assert oof["logit"].std() > 0
-    predict(drawn_copy, COMPETITION, TAIL, "cpu", Reporter())
-    before = pd.read_csv(run.folder / "test.csv")
     shutil.rmtree(drawn_copy.runs)
-    monkeypatch.setattr(
-        FrozenNetwork, "_compute", lambda *_: pytest.fail("the frozen part ran again")
-    )
-    again = train(drawn_copy, TAIL, "cpu", Reporter())
-    predict(drawn_copy, COMPETITION, TAIL, "cpu", Reporter())
-    assert pd.read_csv(again.oof)["logit"].equals(oof["logit"])
-    assert pd.read_csv(again.folder / "test.csv").equals(before)
-    more = override(TAIL, ["training.peak_lr=1e-4", "folds.fit=1"])
-    train(drawn_copy, more, "cpu", Reporter())  # another rate needs nothing new either
+    again = "the frozen part ran again"
+    monkeypatch.setattr(FrozenNetwork, "_compute", lambda *_: pytest.fail(again))
+    for before, after in zip((oof, test), completed(), strict=True):
+        assert after.equals(before)
+    other_rate = override(TAIL, ["training.peak_lr=1e-4", "folds.fit=1"])
+    train(drawn_copy, other_rate, "cpu", Reporter())
 
 
 def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
@@ -61,44 +58,26 @@ def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     inputs = read_inputs(run, Reporter())
     oof = pd.read_csv(run.oof, dtype={"id": str}).set_index("id")["logit"]
     ids = inputs.held_out_ids(0)
-    whole = NetworkFit(inputs, recipe_views(inputs), find_device("cpu"), Reporter())
+    whole = NetworkFit(inputs, recipe_views(inputs), CPU, Reporter())
     (logits,) = whole.logits(0, ids).values()
     np.testing.assert_allclose(oof[ids], logits, atol=0.02)
 
 
-class Photos:
-    """Three photos, of which the first and the last have the same canvas."""
-
-    sha256s = ("a", "b", "c")
-
-    def canvas(self, row: int) -> np.ndarray:
-        return np.random.default_rng(row % 2).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-
-
-def test_a_draw_depends_on_the_photo_and_its_number_and_not_on_the_batch() -> None:
-    first, second = (Draw(Augmentation(), 7, number) for number in range(2))
-    both = first.crops(Photos(), [0, 1], 32)
-    assert np.array_equal(both[1], first.crops(Photos(), [1], 32)[0])
-    assert not np.array_equal(both[0], second.crops(Photos(), [0], 32)[0])
-    assert not np.array_equal(both[0], first.crops(Photos(), [2], 32)[0])
-
-
-def test_every_option_of_the_augmentation_gives_a_draw_another_name() -> None:
-    other = {"crop": "pad-and-crop", "area": 0.5, "aspect": 1.5, "pad_px": 9}
-    other |= {"flip": False, "colour": 0.9}
-    assert set(other) == set(Augmentation.model_fields)
-    changed = [Augmentation(**{name: value}) for name, value in other.items()]
-    names = {Draw(options, 7, 0).name for options in [Augmentation(), *changed]}
-    names |= {Draw(Augmentation(), 8, 0).name, Draw(Augmentation(), 7, 1).name}
-    assert len(names) == len(other) + 3
-
-
-def test_epochs_use_the_draws_in_turn() -> None:
-    draws = [in_memory(np.full((4, 1), draw, np.float32)) for draw in range(3)]
-    training = FineTune(epochs=3, batch_size=4)
-    batches = batches_of(CachedPhotos(draws, range(4), [0.0] * 4), 4, training, seed=0)
-    values = torch.cat([values for values, _ in batches]).flatten().long()
-    assert values.bincount().tolist() == [4, 4, 4]
+def test_cached_features_are_those_that_are_computed_in_the_order_of_the_ids(
+    drawn_copy: Workspace,
+) -> None:
+    settings = ["model.layer=blocks.3", "model.pool=flatten", "model.weights=random"]
+    recipe = override(named("lite0_head"), [*settings, "pixels.size_px=64"])
+    inputs = read_inputs(open_run(drawn_copy, recipe), Reporter())
+    frozen, ids = FrozenNetwork(inputs, CPU, Reporter()), inputs.ids
+    first, again = (frozen.outputs(order, CENTRE).all() for order in (ids, ids[::-1]))
+    assert np.array_equal(first, again[::-1])
+    rows = [int(row) for row in inputs.pixels.rows(ids)]
+    crops = torch.from_numpy(CENTRE.crops(inputs.pixels, rows, 64))
+    with torch.inference_mode():
+        computed = frozen.embedder(crops).float().numpy()
+    assert first.shape == computed.shape == (len(ids), 4 * 4 * 80)
+    assert np.abs(first - computed).max() <= 1e-2 * np.abs(computed).max()
 
 
 def test_activations_that_do_not_fit_on_disk_are_refused_before_any_work(
@@ -106,8 +85,7 @@ def test_activations_that_do_not_fit_on_disk_are_refused_before_any_work(
 ) -> None:
     usage = shutil.disk_usage(drawn_copy.root)
     full = shutil._ntuple_diskusage(usage.total, usage.total - 1000, 1000)  # type: ignore[attr-defined]
-    inputs = read_inputs(open_run(drawn_copy, TAIL), Reporter())
-    assert inputs.photos is not None  # the pixels fit
+    read_inputs(open_run(drawn_copy, TAIL), Reporter())  # the pixels fit
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: full)
     monkeypatch.setattr(FrozenNetwork, "_compute", lambda *_: pytest.fail("work was done"))
     says = r"activations before .* in 4 views take .* are free: lower training\.cached_views"
@@ -118,7 +96,7 @@ def test_activations_that_do_not_fit_on_disk_are_refused_before_any_work(
 def test_arrays_come_back_from_their_shards_in_any_order(tmp_path: Path) -> None:
     cache, rng = ArrayCache(tmp_path), np.random.default_rng(0)
     small = rng.normal(size=(3, 2, 2)).astype(np.float32)
-    large = np.full((2, 2, 2), 1e6, np.float32)  # more than half precision holds
+    large = np.full((2, 2, 2), 1e6, np.float32)  # overflows half precision
     cache.append(["a", "b", "c"], small)
     cache.append(["d", "e"], large)
     for each in (cache, ArrayCache(tmp_path)):
@@ -130,9 +108,9 @@ def test_arrays_come_back_from_their_shards_in_any_order(tmp_path: Path) -> None
 
 
 def test_two_processes_can_add_shards_at_once(tmp_path: Path) -> None:
-    one, two = ArrayCache(tmp_path), ArrayCache(tmp_path)
+    caches = {name: ArrayCache(tmp_path) for name in "xy"}
     for step in range(3):
-        for cache, name in ((one, "x"), (two, "y")):
+        for name, cache in caches.items():
             value = step + 10 * (name == "y")
             cache.append([f"{name}{step}"], np.full((1, 2), value, np.float32))
     rows = ArrayCache(tmp_path).rows(["y0", "x0", "y2", "x2", "x1"])
@@ -157,5 +135,3 @@ def test_caching_is_refused_where_everything_trains() -> None:
     says = r"training\.cached_views must be 0 where all layers train, got 2"
     with pytest.raises(RecipeError, match=says):
         override(TAIL, ["training.trainable=all"])
-    with pytest.raises(RecipeError, match=r"pixels\.normalise"):
-        override(TAIL, ["pixels.normalise=measured", "training.head_start=false"])
