@@ -16,7 +16,8 @@ import pandas as pd
 
 from comp.bench.ours import SILENT, recipe_of, workbench
 from comp.bench.rows import Clock, Done, Setup, Work, unheard
-from comp.data.pixels import PixelStore, PixelWriter, read_index, store_folder
+from comp.data.canvas import store_folder
+from comp.data.pixels import PixelStore, PixelWriter, read_index
 from comp.recipe import FineTune, Model
 from comp.store import Workspace
 from comp.train.batches import training_batches
