@@ -2,6 +2,7 @@
 whatever happens on the way."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,6 +182,35 @@ def test_a_second_run_does_nothing_and_says_so(workspace: Workspace, archive: Pa
     before = artefacts(workspace)
     assert run(workspace, archive, SMALL).lines == [f"{workspace.data} is complete: nothing to do"]
     assert artefacts(workspace) == before
+
+
+@pytest.mark.parametrize("n_bytes", [None, 100])
+def test_pixels_that_were_deleted_or_cut_are_made_again(
+    workspace: Workspace, archive: Path, n_bytes: int | None
+) -> None:
+    run(workspace, archive, SMALL)
+    (path,) = workspace.pixels.rglob("pixels.bin")
+    n_before = path.stat().st_size
+    if n_bytes is None:
+        shutil.rmtree(workspace.pixels)
+    else:
+        os.truncate(path, n_bytes)
+    run(workspace, archive, SMALL)
+    assert path.stat().st_size == n_before
+
+
+def test_what_is_stored_already_needs_no_room(
+    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = Geometry(size_px=128)
+    run(workspace, archive, geometry)
+    workspace.manifest("train").unlink()
+    free = archive.stat().st_size  # for copies of the inner archives; the pixels take more
+    assert free < geometry.n_bytes([(1, 1)] * 36)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
+    assert "pixels squash-128-bicubic of 40 photos take about 0.00 GB" in str(
+        run(workspace, archive, geometry)
+    )
 
 
 def test_a_second_run_loads_no_heavy_library(workspace: Workspace, archive: Path) -> None:
