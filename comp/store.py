@@ -138,7 +138,7 @@ def require_room(folder: Path, n_bytes: int, what: str, remedy: str = "make room
     """A line that says how much room `what` takes in `folder`; DataError if there is not enough."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    line = f"{what} take {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free under {folder}"
+    line = f"{what} take about {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free under {folder}"
     if n_bytes > free:
         raise DataError(f"{line}: {remedy}")
     return line

@@ -25,7 +25,8 @@ from odd_photos import (
 )
 
 from comp.competition import COMPETITION
-from comp.data.archive import RECEIPT, checked_archive, is_unpacked, unpack
+from comp.data.archive import checked_archive, unpack
+from comp.data.origin import RECEIPT, is_unpacked
 from comp.data.zips import ZipLimits, list_members, open_zip
 from comp.errors import ArchiveError, DataError
 

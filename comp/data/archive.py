@@ -12,14 +12,14 @@ from pathlib import Path
 
 from comp.competition import Competition
 from comp.data.manifest import ID_PATTERN, SPLITS, natural_key, natural_order
+from comp.data.origin import RECEIPT, is_unpacked
 from comp.data.sample import read_sample
 from comp.data.zips import ZipLimits, list_members, open_inner_zip, open_zip, read_member
 from comp.errors import ArchiveError
 from comp.progress import Advance, Reporter
-from comp.store import read_json, require_room, write_json
+from comp.store import require_room, write_json
 
 GROWTH = 12  # times the real archive's size that an archive may have unpacked; Kaggle's has once
-RECEIPT = ".origin.json"  # in a folder of photos: which archive they are from
 _REMEDY = "delete the archive and run `make data` again"
 
 
@@ -173,10 +173,6 @@ def unpack(splits: Sequence[ArchivedSplit], origin: str, folder: Path, reporter:
         with reporter.track("unpacking", n_photos, "photos") as advance:
             for split in splits:
                 _unpack_split(split, origin, folder, advance)
-
-
-def is_unpacked(folder: Path, origin: str) -> bool:
-    return (folder / RECEIPT).exists() and bool(read_json(folder / RECEIPT)["archive"] == origin)
 
 
 def _unpack_split(split: ArchivedSplit, origin: str, folder: Path, advance: Advance) -> None:

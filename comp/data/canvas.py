@@ -2,18 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from comp.errors import RecipeError
+from comp.store import Workspace, fingerprint
 
 CanvasFit = Literal["squash", "shorter", "letterbox", "center-crop"]
 Interpolation = Literal["bicubic", "bilinear"]
-Canvas = NDArray[np.uint8]  # [height, width, 3] RGB
 MAX_SIZE_PX = 4096  # a canvas of 50 MB; anything larger is a typing error
 MAX_ASPECT = 4  # of a canvas that keeps its shape; the most extreme of 2,002 real photos has 2.8
+DECODER = 1  # raise it when the same bytes begin to decode to other pixels: stores are made anew
+PIXELS_FILE = "pixels.bin"  # in the folder of a store
 PAD = (124, 116, 104)  # ImageNet's mean colour, about 0 when normalised: fills what no photo covers
 
 
@@ -80,3 +81,14 @@ class Geometry:
         """What canvases of photos of these widths and heights take in a store."""
         canvases = (self.canvas(int(width), int(height)) for width, height in sizes)
         return sum(height * width * 3 for height, width in canvases)
+
+
+def store_folder(workspace: Workspace, geometry: Geometry) -> Path:
+    """Where the canvases of `geometry` are stored (comp/data/pixels.py).
+
+    Its name changes with everything that decides which bytes a photo becomes.
+    """
+    libraries = [
+        f"{name} {version(name).split('+')[0]}" for name in ("torch", "torchvision", "pillow")
+    ]
+    return workspace.pixels / f"{geometry.name}-{fingerprint(geometry, DECODER, libraries)}"

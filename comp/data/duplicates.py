@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.data.manifest import natural_key
+from comp.data.origin import MAX_DISTANCE, MIN_CORRELATION
 
 SIDE = 32  # px of a thumbnail
-MAX_DISTANCE = 12
-MIN_CORRELATION = 0.9
 # Hashes compared at once: 2 MB stay in the cache, which is three times as fast as whole rows.
 _ROWS, _COLUMNS = 64, 4096
 _CHUNK = 1024  # thumbnails converted to floats at once

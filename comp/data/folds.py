@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from comp.data.manifest import natural_key
 from comp.errors import DataError
 
-N_FOLDS = 5
-SEED = 20160902  # the day the competition began; another seed gives other folds
 _SALT = "folds 1"  # change it whenever the rule below changes
 
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torchvision.io import ImageReadMode  # importing it also registers torch.ops.image
 
-from comp.data.canvas import PAD, Canvas, Geometry, Interpolation
+from comp.data.canvas import PAD, Geometry, Interpolation
 from comp.data.manifest import USABLE, DecodeStatus
+from comp.data.pixels import Canvas
 
 MAX_PIXELS = 50_000_000  # 150 MB per core; the competition's largest photo has .8 million
 # Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
@@ -147,7 +148,7 @@ def _decode_fast(data: bytes, header: PhotoHeader) -> tuple[DecodeStatus, Canvas
     try:
         # The operation behind torchvision.io.decode_jpeg, which warns since 0.29 at each call that
         # TorchCodec will replace it. requirements.txt pins both; once it is gone, change this line
-        # and DECODER (comp/data/pixels.py).
+        # and DECODER (comp/data/canvas.py).
         planes = torch.ops.image.decode_jpeg(
             torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False
         )

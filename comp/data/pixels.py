@@ -10,7 +10,6 @@ store of all. A chunk's bytes reach the disk before its index gets its name; byt
 index are left over from a killed run and are overwritten.
 """
 
-import hashlib
 import io
 import mmap
 import os
@@ -19,7 +18,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from comp.data.canvas import Canvas, Geometry
+from comp.data.canvas import PIXELS_FILE, Geometry, store_folder
 from comp.data.manifest import photo_path, usable
 from comp.errors import DataError, StaleError
 from comp.progress import Reporter
-from comp.store import Workspace, fingerprint, locked, require_room, write_table
+from comp.store import Workspace, locked, write_table
 
-DECODER = 1  # raise it when the same bytes begin to decode to other pixels: stores are made anew
+Canvas = NDArray[np.uint8]  # [height, width, 3] RGB
 CHUNK_BYTES = 64 * 2**20  # the most that a killed run loses: a quarter of a second of decoding
 N_CHECKED = 32  # canvases whose checksum is compared when a store is opened
 N_MAPPED = 2048  # canvases read before the memory that they are mapped into is given back
@@ -67,7 +65,7 @@ class PixelStore:
         self.widths: NDArray[np.int64] = places["width"].to_numpy(np.int64)
         self._offsets: NDArray[np.int64] = places["offset"].to_numpy(np.int64)
         self._row_of = {id: row for row, id in enumerate(self.ids)}
-        self._path = pixels_file(folder)
+        self._path = folder / PIXELS_FILE
         self._map, self._bytes = _mapped(self._path)
         self._n_read = 0
 
@@ -126,74 +124,29 @@ def open_pixels(
         )
     folder = store_folder(workspace, geometry)
     index = read_index(folder)
-    if not _is_sound(folder, index, reporter) or not set(wanted["sha256"]) <= set(index["key"]):
-        _add_missing(workspace, wanted, geometry, reporter)
+    known = set(index["key"]) if _is_sound(folder, index, reporter) else set()
+    missing = wanted[[sha256 not in known for sha256 in wanted["sha256"]]]
+    if len(missing):
+        _add(workspace, missing.drop_duplicates("sha256"), geometry, reporter)
         index = read_index(folder)
     return PixelStore(folder, geometry, wanted, index)
 
 
-def _add_missing(
-    workspace: Workspace, wanted: pd.DataFrame, geometry: Geometry, reporter: Reporter
+def _add(
+    workspace: Workspace, missing: pd.DataFrame, geometry: Geometry, reporter: Reporter
 ) -> None:
-    # Imported here, because they load torch, and a store that is complete needs no decoder.
-    from comp.data.photos import decode, in_order, to_canvas
+    from comp.data.scan import scan  # loads torch, which a store that is complete does not need
 
-    def make_canvas(photo: tuple[str, str, str]) -> Canvas:
-        split, id, sha256 = photo
-        path = photo_path(workspace, split, id)
-        data = read_photo(workspace, split, id)
-        pixels = decode(data).pixels if hashlib.sha256(data).hexdigest() == sha256 else None
-        if pixels is None:
-            raise StaleError(
-                f"{path} is not the photo in the manifest: delete the manifest and run `make data`"
-            )
-        return to_canvas(pixels, geometry)
-
-    with open_writer(workspace, geometry, reporter) as writer:
-        # Another process may have added some while this one waited for the lock.
-        is_missing = [sha256 not in writer for sha256 in wanted["sha256"]]
-        missing = wanted[is_missing].drop_duplicates("sha256")
-        if missing.empty:
-            return
-        sizes = zip(missing["width"], missing["height"], strict=True)
-        announce_pixels(workspace, geometry, len(missing), geometry.n_bytes(sizes), reporter)
-        splits = np.where(missing["label"].isna(), "test", "train")
-        photos = list(zip(splits, missing["id"], missing["sha256"], strict=True))
-        with reporter.track("decoding", len(photos), "photos") as advance:
-            for (_, id, sha256), canvas in zip(photos, in_order(make_canvas, photos), strict=True):
-                writer.add(sha256, id, canvas)
-                advance()
-
-
-def read_photo(workspace: Workspace, split: str, id: str) -> bytes:
-    path = photo_path(workspace, split, id)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} is missing: delete the folder {path.parent} and run `make data`"
-        ) from error
-
-
-def announce_pixels(
-    workspace: Workspace, geometry: Geometry, n_photos: int, n_bytes: int, reporter: Reporter
-) -> None:
-    """Say how much disk canvases will take before they are written; DataError if it is too much."""
-    what = f"pixels {geometry.name} of {n_photos:,} photos"
-    remedy = "make room, or choose fewer pixels by pixels.size_px or pixels.canvas"
-    reporter.say(require_room(workspace.pixels, n_bytes, what, remedy))
-
-
-def store_folder(workspace: Workspace, geometry: Geometry) -> Path:
-    """Named by everything that decides which bytes a photo becomes."""
-    libraries = [
-        f"{name} {version(name).split('+')[0]}" for name in ("torch", "torchvision", "pillow")
-    ]
-    return workspace.pixels / f"{geometry.name}-{fingerprint(geometry, DECODER, libraries)}"
-
-
-def pixels_file(folder: Path) -> Path:
-    return folder / "pixels.bin"
+    splits = np.where(missing["label"].isna(), "test", "train")
+    photos = [(split, id, None) for split, id in zip(splits, missing["id"], strict=True)]
+    found, _ = scan(workspace, photos, geometry, reporter, with_thumbnails=False)
+    changed = found[found["sha256"].to_numpy() != missing["sha256"].to_numpy()]
+    if len(changed):
+        split, id = changed[["split", "id"]].iloc[0]
+        raise StaleError(
+            f"{len(changed):,} photos are not those in the manifests, the first is"
+            f" {photo_path(workspace, split, id)}: delete the manifest and run `make data`"
+        )
 
 
 def read_index(folder: Path) -> pd.DataFrame:
@@ -210,7 +163,7 @@ def _end(index: pd.DataFrame) -> int:
 
 def _is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
     """Whether the file is as long as `index` says and a sample of its checksums is right."""
-    path, end = pixels_file(folder), _end(index)
+    path, end = folder / PIXELS_FILE, _end(index)
     n_bytes = path.stat().st_size if path.exists() else 0
     if n_bytes < end:
         reporter.warn(f"{path} has {n_bytes:,} bytes of {end:,}: decoding again")
@@ -252,7 +205,7 @@ class PixelWriter:
         self._rows: list[tuple[str, str, int, int, int, int, int]] = []
         self._pending: Future[None] | None = None
         self._syncer = ThreadPoolExecutor(1)  # so that only the end waits for the disk
-        self._file = pixels_file(folder).open("ab")
+        self._file = (folder / PIXELS_FILE).open("ab")
         self._file.truncate(self._end)
 
     def __contains__(self, key: str) -> bool:

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from comp.competition import Competition
-from comp.data.canvas import Canvas, Geometry
+from comp.data.canvas import Geometry
 from comp.data.duplicates import SIDE, Thumbnails, group_photos, near_pairs, perceptual_hashes
-from comp.data.folds import N_FOLDS, SEED, assign_folds
-from comp.data.manifest import SPLITS, USABLE, usable
+from comp.data.folds import assign_folds
+from comp.data.manifest import SPLITS, USABLE, photo_path, usable
+from comp.data.origin import N_FOLDS, SEED
 from comp.data.photos import decode, in_order, read_header, thumbnail, to_canvas
-from comp.data.pixels import announce_pixels, open_writer, read_index, read_photo, store_folder
+from comp.data.pixels import Canvas, PixelWriter, open_writer
 from comp.errors import DataError
 from comp.progress import Reporter
-from comp.store import Workspace
+from comp.store import Workspace, require_room
 
+N_SAMPLED = 256  # photos that are looked at to estimate what the canvases will take on disk
 UnpackedPhoto = tuple[str, str, int | None]  # split, id, label
 
 
@@ -29,6 +30,8 @@ def scan(
     photos: Sequence[UnpackedPhoto],
     geometry: Geometry | None,
     reporter: Reporter,
+    *,
+    with_thumbnails: bool = True,
 ) -> tuple[pd.DataFrame, Thumbnails]:
     """The manifest columns split, id, label, width, height, sha256 and verdict of `photos`; and the
     thumbnails of the usable ones, in this order.
@@ -37,21 +40,20 @@ def scan(
     """
     rows: list[tuple[Any, ...]] = []
     # One block of memory: as separate arrays, each would pin a piece of the heap.
-    thumbnails, n_usable = np.empty((len(photos), SIDE, SIDE), np.uint8), 0
+    thumbnails, n_usable = np.empty((len(photos) * with_thumbnails, SIDE, SIDE), np.uint8), 0
     with ExitStack() as stack:
         writer = None
         if geometry:
-            _announce(workspace, photos, geometry, reporter)
             writer = stack.enter_context(open_writer(workspace, geometry, reporter))
+            _announce(workspace, photos, geometry, writer, reporter)
 
-        def look(
-            photo: UnpackedPhoto,
-        ) -> tuple[tuple[Any, ...], NDArray[np.uint8] | None, Canvas | None]:
-            data = read_photo(workspace, photo[0], photo[1])
+        def look(photo: UnpackedPhoto) -> tuple[tuple[Any, ...], Canvas | None, Canvas | None]:
+            data = _read(workspace, photo)
             sha256, found = hashlib.sha256(data).hexdigest(), decode(data)
             small, canvas = None, None
             if found.pixels is not None:
-                small = thumbnail(found.pixels, SIDE)
+                if with_thumbnails:
+                    small = thumbnail(found.pixels, SIDE)
                 if geometry and writer and sha256 not in writer:
                     canvas = to_canvas(found.pixels, geometry)
             return (found.width, found.height, sha256, found.decode_status), small, canvas
@@ -71,15 +73,33 @@ def scan(
 
 
 def _announce(
-    workspace: Workspace, photos: Sequence[UnpackedPhoto], geometry: Geometry, reporter: Reporter
+    workspace: Workspace,
+    photos: Sequence[UnpackedPhoto],
+    geometry: Geometry,
+    writer: PixelWriter,
+    reporter: Reporter,
 ) -> None:
-    sizes = [(1, 1)] * len(photos)
-    if geometry.fit == "shorter":  # the one fit whose canvases differ in size
-        headers = [read_header(read_photo(workspace, split, id)) for split, id, _ in photos]
-        sizes = [(each.width, each.height) for each in headers if each.decode_status in USABLE]
-    index = read_index(store_folder(workspace, geometry))
-    n_bytes = max(0, geometry.n_bytes(sizes) - int(index["length"].sum()))
-    announce_pixels(workspace, geometry, len(sizes), n_bytes, reporter)
+    """Say what new canvases will take on disk, by a sample of the photos; DataError if too much."""
+    sample, sizes = photos[:: -(-len(photos) // N_SAMPLED)], []
+    for photo in sample:
+        data = _read(workspace, photo)
+        header = read_header(data)
+        if header.decode_status in USABLE and hashlib.sha256(data).hexdigest() not in writer:
+            sizes.append((header.width, header.height))
+    n_bytes = geometry.n_bytes(sizes) * len(photos) // len(sample)
+    what = f"pixels {geometry.name} of {len(photos):,} photos"
+    remedy = "make room, or choose fewer pixels by pixels.size_px or pixels.canvas"
+    reporter.say(require_room(workspace.pixels, n_bytes, what, remedy))
+
+
+def _read(workspace: Workspace, photo: UnpackedPhoto) -> bytes:
+    path = photo_path(workspace, photo[0], photo[1])
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing: delete the folder {path.parent} and run `make data`"
+        ) from error
 
 
 def manifests_of(

@@ -78,7 +78,7 @@ def list_members(
     faults = _total_faults(infos, packed_bytes, limits)
     seen: dict[str, str] = {}
     for info in infos:
-        fault = _name_fault(info.orig_filename) or _kind_fault(info) or _size_fault(info, limits)
+        fault = _fault(info, limits)
         key = unicodedata.normalize("NFC", info.filename.rstrip("/")).casefold()
         if key in seen:
             fault = fault or f"the same name as {seen[key]!r}, if case is ignored"
@@ -93,42 +93,38 @@ def list_members(
 
 
 def _total_faults(infos: list[zipfile.ZipInfo], packed_bytes: int, limits: ZipLimits) -> list[str]:
-    total = sum(info.file_size for info in infos)
-    faults = {
-        f"{len(infos):,} members, more than {limits.n_members:,}": len(infos) > limits.n_members,
-        f"{total:,} bytes unpacked, more than {limits.total_bytes:,}": total > limits.total_bytes,
-        "members that share their bytes": sum(info.compress_size for info in infos) > packed_bytes,
-    }
-    return [fault for fault, found in faults.items() if found]
+    n, total = len(infos), sum(info.file_size for info in infos)
+    shared = sum(info.compress_size for info in infos) > packed_bytes
+    faults = [
+        (n > limits.n_members, f"{n:,} members, more than {limits.n_members:,}"),
+        (total > limits.total_bytes, f"{total:,} bytes, more than {limits.total_bytes:,}"),
+        (shared, "members that share their bytes"),
+    ]
+    return [fault for found, fault in faults if found]
 
 
-def _name_fault(name: str) -> str | None:
-    """What is wrong with a member's name as it is in the archive, before zipfile corrects it."""
+def _fault(info: zipfile.ZipInfo, limits: ZipLimits) -> str | None:
+    """The first thing about a member that no honest one has; its name is as in the archive."""
+    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
     parts = name.removesuffix("/").split("/")
-    if not name or "\\" in name or any(ord(letter) < 32 or letter == "\x7f" for letter in name):
-        return "a name that is empty or has backslashes or control characters"
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        return "an absolute path"
-    if any(part in ("", ".", "..") for part in parts):
-        return "a path that leaves its folder"
-    return None
-
-
-def _kind_fault(info: zipfile.ZipInfo) -> str | None:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "a compression method that zipfile inflates without a limit"
-    return "encrypted" if info.flag_bits & 1 else None
-
-
-def _size_fault(info: zipfile.ZipInfo, limits: ZipLimits) -> str | None:
-    if info.file_size > limits.member_bytes:
-        return f"{info.file_size:,} bytes unpacked, more than {limits.member_bytes:,}"
-    if info.file_size > FREE_BYTES and info.file_size > MAX_RATIO * info.compress_size:
-        return f"{info.file_size:,} bytes in {info.compress_size:,}, which no photo compresses to"
-    return None
+    is_known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    size, most, packed = info.file_size, limits.member_bytes, info.compress_size
+    is_bomb = size > FREE_BYTES and size > MAX_RATIO * packed
+    faults = [
+        (
+            not name or re.search(r"[\\\x00-\x1f\x7f]", name),
+            "an empty name, backslashes or control characters",
+        ),
+        (re.match(r"/|[A-Za-z]:", name), "an absolute path"),
+        ({"", ".", ".."} & set(parts), "a path that leaves its folder"),
+        (kind == stat.S_IFLNK, "a link"),
+        (kind not in (0, stat.S_IFREG, stat.S_IFDIR), "neither a file nor a folder"),
+        (not is_known, "a compression method that zipfile inflates without a limit"),
+        (info.flag_bits & 1, "encrypted"),
+        (size > most, f"{size:,} bytes unpacked, more than {most:,}"),
+        (is_bomb, f"{size:,} bytes in {packed:,}, which no photo compresses to"),
+    ]
+    return next((fault for found, fault in faults if found), None)
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
