@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from comp.competition import Competition
 from comp.errors import UserError
 from comp.kaggle import Kaggle, Patience
-from comp.kaggle.archive import MB, Archive
+from comp.kaggle.download import MB, Archive
 from comp.progress import Reporter
 from comp.recipes import DEFAULT, ON_CPU
 from comp.store import Workspace

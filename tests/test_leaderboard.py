@@ -134,7 +134,6 @@ def test_the_best_score_of_ledger_and_kaggle_counts(
         message="",
         status="complete",
         public_score=0.06,
-        private_score=None,
         error="",
     )
     others = [replace(by_hand, public_score=None), replace(by_hand, status="error")]

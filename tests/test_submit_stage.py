@@ -69,7 +69,6 @@ class FakeKaggle:
             date=datetime(2026, 11, 21, 20, 28, 37, tzinfo=UTC) + timedelta(minutes=1),
             file_name=csv.name,
             message=message,
-            private_score=None,
             error="",
             **PENDING,  # type: ignore[arg-type]
         )

@@ -93,6 +93,6 @@ def _open(workspace: Workspace, recipe: Recipe, device: str | None, reporter: Re
 def _stack(
     fits: Sequence[HeadFit], ids: Sequence[str], views: Sequence[ViewsName | None]
 ) -> NDArray[np.float32]:
-    """The features of `ids` by all `fits`, each averaged over its own of `views`; None: to predict."""
+    """The features of `ids` by all `fits`, each over its own `views`; None: as in prediction."""
     parts = [fit.mean_features(ids, own) for fit, own in zip(fits, views, strict=True)]
     return np.hstack(parts)
