@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, fingerprints."""
+"""Files that appear whole or not at all, locks, fingerprints, seeds."""
 
 import errno
 import hashlib
@@ -181,6 +181,12 @@ def fingerprint(*parts: Any) -> str:
     """Ten hexadecimal digits that change when any of `parts` does."""
     text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def derive_seed(root: int, *purpose: object) -> int:
+    """A seed in [0, 2**63) of its own for each `purpose`, such as ("augment", fold, epoch)."""
+    text = repr((root, *map(str, purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
 def file_sha256(path: Path) -> str:

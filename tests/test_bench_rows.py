@@ -73,6 +73,20 @@ def test_processes_of_ours_tune_the_allocator_first(monkeypatch: pytest.MonkeyPa
     assert tuned == ["head", "memory-features-2000"]
 
 
+def test_a_process_ends_when_the_benchmark_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os\nfrom tests.bench import rows\nif __name__ == '__main__':\n"
+        "    rows._start('ours').submit(os.getpid).result()\n    os.kill(os.getpid(), 9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    # returns when the process, too, has closed its end of the pipes
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == -9
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these figures")
 def test_peak_memory_includes_what_was_freed_again() -> None:
     def allocate() -> None:

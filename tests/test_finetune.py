@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from comp.errors import RecipeError, TrainingError
 from comp.network.backbone import build
 from comp.network.device import Device, find_device
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import FineTune, Phase
-from comp.seeds import derive_seed
-from comp.store import Workspace
+from comp.store import Workspace, derive_seed
 from comp.train import finetune, tuning
 from comp.train.batches import AugmentedPhotos, Batch, batches_of
 from comp.train.checkpoints import new_network

@@ -11,10 +11,9 @@ import torch
 from tiny import numbers, random_network, vary_batch_norms
 
 from comp.errors import RecipeError, WeightsError
-from comp.network.backbone import build, embed, parameter_groups, timm_config
+from comp.network.backbone import PACKAGED, build, embed, parameter_groups, timm_config
 from comp.network.batchnorm import fuse_batch_norm
 from comp.network.preprocessing import KNOWN, Preprocessing
-from comp.network.weights import PACKAGED
 from comp.recipe import Model
 from comp.recipes import RECIPES, named
 
@@ -99,8 +98,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
 def test_without_a_hub_in_reach_the_message_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("comp.network.weights._is_reachable", lambda endpoint: False)
-    monkeypatch.setattr("comp.network.weights.try_to_load_from_cache", lambda repo, file: None)
+    monkeypatch.setattr("comp.network.backbone._is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("comp.network.backbone.try_to_load_from_cache", lambda repo, file: None)
     says = r"cannot be reached; name a file by SET=model.weights=PATH"
     with pytest.raises(WeightsError, match=says):
         build(Model(backbone="convnext_tiny.in12k_ft_in1k"))

@@ -21,7 +21,7 @@ from comp.errors import RecipeError
 from comp.network.batchnorm import fuse_batch_norm
 from comp.network.boundary import find_boundary, input_to, resume_from
 from comp.network.embedder import BF16_TOLERANCE, make_embedder
-from comp.network.freezing import freeze, freeze_phases
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, network_input
 from comp.recipe import FineTune, Phase
 from comp.train.batches import CachedPhotos, batches_of
@@ -80,7 +80,8 @@ def test_a_network_whose_branches_all_take_the_image_is_refused() -> None:
 
 def test_the_boundary_lies_before_what_any_phase_trains() -> None:
     network = partly_frozen("resnet10t", "head")
-    freeze_phases(network, FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1)))
+    training = FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1))
+    freeze(network, *(phase.trainable for phase in training.phases()))
     assert find_boundary(network, 32).module == "layer4.0"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from comp.network import cpu
 from comp.network.backbone import embed
 from comp.network.batchnorm import fuse_batch_norm
+from comp.network.boundary import input_to
 from comp.network.cpu import fuse_activations, packed
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(
@@ -173,13 +174,14 @@ def test_what_cannot_be_fused_stays_as_it_is(
 
 
 @torch.inference_mode()
-def test_nothing_changes_at_an_excluded_activation_or_without_onednn(
+def test_nothing_changes_at_the_activation_where_the_pass_ends_or_without_onednn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network, name = fused(RELU), "layer1.0.act1"
-    for exclude, kind in ((None, nn.Identity), (name, nn.ReLU)):
-        made = packed(network, IMAGES, embed, exclude=exclude)
-        assert type(made.get_submodule(name)) is kind
+    assert type(packed(network, IMAGES, embed).get_submodule(name)) is nn.Identity
+    first_part = packed(network, IMAGES, lambda part, images: input_to(part, name, images))
+    assert type(first_part.get_submodule("layer1.0.conv1")) is not nn.Conv2d
+    assert type(first_part.get_submodule(name)) is nn.ReLU
     monkeypatch.setattr(cpu, "is_available", lambda: False)
     assert packed(network, IMAGES, embed) is network
     assert fuse_activations(network, IMAGES[:1]) == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from comp.errors import RecipeError
 from comp.network.backbone import embed, parameter_groups
 from comp.network.embedder import weights_key
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 from comp.recipe import Model
 
 # a backbone, one of its layers, a size that it can take

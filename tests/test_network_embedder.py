@@ -11,7 +11,7 @@ from comp.network import embedder
 from comp.network.boundary import find_boundary
 from comp.network.device import Device
 from comp.network.embedder import Embedder, make_embedder
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 
 META = Device(where=torch.device("meta"), name="none", train_dtype=torch.float32)
 BACKBONE = "mobilenetv3_small_050"

@@ -6,7 +6,7 @@ from tiny import names_with_gradient, random_network, trained_names
 from torch import nn
 
 from comp.errors import RecipeError
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 
 # a backbone, a block in its middle, a size that it can take
 VARIED = [

@@ -7,15 +7,8 @@ import pytest
 import torch
 from tiny import CPU, IMAGENET, Canvases, numbers, quiet, random_network
 from torch import nn
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    log_softmax,
-    nll_loss,
-)
 
 from comp.network.backbone import embed
-from comp.network.freezing import freeze
 from comp.network.heads import (
     KernelHead,
     LinearHead,
@@ -28,6 +21,7 @@ from comp.network.heads import (
     tensors_of,
     trained_head,
 )
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, network_input
 from comp.recipe import Augmentation, FineTune, HeadShape
 from comp.train.batches import AugmentedPhotos, CachedPhotos, batches_of
@@ -41,19 +35,6 @@ SHAPES = [
     HeadShape(widths=(7,)),
     HeadShape(widths=(7, 5), activation="gelu", dropout=0.3),
 ]
-
-
-def test_one_logit_trains_as_two_logits_with_softmax_do() -> None:
-    """Two logits a, b with softmax give P(b) = sigmoid(b - a), the same losses and gradients."""
-    pair, labels = numbers(50, 2).double().requires_grad_(), torch.arange(50) % 2
-    one = (pair[:, 1] - pair[:, 0]).detach().requires_grad_()
-    binary = binary_cross_entropy_with_logits(one, labels.double())
-    softmax = cross_entropy(pair, labels)
-    torch.testing.assert_close(binary, softmax)
-    torch.testing.assert_close(softmax, nll_loss(log_softmax(pair, 1), labels))
-    (by_one,) = torch.autograd.grad(binary, one)
-    (by_two,) = torch.autograd.grad(softmax, pair)
-    torch.testing.assert_close(by_two, torch.stack([-by_one, by_one], 1))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -96,16 +77,6 @@ def test_support_vectors_are_saved_as_tensors_too() -> None:
     head = KernelHead(**tensors, **scalars)
     saved = head_from(tensors_of(head), HeadShape())
     assert torch.equal(saved.logits(numbers(9, 6)), head.logits(numbers(9, 6)))
-
-
-def test_every_parameter_of_a_deep_head_gets_a_finite_gradient() -> None:
-    head = make_layers(6, SHAPES[-1], 0).train()
-    nn.init.normal_(last_layer(head).weight)
-    head(numbers(20, 6)).sum().backward()
-    for parameter in head.parameters():
-        assert parameter.grad is not None
-        assert bool(torch.isfinite(parameter.grad).all())
-        assert bool(parameter.grad.any())
 
 
 @pytest.mark.parametrize(

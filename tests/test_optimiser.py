@@ -11,7 +11,7 @@ from tiny import random_network
 from torch import nn
 
 from comp.errors import RecipeError
-from comp.network.freezing import freeze
+from comp.network.surgery import freeze
 from comp.recipe import FineTune
 from comp.train.optimiser import check_optimiser, learning_rate, make_optimiser
 

@@ -24,17 +24,16 @@ from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.errors import RecipeError
 from comp.kaggle import Kaggle
-from comp.network.freezing import freeze
 from comp.network.heads import last_layer, tensors_of, trained_head
 from comp.network.preprocessing import preprocessing_of
+from comp.network.surgery import freeze
 from comp.options import override
 from comp.predict.stage import predict
 from comp.recipe import FineTune, Recipe
 from comp.recipes import ENSEMBLES, GUIDE, RECIPES, chosen, listed, members, named
 from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
-from comp.seeds import derive_seed
-from comp.store import Workspace, read_json
+from comp.store import Workspace, derive_seed, read_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train.checkpoints import new_network, save_tensors

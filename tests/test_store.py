@@ -12,8 +12,16 @@ import pytest
 from heard import Heard
 
 from comp.errors import StoreError
-from comp.seeds import derive_seed
-from comp.store import fingerprint, link, locked, read_json, whole, write_json, write_table
+from comp.store import (
+    derive_seed,
+    fingerprint,
+    link,
+    locked,
+    read_json,
+    whole,
+    write_json,
+    write_table,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def delete(name: str) -> Callable[[Path], None]:
     return lambda run: (run / name).unlink()
 
 
-NO_TABLE = "test.csv is not the table it should be"
+NO_TABLE = "test.csv is damaged"
 SAMPLE = "../../data/sample_submission.csv"
 
 
@@ -371,15 +371,19 @@ SAMPLE = "../../data/sample_submission.csv"
         (write("test.csv", b"\xff\xfe\x00"), SubmissionError, NO_TABLE),
         (delete("test.csv"), SubmissionError, r"no test.csv: run `make predict` with the same"),
         (delete("oof.csv"), SubmissionError, r"no oof.csv: run `make train` with the same"),
-        (write("run.json", b"{"), SubmissionError, "run.json is not JSON"),
-        (write("run.json", b"[]"), SubmissionError, "run.json holds no object"),
-        (change_json("run.json", fingerprint="ff"), StaleError, "holds the run lite0_head-ff"),
-        (change_json("calibration.json", clip=None), SubmissionError, "has no number clip"),
+        (write("run.json", b"{"), SubmissionError, "run.json is damaged"),
+        (write("run.json", b"[]"), SubmissionError, "run.json is damaged"),
+        (change_json("run.json", fingerprint="ff"), StaleError, "contains the run lite0_head-ff"),
+        (
+            change_json("calibration.json", clip=None),
+            SubmissionError,
+            "clip must be a valid number, got None",
+        ),
         (change_json("calibration.json", clip=0.2), SubmissionError, "the range of the clip"),
         (
             change_json("calibration.json", of={"test": "0", "oof": "0"}),
             StaleError,
-            "not of the photos and folds",
+            "made from other photos or other out-of-fold",
         ),
         (delete(SAMPLE), DataError, "run `make data`"),
         (write(SAMPLE, b"x,y\n1,2\n"), DataError, "has the columns"),

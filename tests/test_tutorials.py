@@ -10,9 +10,9 @@ from tiny import trained_names
 from torch import nn
 
 from comp.network.backbone import build
-from comp.network.freezing import freeze
 from comp.network.heads import set_head
 from comp.network.preprocessing import geometry_of
+from comp.network.surgery import freeze
 from comp.options import override
 from comp.recipe import FineTune, Recipe
 from comp.recipes import RECIPES, named

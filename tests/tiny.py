@@ -1,6 +1,5 @@
 """Small stand-ins that the tests of networks and training share."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +72,9 @@ def quiet(n: int = 1, note: str = "") -> None:
     """An `Advance` that shows nothing."""
 
 
-def contents(*folders: Path) -> dict[Path, bytes]:
-    """Every file under `folders`."""
-    paths: Iterable[Path] = (path for folder in folders for path in sorted(folder.rglob("*")))
-    return {path: path.read_bytes() for path in paths if path.is_file()}
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file under `folder`."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Canvases:

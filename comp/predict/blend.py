@@ -8,7 +8,7 @@ cross-fitted: the logits of a fold are mixed by weights from the other folds.
 By features: one head on the features of all runs side by side (comp/predict/feature_blend.py).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,7 @@ from comp.progress import Reporter
 from comp.recipe import Prediction, Recipe
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
 
-CODE = Path(__file__).parents[1]
-FORMAT = 2  # of a blend's fingerprint
+BLEND_FORMAT = 2  # of fingerprints
 OPTIONS = ("prediction.calibration", "prediction.noise_rate", "prediction.clip")
 N_PICKS = 30  # of a greedy selection, so that weights are multiples of about 1/30
 Weigh = Callable[[Floats, Floats], Floats]
@@ -209,10 +208,8 @@ def blend_runs(
     reporter.say(f"log loss of the blend, cross-fitted: {members.compare_with_best(logits)}")
     calibration = settings_of(prediction, competition)
     folder = blend_folder(workspace, members.names, method, calibration)
-    name, _, key = folder.name.partition("-")
-    origin = {"name": name, "fingerprint": key, "commit": code_commit(CODE)}
     made = {"method": method, "members": parts, "prediction": prediction}
-    write_json(folder / "run.json", origin | made)
+    _write_origin(folder, made)
     oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"})
     oof = oof.assign(logit=logits)
     write_table(folder / "oof.csv", oof)
@@ -220,6 +217,12 @@ def blend_runs(
     print_losses(folder, reporter)
     reporter.say(f"next: make forecast RUN={folder.name}, make submit RUN={folder.name}")
     return folder
+
+
+def _write_origin(folder: Path, made: Mapping[str, object]) -> None:
+    name, _, key = folder.name.partition("-")
+    commit = code_commit(Path(__file__).parents[1])
+    write_json(folder / "run.json", {"name": name, "fingerprint": key, "commit": commit, **made})
 
 
 def blend_folder(
@@ -231,7 +234,7 @@ def blend_folder(
         for name in sorted(names)
     ]
     kind = "concat" if method == "features" else "blend"
-    return workspace.runs / f"{kind}-{fingerprint(FORMAT, files, method, settings)}"
+    return workspace.runs / f"{kind}-{fingerprint(BLEND_FORMAT, files, method, settings)}"
 
 
 def _prediction(members: Members, settings: Sequence[str]) -> Prediction:

@@ -6,10 +6,10 @@ calibration.json  how logits become probabilities, what that gains, and what it 
 run.json          name, fingerprint, and the recipe, or the members of a blend
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,14 @@ from pydantic import ConfigDict
 from comp.data.manifest import read_manifest
 from comp.errors import RecipeError, StaleError, SubmissionError
 from comp.metric import prior_logit, sigmoid
-from comp.options import restored
+from comp.options import Options, restored
 from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
 from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.recipes import RECIPES
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,53 @@ def check_current(workspace: Workspace, run: FinishedRun) -> None:
         )
 
 
+def read_run(folder: Path) -> FinishedRun:
+    """The run in `folder`.
+
+    SubmissionError if a file is missing or damaged, StaleError if the folder was renamed.
+    """
+    if not folder.is_dir():
+        raise SubmissionError(
+            f"there is no run {folder.name} in {folder.parent.name}/: run `make train predict`"
+            " first"
+        )
+    origin = _read(folder, "run.json", lambda path: restored(_Origin, read_json(path)))
+    name = f"{origin.name}-{origin.fingerprint}"
+    if folder.name != name:
+        raise StaleError(
+            f"the folder {folder.name} contains the run {name}: rename it back, or delete it"
+        )
+    figures = _read(folder, "calibration.json", lambda path: restored(_Figures, read_json(path)))
+    return FinishedRun(
+        folder=folder.name,
+        recipe=origin.name,
+        fingerprint=origin.fingerprint,
+        settings=Settings(method=figures.method, noise_rate=figures.noise_rate, clip=figures.clip),
+        cv_raw=figures.cv_raw,
+        cv_calibrated=figures.cv_calibrated,
+        cv_clipped=figures.cv_clipped,
+        predictions=_read(folder, "test.csv", lambda path: _parse_table(path, "logit", "prob")),
+        oof=read_oof(folder),
+        oof_sha256=file_sha256(folder / "oof.csv"),
+        made_from=figures.of,
+    )
+
+
+def read_oof(folder: Path) -> pd.DataFrame:
+    """oof.csv of the run in `folder`; with several views, also the logits of each."""
+    columns = ("label", "fold", "logit")
+    return _read(folder, "oof.csv", lambda path: _parse_table(path, *columns))
+
+
+class _Origin(Options):
+    """What is read of run.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    fingerprint: str
+
+
 class _Figures(Settings):
     """What is read of calibration.json."""
 
@@ -170,86 +219,10 @@ class _Figures(Settings):
     of: dict[str, str] | None = None
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """The run in `folder`.
-
-    SubmissionError if a file is missing or damaged, StaleError if the folder was renamed.
-    """
-    if not folder.is_dir():
-        raise SubmissionError(
-            f"there is no run {folder.name} in {folder.parent.name}/: run `make train predict`"
-            " first"
-        )
-    origin, values = _read_object(folder, "run.json"), _read_object(folder, "calibration.json")
-    recipe, fingerprint = str(origin.get("name")), str(origin.get("fingerprint"))
-    if folder.name != f"{recipe}-{fingerprint}":
-        raise StaleError(
-            f"the folder {folder.name} contains the run {recipe}-{fingerprint}: rename it back, or"
-            " delete it"
-        )
-    try:
-        figures = restored(_Figures, values)
-    except RecipeError as error:
-        raise SubmissionError(
-            f"{folder.name}/calibration.json: {error}; {_remedy('calibration.json')} again"
-        ) from None
-    return FinishedRun(
-        folder=folder.name,
-        recipe=recipe,
-        fingerprint=fingerprint,
-        settings=Settings(method=figures.method, noise_rate=figures.noise_rate, clip=figures.clip),
-        cv_raw=figures.cv_raw,
-        cv_calibrated=figures.cv_calibrated,
-        cv_clipped=figures.cv_clipped,
-        predictions=_read_numbers(folder, "test.csv", ("logit", "prob")),
-        oof=read_oof(folder),
-        oof_sha256=file_sha256(folder / "oof.csv"),
-        made_from=figures.of,
-    )
-
-
-def read_oof(folder: Path) -> pd.DataFrame:
-    """oof.csv of the run in `folder`; with several views, also the logits of each."""
-    return _read_numbers(folder, "oof.csv", ("label", "fold", "logit"))
-
-
-def _remedy(name: str) -> str:
-    stage = "train" if name in ("run.json", "oof.csv") else "predict"
-    return f"run `make {stage}` with the same RECIPE and SET"
-
-
-def _require_file(folder: Path, name: str) -> Path:
-    if not (folder / name).exists():
-        raise SubmissionError(f"the run {folder.name} has no {name}: {_remedy(name)} first")
-    return folder / name
-
-
-def _read_object(folder: Path, name: str) -> Mapping[str, Any]:
-    path = _require_file(folder, name)
-    try:
-        value = read_json(path)
-    except ValueError as error:
-        raise SubmissionError(
-            f"{folder.name}/{name} is not JSON ({error}): delete it and {_remedy(name)}"
-        ) from None
-    if not isinstance(value, dict):
-        raise SubmissionError(
-            f"{folder.name}/{name} is not a JSON object: delete it and {_remedy(name)}"
-        )
-    return value
-
-
-def _read_numbers(folder: Path, name: str, needed: tuple[str, ...]) -> pd.DataFrame:
+def _parse_table(path: Path, *needed: str) -> pd.DataFrame:
     """`id` as text, all else as float64, bit for bit; NaN for a cell that is not a number."""
-    path = _require_file(folder, name)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        table[["id", *needed]]  # a KeyError names what is missing
-    except (ValueError, KeyError) as error:  # a parser error or broken encoding is a ValueError
-        cause = " ".join(str(error).split())
-        raise SubmissionError(
-            f"{folder.name}/{name} is not the table it should be ({cause}): {_remedy(name)} again"
-        ) from None
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table[["id", *needed]]  # a KeyError names what is missing
     for column in table.columns.drop("id"):
         table[column] = [_float(cell) for cell in table[column]]
     return table
@@ -260,3 +233,18 @@ def _float(cell: str) -> float:
         return float(cell)
     except ValueError:
         return float("nan")
+
+
+def _read(folder: Path, name: str, parse: Callable[[Path], Parsed]) -> Parsed:
+    """The parsed file `name` of the run in `folder`; SubmissionError if that fails."""
+    stage = "train" if name in ("run.json", "oof.csv") else "predict"
+    remedy = f"run `make {stage}` with the same RECIPE and SET"
+    if not (folder / name).exists():
+        raise SubmissionError(f"the run {folder.name} has no {name}: {remedy} first")
+    try:
+        return parse(folder / name)
+    except (ValueError, KeyError, RecipeError) as error:  # pandas raises ValueErrors
+        cause = " ".join(str(error).split())
+        raise SubmissionError(
+            f"{folder.name}/{name} is damaged ({cause}): delete it and {remedy}"
+        ) from None

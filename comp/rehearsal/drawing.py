@@ -19,8 +19,15 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from comp.competition import COMPETITION, Competition
 from comp.errors import DataError
 from comp.progress import Reporter
-from comp.seeds import derive_seed
-from comp.store import file_sha256, fingerprint, read_json, whole, write_json, write_text
+from comp.store import (
+    derive_seed,
+    file_sha256,
+    fingerprint,
+    read_json,
+    whole,
+    write_json,
+    write_text,
+)
 
 TRAITS = {  # mean of cats, mean of dogs, standard deviation of both; lengths in head radii
     "ear droop": (0.45, 1.5, 0.7),  # rad between straight up and where the ear points

@@ -16,7 +16,7 @@ from comp.network.device import Device
 from comp.network.heads import FeatureHead, head_from, make_layers, tensors_of, trained_head
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head, Svm, ViewsName
-from comp.seeds import derive_seed
+from comp.store import derive_seed
 from comp.train.batches import Batch
 from comp.train.checkpoints import head_shape, load_tensors
 from comp.train.features import FrozenNetwork, in_memory

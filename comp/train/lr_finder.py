@@ -21,8 +21,7 @@ from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
 from comp.progress import Advance, Reporter
 from comp.recipe import FineTune, Recipe
-from comp.seeds import derive_seed
-from comp.store import Workspace
+from comp.store import Workspace, derive_seed
 from comp.train.batches import Batch
 from comp.train.features import FrozenNetwork
 from comp.train.finetune import Step

@@ -18,11 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import bootstrap_interval, gain, per_photo_logit_loss
-from comp.network.backbone import build
+from comp.network.backbone import PACKAGED, build
 from comp.network.device import Device, find_device
 from comp.network.preprocessing import preprocessing_of
 from comp.network.views import CENTRE
-from comp.network.weights import PACKAGED
 from comp.options import override
 from comp.progress import Advance, Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Recipe

@@ -17,14 +17,13 @@ from comp.network.boundary import Boundary, find_boundary, input_to, resume_from
 from comp.network.cpu import fuse_activations
 from comp.network.device import has_fast_bf16
 from comp.network.embedder import make_embedder
-from comp.network.freezing import freeze, freeze_phases
 from comp.network.heads import N_AT_ONCE, ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE
 from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
-from comp.seeds import derive_seed
-from comp.store import write_table
+from comp.store import derive_seed, write_table
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
 from comp.train.checkpoints import load_network, new_network
 from comp.train.features import CachedRows, FrozenNetwork
@@ -253,7 +252,7 @@ class TailFit:
 def tail_boundary(inputs: Inputs) -> Boundary:
     """Where the network is cut: nothing before it trains in any phase."""
     network: Any = new_network(inputs.run.recipe)
-    freeze_phases(network, fine_tuning(inputs))
+    freeze(network, *(phase.trainable for phase in fine_tuning(inputs).phases()))
     return find_boundary(network, inputs.preprocessing.size_px)
 
 

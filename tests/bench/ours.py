@@ -17,8 +17,8 @@ from comp.data.pixels import open_pixels, open_writer
 from comp.data.scan import manifests_of, scan
 from comp.metric import logit_log_loss
 from comp.network.device import find_device
-from comp.network.freezing import freeze
 from comp.network.preprocessing import geometry_of
+from comp.network.surgery import freeze
 from comp.network.views import CENTRE, views_of
 from comp.options import override
 from comp.predict.stage import predict

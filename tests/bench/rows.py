@@ -5,9 +5,11 @@ Every round has a new order, which spreads what other programs on the machine do
 
 import io
 import multiprocessing
+import os
 import random
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -168,8 +170,17 @@ def _begin(process: str, start_method: str) -> None:
     # a spawned process would spawn the workers of its loaders, which no other program does
     multiprocessing.set_start_method(start_method, force=True)
     sys.stdout = sys.stderr = io.StringIO()  # only a row's figures are wanted
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if process.startswith(OURS):
         tune_malloc()  # before torch allocates
+
+
+def _end_with_parent() -> None:
+    """A pool's process outlives a parent that is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(row: Row, setup: Setup) -> Measured:
