@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -12,6 +14,9 @@ from comp.competition import COMPETITION
 from comp.data.stage import prepare
 from comp.progress import Reporter
 from comp.store import Workspace
+
+if TYPE_CHECKING:
+    from kaggle_stand import Stand
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -39,6 +44,15 @@ def real_archive() -> Path:
 @pytest.fixture(scope="session")
 def real_solution(real_archive: Path) -> Path:
     return real_archive.with_name("solution.csv")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stand"]:
+    """The client and the server that it asks."""
+    from kaggle_stand import stand
+
+    with stand(tmp_path_factory.mktemp("kaggle")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

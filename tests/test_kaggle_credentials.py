@@ -5,16 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from kaggle_stand import ARCHIVE, HASTE, IDS, Notebook, Stand, stand
+from kaggle_stand import ARCHIVE, HASTE, IDS, Notebook, Stand, proxy
 
 from comp.competition import COMPETITION
 from comp.errors import CredentialsError, UserError
@@ -31,12 +30,6 @@ FILES = {
     ".kaggle/kaggle.json": json.dumps({"username": "someone", "key": KEY}),
     ".kaggle/credentials.json": json.dumps({"refresh_token": REFRESH, "username": "someone"}),
 }
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with stand(tmp_path_factory.mktemp("kaggle")) as made:
-        yield made
 
 
 def write(home: Path, name: str, text: str = "", mode: int = 0o600) -> None:
@@ -194,31 +187,23 @@ def test_nothing_of_netrc_is_sent_along_with_a_signed_link(
 def parrot(accepted: str) -> Iterator[str]:
     """A proxy that accepts one token and then repeats all that it is sent, in its refusals."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-            authorization = self.headers.get("Authorization", "")
-            words = f"no: {authorization} {authorization.partition(' ')[2]} {asked} {self.headers}"
-            answer: dict[str, object] = {"code": 400, "message": words}
-            if self.path.endswith("IntrospectToken") and accepted in asked:
-                answer = {"active": True, "username": "me"}
-            if self.path.endswith("GetSubmission"):
-                answer = {"ref": 7, "errorDescription": words}
-            if self.path.endswith("GenerateAccessToken") and REFRESH in asked:
-                answer = {"token": TOKEN, "expiresIn": 3600}
-            body = json.dumps(answer).encode()
-            self.send_response(400 if "code" in answer else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def reply(handler: BaseHTTPRequestHandler, asked: str) -> None:
+        authorization = handler.headers.get("Authorization", "")
+        words = f"no: {authorization} {authorization.partition(' ')[2]} {asked} {handler.headers}"
+        answer: dict[str, object] = {"code": 400, "message": words}
+        if handler.path.endswith("IntrospectToken") and accepted in asked:
+            answer = {"active": True, "username": "me"}
+        if handler.path.endswith("GetSubmission"):
+            answer = {"ref": 7, "errorDescription": words}
+        if handler.path.endswith("GenerateAccessToken") and REFRESH in asked:
+            answer = {"token": TOKEN, "expiresIn": 3600}
+        handler.send_response(400 if "code" in answer else 200)
+        handler.send_header("Content-Type", "application/json")
+        handler.end_headers()
+        handler.wfile.write(json.dumps(answer).encode())
 
-        def log_message(self, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with proxy(reply) as address:
+        yield address
 
 
 def everything(kaggle: Kaggle, notebook: Notebook, folder: Path) -> str:

@@ -24,7 +24,6 @@ DOORS = {
     "kaggle": ("kaggle/",),
     "kagglesdk": ("kaggle/",),
     "requests": ("kaggle/",),
-    "stamina": ("kaggle/",),
     "timm": ("network/backbone.py", "network/surgery.py"),
     "huggingface_hub": ("network/backbone.py",),
     "albumentations": ("train/augment.py",),

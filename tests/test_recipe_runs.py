@@ -166,7 +166,7 @@ def test_an_ensemble_goes_through_the_stages_like_a_recipe(
     assert call("submit") == 1
     assert "are not blended yet: run `make predict`" in capsys.readouterr().err
     assert call("predict") == call("forecast") == call("submit") == 0
-    (row,) = read_ledger(drawn_copy.ledger).rows
+    (row,) = read_ledger(drawn_copy.ledger)
     assert row.public_score is not None
     blended = read_json(next(drawn_copy.runs.glob("blend-*")) / "run.json")["members"]
     assert {name.partition("-")[0] for name in blended} == set(ENSEMBLES["ensemble"])

@@ -90,7 +90,7 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     assert server.n_uploads == n_uploads
     assert contents(workspace.root) == before
     assert str(heard).count("nothing to do") == 3
-    (row,) = read_ledger(workspace.ledger).rows
+    (row,) = read_ledger(workspace.ledger)
     figures = read_json(open_run(workspace, recipe).folder / "calibration.json")
     assert row.public_score == score
     for name in ("cv_raw", "cv_clipped"):

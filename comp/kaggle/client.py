@@ -1,25 +1,22 @@
 """What Kaggle can be asked, and how patiently."""
 
-import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import stamina
+from typing import Any, TypeVar
 
 from comp.competition import Competition
 from comp.errors import NotFoundError, RulesError, UnavailableError
 from comp.kaggle.credentials import Credentials, first_credentials
 from comp.kaggle.download import download_archive, remote_version
+from comp.kaggle.session import Session
 from comp.kaggle.submissions import (
     Limits,
     Submission,
-    list_submissions,
     make_submission,
     save_leaderboard,
     submission_of,
@@ -27,11 +24,7 @@ from comp.kaggle.submissions import (
 )
 from comp.progress import Reporter
 
-if TYPE_CHECKING:
-    from comp.kaggle.session import Session
-
 _Result = TypeVar("_Result")
-logging.getLogger("stamina").addHandler(logging.NullHandler())  # `retried` prints each wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +39,7 @@ class Patience:
     retry_s: float = 300.0  # for all tries of one call; a longer Retry-After ends them
     wait_first_s: float = 1.0  # before the second try; doubles from try to try
     wait_most_s: float = 60.0  # before any try, unless Retry-After asks for more
-    poll_first_s: float = 2.0  # between two looks at a submission; grows by half each time
-    poll_most_s: float = 20.0
+    poll_s: float = 5.0  # between two looks at a submission
     listed_s: float = 60.0  # until an accepted submission is in the list
     other_run_s: float = 3600.0  # for another run that downloads the same archive
 
@@ -70,6 +62,7 @@ class Kaggle:
         self.reporter = reporter
         self.patience = patience or Patience()
         self.env = dict(os.environ if env is None else env)
+        self.session = Session(self)
 
     @property
     def is_real(self) -> bool:
@@ -84,19 +77,9 @@ class Kaggle:
             self.reporter.warn(warning)
         return found
 
-    @cached_property
-    def session(self) -> "Session":
-        from comp.kaggle.session import Session  # loads the SDK: 0.1 s that most stages can save
-
-        return Session(self)
-
-    def endpoint(self) -> str:
-        """The base of the URLs that are called."""
-        return self.session.endpoint()
-
     def whoami(self) -> str:
         """The user name, once Kaggle has accepted the credentials."""
-        username = self.retried(lambda: self.session.login.username)
+        username, _ = self.retried(lambda: self.session.login)
         if self.credentials.kind == "key":  # which no call of its own checks
             with suppress(RulesError, NotFoundError):
                 self.limits()
@@ -112,15 +95,8 @@ class Kaggle:
 
     def files(self) -> dict[str, int]:
         """The competition's files: name and size in bytes."""
-        sizes: dict[str, int] = {}
-        token = ""
-        while True:
-            answer = self.call("ListDataFiles", page_token=token, page_size=100)
-            rows = answer.get("files") or []
-            sizes |= {str(row["name"]): int(row.get("totalBytes") or 0) for row in rows}
-            token = str(answer.get("nextPageToken") or "")
-            if not token or not rows:
-                return sizes
+        rows = self.rows("ListDataFiles", "files")
+        return {str(row["name"]): int(row.get("totalBytes") or 0) for row in rows}
 
     def download(self, folder: Path) -> Path:
         return download_archive(self, folder)
@@ -134,7 +110,8 @@ class Kaggle:
         return make_submission(self, csv, message)
 
     def submissions(self) -> list[Submission]:
-        return list(list_submissions(self))
+        """All submissions, in Kaggle's order."""
+        return [submission_of(row) for row in self.rows("ListSubmissions", "submissions")]
 
     def submission(self, ref: int) -> Submission:
         return submission_of(self.call("GetSubmission", ref=ref))
@@ -149,33 +126,36 @@ class Kaggle:
         """The answer to a call that may be made more than once."""
         return self.retried(lambda: self.session.call(method, **fields))
 
+    def rows(self, method: str, key: str) -> Iterator[dict[str, Any]]:
+        """All rows of a list, whose pages each bring the token of the next."""
+        token = ""
+        while True:
+            answer = self.call(method, page_token=token, page_size=100)
+            rows = answer.get(key) or []
+            yield from rows
+            token = str(answer.get("nextPageToken") or "")
+            if not token or not rows:
+                return
+
     def retried(self, call: Callable[[], _Result]) -> _Result:
         """What `call` returns, repeated while it raises UnavailableError. Prints each wait."""
         patience, start, n_tries, n_refused = self.patience, time.monotonic(), 0, 0
-
-        def pause_s(error: Exception) -> float | bool:
-            """Time until the next try; False if there is none."""
-            nonlocal n_refused
-            if not isinstance(error, UnavailableError):
-                return False
-            n_refused += error.link_refused
-            wait_s = error.retry_after_s
-            if wait_s is None:
-                wait_s = min(patience.wait_first_s * 2 ** (n_tries - 1), patience.wait_most_s)
-            is_over = time.monotonic() - start + wait_s > patience.retry_s
-            if is_over or n_tries >= patience.n_tries or n_refused >= patience.n_links:
-                return False
-            self.reporter.warn(f"{error}; trying again in {wait_s:.1f} s")
-            return wait_s
-
-        try:
-            for attempt in stamina.retry_context(on=pause_s, attempts=None, timeout=None):
-                with attempt:
-                    n_tries += 1
-                    return call()
-        except UnavailableError as error:
-            asked_s, took_s = error.retry_after_s, time.monotonic() - start
-            later = "try again later" if asked_s is None else f"it asks to wait {asked_s:,.0f} s"
-            tries = "1 try" if n_tries == 1 else f"{n_tries} tries"
-            raise UnavailableError(f"{error}; {tries} in {took_s:.0f} s; {later}") from None
-        raise AssertionError("stamina neither returned nor raised")
+        while True:
+            n_tries += 1
+            try:
+                return call()
+            except UnavailableError as error:
+                n_refused += error.link_refused
+                took_s, wait_s = time.monotonic() - start, error.retry_after_s
+                later = "try again later"
+                if wait_s is None:
+                    wait_s = min(patience.wait_first_s * 2 ** (n_tries - 1), patience.wait_most_s)
+                else:
+                    later = f"it asks to wait {wait_s:,.0f} s"
+                is_over = took_s + wait_s > patience.retry_s
+                if is_over or n_tries >= patience.n_tries or n_refused >= patience.n_links:
+                    tries = "1 try" if n_tries == 1 else f"{n_tries} tries"
+                    message = f"{error}; {tries} in {took_s:.0f} s; {later}"
+                    raise UnavailableError(message) from None
+                self.reporter.warn(f"{error}; trying again in {wait_s:.1f} s")
+            time.sleep(wait_s)

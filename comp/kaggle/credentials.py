@@ -3,7 +3,7 @@
 In the order of the `kaggle` command:
 
 1. An access token: KAGGLE_API_TOKEN (the token, or a path to it), ~/.kaggle/access_token,
-   ~/.kaggle/access_token.txt; in a Kaggle notebook, first the file named by KAGGLE_API_V1_TOKEN.
+   ~/.kaggle/access_token.txt.
 2. A user name and a key: KAGGLE_USERNAME and KAGGLE_KEY, or else the entries of kaggle.json.
 3. What `kaggle auth login` left in ~/.kaggle/credentials.json.
 
@@ -15,7 +15,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,9 +43,9 @@ class Credentials:
     kind: Literal["token", "key", "login"]
     source: str  # a variable or a file, as a message names it
     secret: str = field(repr=False)  # the token, the key, or the refresh token
-    username: str = ""  # of a key
-    warnings: tuple[str, ...] = ()
-    secrets: frozenset[str] = field(default=frozenset(), repr=False)  # never to be shown
+    username: str  # of a key, else empty
+    warnings: tuple[str, ...]
+    secrets: frozenset[str] = field(repr=False)  # never to be shown
 
     def scrub(self, value: Any) -> Any:
         """`value`, a text or JSON, with every secret in its texts replaced."""
@@ -68,54 +68,58 @@ class _Found:
 
 def first_credentials(env: Mapping[str, str]) -> Credentials:
     """The first credentials in `env` and the files it leads to; CredentialsError if none."""
-    token, pair = next(_tokens(env), None), _pair(env)
+    token, pair = _token(env), _pair(env)
     login = _entry(_dot_kaggle(env) / "credentials.json", "refresh_token")
-    trap = ""
+    kind: Literal["token", "key", "login"]
+    warnings: list[str] = []
     if token:
-        found: tuple[_Found, ...] = (token,)
+        kind, found = "token", [token]
         if pair:
-            trap = f"both {token.source} and {_sources(pair)} are set and the token wins; {STALE}"
+            both = f"both {token.source} and {_sources(pair)} are set"
+            warnings.append(f"{both} and the token wins; {STALE}")
     elif pair:
-        found = pair
+        kind, found = "key", pair
         if pair[0].file != pair[1].file:
             mixed = f"the user name is from {pair[0].source} but the key from {pair[1].source}"
-            trap = f"{mixed}: Kaggle answers 401 unless they belong together"
+            warnings.append(f"{mixed}: Kaggle answers 401 unless they belong together")
     elif login:
-        found = (login,)
+        kind, found = "login", [login]
     else:
         raise CredentialsError(f"no Kaggle credentials found: {EVERY_WAY}")
-    username, secret = found[0].text if found is pair else "", found[-1].text
+    username, secret = found[0].text if kind == "key" else "", found[-1].text
+    warnings += [
+        f"{file} can be read by other users of this machine: run chmod 600 {file}"
+        for file in sorted({item.file for item in found if item.file})
+        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    ]
     return Credentials(
-        kind="token" if token else "key" if pair else "login",
+        kind=kind,
         source=_sources(found),
         secret=secret,
         username=username,
-        warnings=(*_readable_by_others(found), *([trap] if trap else [])),
+        warnings=tuple(warnings),
         secrets=_secrets(env, username, secret),
     )
 
 
-def _tokens(env: Mapping[str, str]) -> Iterator[_Found]:
-    """The access tokens that are set, the one to use first."""
-    if {"KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_DATA_PROXY_URL"} <= env.keys():
-        yield from _in_file("KAGGLE_API_V1_TOKEN", Path(env.get("KAGGLE_API_V1_TOKEN", "")))
+def _token(env: Mapping[str, str]) -> _Found | None:
     given = env.get("KAGGLE_API_TOKEN", "").strip()
+    first = _Found("KAGGLE_API_TOKEN", given)
     if os.path.exists(given):  # unlike Path.exists, takes a token too long for a file name
-        yield from _in_file("the file named by KAGGLE_API_TOKEN", Path(given))
-    elif given:
-        yield _Found("KAGGLE_API_TOKEN", given)
-    for name in ("access_token", "access_token.txt"):
-        yield from _in_file(f"~/.kaggle/{name}", _dot_kaggle(env) / name)
+        first = _Found("the file named by KAGGLE_API_TOKEN", _read(Path(given)), Path(given))
+    files = (_dot_kaggle(env) / name for name in ("access_token", "access_token.txt"))
+    found = (first, *(_Found(f"~/.kaggle/{path.name}", _read(path), path) for path in files))
+    return next((item for item in found if item.text), None)
 
 
-def _pair(env: Mapping[str, str]) -> tuple[_Found, _Found] | None:
+def _pair(env: Mapping[str, str]) -> list[_Found] | None:
     """User name and key, each from its variable or else from kaggle.json."""
     config = _config_folder(env) / "kaggle.json"
     user, key = (
         _Found(variable, env[variable].strip()) if env.get(variable) else _entry(config, name)
         for variable, name in (("KAGGLE_USERNAME", "username"), ("KAGGLE_KEY", "key"))
     )
-    return (user, key) if user and key else None
+    return [user, key] if user and key else None
 
 
 def _secrets(env: Mapping[str, str], username: str, secret: str) -> frozenset[str]:
@@ -133,11 +137,6 @@ def _sources(found: Sequence[_Found]) -> str:
     return " and ".join(dict.fromkeys(item.source for item in found))
 
 
-def _in_file(source: str, path: Path) -> Iterator[_Found]:
-    if text := _read(path).strip():
-        yield _Found(source, text, path)
-
-
 def _entry(path: Path, name: str) -> _Found | None:
     """An entry of a JSON file; None also where the `kaggle` command ignores the file."""
     try:
@@ -150,18 +149,9 @@ def _entry(path: Path, name: str) -> _Found | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def _readable_by_others(found: Sequence[_Found]) -> tuple[str, ...]:
-    """A warning for each file among `found` that other users of this machine can read."""
-    return tuple(
-        f"{file} can be read by other users of this machine: run chmod 600 {file}"
-        for file in sorted({item.file for item in found if item.file})
-        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-    )
 
 
 def _config_folder(env: Mapping[str, str]) -> Path:

@@ -1,5 +1,10 @@
 """The archive downloaded: resumed where a try broke off, verified, and whole or not there.
 
+<slug>.zip             complete; the CRCs of its members have been checked
+<slug>.zip.json        its version on the server
+<slug>.zip.part        what has arrived so far
+<slug>.zip.part.json   the version that it is a part of
+
 `kaggle` itself appends whatever a server sends, error pages too. Here a part is resumed only if it
 has a validator (a strong ETag, else Last-Modified): with Range and If-Range, and from a little
 before its end, so that the pieces are seen to fit. An answer is written only if it is no web page
@@ -8,37 +13,112 @@ and has status 200, or 206 with the Content-Range, validator and length expected
 
 import os
 import re
-import shutil
+import struct
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import requests
 
 from comp.errors import ArchiveError, DataError, UnavailableError
-from comp.kaggle.archive import (
-    MAKE_ROOM,
-    MB,
-    Archive,
-    Version,
-    disk_errors,
-    encoding_of,
-    zip_problem,
-)
-from comp.kaggle.failures import AnswerError
+from comp.kaggle.session import AnswerError
 from comp.progress import Reporter
-from comp.store import locked, write_json
+from comp.store import locked, read_json, require_room, write_json
 
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle
 
 N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
+OVERLAP = 4096  # bytes asked for again: few to send, enough to recognise another file
 BLOCK = 1 << 20  # bytes read at most at once; what has arrived is written at once
 SPARE = 16 << 20  # bytes that stay free on the disk
+MB = 1_000_000
+MAKE_ROOM = "make room and run this again; what is here already is kept"
 PAGES = ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges")
+ZIP_DAMAGE = (  # what zipfile raises
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What distinguishes one version of a file on a server from another."""
+
+    validator: str  # a strong ETag, else Last-Modified, else ""
+    length: int | None  # bytes, if known
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A file from a server, complete or partial, with a note of its version beside it."""
+
+    path: Path
+
+    @property
+    def part(self) -> "Archive":
+        return Archive(self.path.with_name(f"{self.path.name}.part"))
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def n_bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def version(self) -> Version | None:
+        """Its version on the server, if that is known."""
+        try:
+            return Version(**read_json(self.note))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def is_checked(self) -> bool:
+        """Whether the file is as it was when its download was complete."""
+        return self.note.exists() and self.note.stat().st_mtime >= self.path.stat().st_mtime
+
+    def resume_at(self) -> int:
+        """The first byte to ask for."""
+        version, have = self.version(), self.n_bytes
+        if not version or not version.validator or have > (version.length or have):
+            return 0
+        return max(0, have - OVERLAP)
+
+    def request_headers(self) -> dict[str, str]:
+        """Those that ask for the rest, or for everything."""
+        headers = {"Accept-Encoding": "identity"}
+        if (start := self.resume_at()) and (version := self.version()):
+            headers |= {"Range": f"bytes={start}-", "If-Range": version.validator}
+        return headers
+
+    def restart(self, version: Version | None) -> None:
+        """Empties the file, now a part of `version`. After a crash halfway, nothing is resumed."""
+        self.note.unlink(missing_ok=True)
+        self.path.write_bytes(b"")
+        if version:
+            write_json(self.note, asdict(version))
+
+
+def zip_problem(path: Path) -> str:
+    """What is wrong with a zip; "" if its structure and the CRCs of its members are right."""
+    try:
+        with zipfile.ZipFile(path) as outer:
+            damaged = outer.testzip()
+    except ZIP_DAMAGE as error:
+        return f"it is corrupt ({error or type(error).__name__})"
+    return f"its member {damaged!r} is corrupt (wrong CRC)" if damaged else ""
 
 
 def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
@@ -64,8 +144,7 @@ def remote_version(kaggle: "Kaggle") -> Version:
 
     def look() -> Version:
         with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
-            refuse_pages(response.headers)
-            return Version.of(response.headers)
+            return _version_of(response)
 
     return kaggle.retried(look)
 
@@ -118,6 +197,9 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
             longest = part.n_bytes
             kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
             return None
+        except OSError as error:  # of the disk; those of the network are UnavailableErrors
+            reason = error.strerror or error
+            raise DataError(f"the disk cannot be written to ({reason}): {MAKE_ROOM}") from error
 
     try:
         while (version := kaggle.retried(try_once)) is None:
@@ -130,15 +212,14 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
 
 def receive(response: requests.Response, part: Archive, reporter: Reporter) -> Version:
     """Writes the answer to `part.request_headers()` and returns the version, now complete."""
-    refuse_pages(response.headers)
+    start, version = 0, _version_of(response)
     if response.status_code == 206:
         start = part.resume_at()
         version = _continued(response.headers, part, start)
-    elif response.status_code == 200:
-        start, version = 0, Version.of(response.headers)
-    else:
+    elif response.status_code != 200:
         raise AnswerError(f"status {response.status_code}")
-    _require_room(part, version)
+    n_missing = (version.length or 0) - part.n_bytes
+    require_room(part.path.parent, n_missing + SPARE, "the bytes to come", MAKE_ROOM)
     if not start:
         part.restart(version)
     end = _copy(response, part, start, version.length, reporter)
@@ -147,67 +228,62 @@ def receive(response: requests.Response, part: Archive, reporter: Reporter) -> V
     return version
 
 
-def refuse_pages(headers: Mapping[str, str]) -> None:
-    """AnswerError if this is no archive: a proxy's sign-in page, too, comes with status 200."""
+def _version_of(response: requests.Response) -> Version:
+    """The version of a whole file, whose length is unknown if it comes compressed.
+
+    AnswerError if this is no archive: a proxy's sign-in page, too, comes with status 200.
+    """
+    headers = response.headers
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind in PAGES:
         raise AnswerError(f"a body of type {kind}")
-    if encoding_of(headers) not in ("", "gzip", "deflate"):
-        raise AnswerError(f"Content-Encoding {encoding_of(headers)}")
+    if _is_packed(headers):
+        return Version(validator="", length=None)
+    etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
+    validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
+    return Version(validator=validator, length=int(length) if length.isdigit() else None)
+
+
+def _is_packed(headers: Mapping[str, str]) -> bool:
+    return headers.get("Content-Encoding", "identity").strip().lower() != "identity"
 
 
 def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version:
     """The version that the rest belongs to. If it is not the rest of `part`, that is emptied."""
     known, came = part.version(), headers.get("Content-Range", "no Content-Range")
-    piece = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", came.strip())
+    piece = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", came.strip())
     if not known or not start or not piece or int(piece[1]) != start:
         part.restart(None)  # a server that sends wrong ranges may still send the whole
         raise AnswerError(f"'{came}' instead of the bytes from {start}; starting over")
-    length = known.length if piece[3] == "*" else int(piece[3])
+    version = Version(validator=known.validator, length=int(piece[2]))
     name = "ETag" if known.validator.startswith('"') else "Last-Modified"
     is_same = headers.get(name, known.validator) == known.validator
-    if not is_same or known.length not in (None, length) or encoding_of(headers):
+    if not is_same or known.length not in (None, version.length) or _is_packed(headers):
         part.restart(None)
         raise AnswerError("the file has changed since its first part arrived; starting over")
-    return Version(validator=known.validator, length=length)
+    return version
 
 
 def _copy(
-    response: requests.Response,
-    part: Archive,
-    position: int,
-    length: int | None,
-    reporter: Reporter,
+    response: requests.Response, part: Archive, offset: int, length: int | None, reporter: Reporter
 ) -> int:
     """Where the body ends. Bytes that are here already are compared, not written."""
-    have, is_packed = part.n_bytes, bool(encoding_of(response.headers))
-    label = f"downloading {part.path.stem}"
-    if position:
-        label += f" from {position / MB:,.1f} MB on"
-    n_mb = (length or 0) // MB - position // MB
+    have, label = part.n_bytes, f"downloading {part.path.stem}"
+    if offset:
+        label += f" from {offset / MB:,.1f} MB on"
+    n_mb = (length or 0) // MB - offset // MB
     progress = nullcontext() if length is None else reporter.track(label, n_mb, "MB")
-    with progress as advance, part.path.open("r+b", buffering=0) as file:
-        while block := response.raw.read1(BLOCK, decode_content=is_packed):
-            file.seek(position)
-            n_again = min(len(block), max(0, have - position))
+    with progress as advance, part.path.open("r+b") as file:
+        while block := response.raw.read1(BLOCK, decode_content=True):
+            file.seek(offset)
+            n_again = min(len(block), max(0, have - offset))
             if file.read(n_again) != block[:n_again]:
                 part.restart(None)
                 raise AnswerError("its bytes differ from those already here; starting over")
-            rest = memoryview(block)[n_again:]
-            with disk_errors():
-                while rest:
-                    rest = rest[file.write(rest) :]
+            file.write(block[n_again:])
+            file.flush()
             if advance:
-                advance((position + len(block)) // MB - position // MB)
-            position += len(block)
-        with disk_errors():
-            os.fsync(file.fileno())
-    return position
-
-
-def _require_room(part: Archive, version: Version) -> None:
-    free = shutil.disk_usage(part.path.parent).free
-    missing = (version.length or 0) - part.n_bytes
-    if missing + SPARE > free:
-        room = f"{missing / MB:,.0f} MB are to come, {free / MB:,.0f} MB are free"
-        raise DataError(f"{room} in {part.path.parent}: {MAKE_ROOM}")
+                advance((offset + len(block)) // MB - offset // MB)
+            offset += len(block)
+        os.fsync(file.fileno())
+    return offset

@@ -6,15 +6,19 @@ call the SDK that it brings along: `kagglesdk` only sends requests and raises er
 """
 
 import io
+import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
+import urllib3
 from kagglesdk import KaggleClient, KaggleCredentials, KaggleEnv
 from kagglesdk.common.types.http_redirect import HttpRedirect
 from kagglesdk.competitions.types import competition_api_service
@@ -23,37 +27,23 @@ from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 from requests.adapters import HTTPAdapter
 from requests.utils import should_bypass_proxies
 
-from comp.errors import CredentialsError, KaggleError
+from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
 from comp.kaggle.credentials import RENEW
-from comp.kaggle.failures import FAILURES, AnswerError, error_of, seconds_until
 
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle, Patience
 
+DOWNLOAD = "DownloadDataFiles"
 SERVICE = "competitions.CompetitionApiService"
 ENVIRONMENTS = {
     "PROD": (KaggleEnv.PROD, "https://api.kaggle.com"),
     "LOCALHOST": (KaggleEnv.LOCAL, "http://localhost"),
 }
+N_WORDS = 300  # characters of someone else's words that fit into a message
 
 
-class Response:
-    """A response type for the SDK that is just the HTTP response.
-
-    The SDK's own types raise KeyError for a submission's status that they do not know.
-    """
-
-    @staticmethod
-    def prepare_from(response: requests.Response) -> requests.Response:
-        return response
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """The user name, and what authenticates a call."""
-
-    username: str
-    auth: Any  # as `requests` takes it
+class AnswerError(requests.RequestException):
+    """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
 
 
 class Transport(HTTPAdapter):
@@ -85,8 +75,9 @@ class Transport(HTTPAdapter):
         options["proxies"] = {} if is_direct else self._proxies
         options["timeout"] = (self._patience.connect_s, self._patience.read_s)
         response = super().send(request, **options)
-        self.clock_skew_s = seconds_until(response.headers.get("Date", ""))
-        if not options["stream"] or response.status_code not in (200, 206):
+        self.clock_skew_s = _seconds_until(response.headers.get("Date", ""))
+        is_archive = request.method == "GET" or (request.url or "").endswith(f"/{DOWNLOAD}")
+        if not is_archive or response.status_code not in (200, 206):
             response.raw = io.BytesIO(self._body(response.raw))
         return response
 
@@ -108,18 +99,14 @@ class Session:
         self._kaggle = kaggle
         self.transport = Transport(kaggle.env, kaggle.patience)
 
-    def endpoint(self) -> str:
-        with self._sdk(self.login.auth) as sdk:
-            return str(sdk.http_client()._endpoint)
-
     def call(self, method: str, **fields: Any) -> dict[str, Any]:
         """The answer as JSON, without secrets."""
-        with self._answer(method, Response, **fields) as response:
+        with self._answer(method, **fields) as response:
             return self._json(response)
 
     def content(self, method: str) -> bytes:
         """The answer as it is."""
-        with self._answer(method, Response) as response:
+        with self._answer(method) as response:
             return response.content
 
     @contextmanager
@@ -130,7 +117,7 @@ class Session:
         """
         self.transport.link_headers = headers
         try:
-            with self._answer("DownloadDataFiles", HttpRedirect) as response, response:
+            with self._answer(DOWNLOAD) as response, response:
                 yield response
         finally:
             self.transport.link_headers = {}
@@ -144,11 +131,14 @@ class Session:
                 raise requests.HTTPError(response=response)
 
     @cached_property
-    def login(self) -> Login:
-        """CredentialsError unless Kaggle accepts the token; a key is checked by the first call."""
+    def login(self) -> tuple[str, Any]:
+        """The user name, and what authenticates a call as `requests` takes it.
+
+        CredentialsError unless Kaggle accepts the token; a key is checked by the first call.
+        """
         found = self._kaggle.credentials
         if found.kind == "key":
-            return Login(found.username, (found.username, found.secret))
+            return found.username, (found.username, found.secret)
         token = found.secret
         if found.kind == "login":
             with self._sdk(None) as sdk:
@@ -162,24 +152,25 @@ class Session:
         with self._sdk(auth) as sdk:
             try:
                 service, method = "security.OAuthService", "IntrospectToken"
-                about = self._json(_send(sdk, service, method, request, Response))
+                about = self._json(_send(sdk, service, method, request))
             except requests.HTTPError as error:
                 if error.response is None or error.response.status_code not in (400, 403, 404):
                     raise
         if not (about.get("active") and about.get("username")):
             refused = f"Kaggle does not accept the {found.kind} from {found.source}"
             raise CredentialsError(f"{refused}: {RENEW}")
-        return Login(str(about["username"]), auth)
+        return str(about["username"]), auth
 
     @contextmanager
-    def _answer(self, method: str, kind: type, **fields: Any) -> Iterator[requests.Response]:
+    def _answer(self, method: str, **fields: Any) -> Iterator[requests.Response]:
         request = getattr(competition_api_service, f"Api{method}Request")()
         if hasattr(request, "competition_name"):
             request.competition_name = self._kaggle.competition.slug
         for name, value in fields.items():
             setattr(request, name, value)
-        with self._sdk(self.login.auth) as sdk:
-            yield _send(sdk, SERVICE, method, request, kind)
+        _, auth = self.login
+        with self._sdk(auth) as sdk:
+            yield _send(sdk, SERVICE, method, request)
 
     @contextmanager
     def _sdk(self, auth: Any) -> Iterator[Any]:
@@ -200,10 +191,11 @@ class Session:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """KaggleErrors of one line, chosen by HTTP status and never by words."""
         try:
             yield
-        except FAILURES as error:
-            raise error_of(error, self._kaggle) from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise self._error(error) from None
 
     def _json(self, response: requests.Response) -> dict[str, Any]:
         answer = response.json()
@@ -211,10 +203,84 @@ class Session:
             raise AnswerError("no JSON object")
         return dict(self._kaggle.credentials.scrub(answer))
 
+    def _error(self, error: Exception) -> KaggleError:
+        """It names no address, whose query may be a signature."""
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            return self._refusal(error.response)
+        if isinstance(error, (AnswerError, requests.JSONDecodeError)):
+            came = self._told(error) if isinstance(error, AnswerError) else "no JSON object"
+            sent = "Kaggle, or a proxy in between, sent something else than was asked for"
+            return UnavailableError(f"{sent} ({came})", link_refused=True)
+        root: BaseException = error
+        while below := root.__cause__ or root.__context__:
+            root = below
+        words = "the answer broke off"
+        if isinstance(root, OSError):
+            words = self._told(root.strerror or str(root) or type(root).__name__)
+        is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
+        if is_refused or isinstance(error, requests.ConnectTimeout):
+            return UnavailableError(f"Kaggle cannot be reached ({words})", not_done=True)
+        if isinstance(root, TimeoutError) or isinstance(error, requests.Timeout):
+            return UnavailableError(f"Kaggle does not answer ({words})")
+        return UnavailableError(f"the connection to Kaggle broke ({words})")
 
-def _send(sdk: Any, service: str, method: str, request: Any, kind: type) -> requests.Response:
+    def _refusal(self, response: requests.Response) -> KaggleError:
+        status, words = _status_and_words(response)
+        answer = f'{status}, "{self._told(words)}"' if words else str(status)
+        competition, credentials = self._kaggle.competition, self._kaggle.credentials
+        retry_after = response.headers.get("Retry-After", "")  # seconds; a date is ignored
+        wait_s = float(retry_after) if re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
+        if response.history or response.request.method == "PUT":  # a signed link, perhaps expired
+            return UnavailableError(
+                f"the storage behind Kaggle refuses ({answer})",
+                retry_after_s=wait_s,
+                link_refused=status < 500 and status != 429,
+            )
+        if status == 401:
+            used = f"the {credentials.kind} from {credentials.source}"
+            return CredentialsError(f"Kaggle refuses {used} ({answer}): {RENEW}")
+        if status == 403:
+            rules = f"accept the rules at {competition.rules_url} with this account"
+            typo = f"the answer for a wrong name is the same, so check '{competition.slug}' too"
+            return RulesError(f"Kaggle refuses access ({answer}): {rules}; {typo}")
+        if status == 404:
+            check = f"check the competition's name, '{competition.slug}'"
+            return NotFoundError(f"Kaggle does not have what was asked for ({answer}): {check}")
+        if status == 429:
+            message = f"Kaggle asks for fewer requests ({answer})"
+            return UnavailableError(message, retry_after_s=wait_s, not_done=True)
+        if status >= 500:
+            return UnavailableError(f"Kaggle failed ({answer})", retry_after_s=wait_s)
+        return KaggleError(f"Kaggle refuses the request ({answer})")
+
+    def _told(self, words: object) -> str:
+        """Someone else's words: on one line, without secrets, cut short."""
+        return str(self._kaggle.credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
+
+
+def _send(sdk: Any, service: str, method: str, request: Any) -> requests.Response:
+    """The HTTP response, as of a redirect: other types raise KeyError for an unknown status."""
     try:
-        answer: requests.Response = sdk.http_client().call(service, method, request, kind)
+        answer: requests.Response = sdk.http_client().call(service, method, request, HttpRedirect)
     except TypeError as error:  # the SDK looks for a code in any JSON, even in a number
         raise AnswerError("no JSON object") from error
     return answer
+
+
+def _status_and_words(response: requests.Response) -> tuple[int, Any]:
+    """Kaggle's own words, and the status, which may be in the body alone."""
+    try:
+        body = response.json()
+    except requests.JSONDecodeError:
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    status = response.status_code if response.status_code >= 400 else int(body.get("code") or 0)
+    return status, body.get("message") or response.reason
+
+
+def _seconds_until(date: str) -> float | None:
+    """From now to the date of an HTTP header; None if it is not a date."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return None

@@ -6,18 +6,16 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from comp.errors import KaggleError, SubmissionError, UnavailableError
-from comp.kaggle.archive import ZIP_DAMAGE
+from comp.kaggle.download import ZIP_DAMAGE
 from comp.store import whole
 
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle
 
-SMALLEST_PAGE = 20  # rows; Kaggle may send fewer than we ask for, but a shorter page is the last
 SAY_EVERY_S = 15.0  # that a submission is still pending
 
 
@@ -39,29 +37,7 @@ class Submission:
     message: str
     status: Literal["pending", "complete", "error"]
     public_score: float | None
-    private_score: float | None
     error: str  # Kaggle's reason, where the status is error
-
-
-def list_submissions(kaggle: "Kaggle") -> Iterator[Submission]:
-    """All submissions, in Kaggle's order.
-
-    A page is asked for by the token that came with the page before, or by number if none came.
-    """
-    seen: set[int] = set()
-    token, by_token = "", False
-    for page in count(1):
-        which = {"page_token": token} if token else {"page": page}
-        answer = kaggle.call("ListSubmissions", page_size=100, **which)
-        rows = [submission_of(row) for row in answer.get("submissions") or []]
-        new = [row for row in rows if row.ref not in seen]
-        yield from new
-        seen |= {row.ref for row in new}
-        token = str(answer.get("nextPageToken") or "")
-        is_last = not token and (by_token or len(rows) < SMALLEST_PAGE)
-        if is_last or not new:
-            return
-        by_token = bool(token)
 
 
 def make_submission(kaggle: "Kaggle", csv: Path, message: str) -> int:
@@ -71,16 +47,13 @@ def make_submission(kaggle: "Kaggle", csv: Path, message: str) -> int:
     only if it has certainly had no effect. If its answer is lost, the list of submissions tells; so
     `message` must be this file's own, best with its hash.
     """
-    if not message.strip():
-        raise ValueError("a submission needs a message to be found by")
     if not csv.is_file() or not csv.stat().st_size:
         raise SubmissionError(f"{csv} is missing or empty: nothing was uploaded")
-    earlier = {known.ref for known in list_submissions(kaggle) if _is_same(known.message, message)}
+    earlier = {known.ref for known in _with_message(kaggle, message)}
     token = kaggle.retried(lambda: _upload(kaggle, csv))
-    lost: UnavailableError | None = None
+    lost: list[UnavailableError] = []
 
     def create() -> dict[str, Any]:
-        nonlocal lost
         fields = {"blob_file_tokens": token, "submission_description": message}
         try:
             return kaggle.session.call("CreateSubmission", **fields)
@@ -88,18 +61,22 @@ def make_submission(kaggle: "Kaggle", csv: Path, message: str) -> int:
             if error.not_done:
                 raise
             kaggle.reporter.warn(f"{error}; checking if the submission arrived anyway")
-            lost = error
+            lost.append(error)
             return {}
 
-    answer = kaggle.retried(create)
-    if ref := _listed_ref(kaggle, int(answer.get("ref") or 0), message, earlier):
-        return ref
+    said = f'Kaggle said "{kaggle.retried(create).get("message", "")}"'
+    for _ in _looks(kaggle, kaggle.patience.listed_s):
+        try:
+            for known in _with_message(kaggle, message):
+                if known.ref not in earlier:
+                    return known.ref
+        except KaggleError as error:
+            kaggle.reporter.warn(str(error))
     missing = f"is not in the list of submissions after {kaggle.patience.listed_s:.0f} s"
     url = f"https://www.kaggle.com/competitions/{kaggle.competition.slug}/submissions"
     look = f"look at {url} before submitting again"
     if lost:
-        raise UnavailableError(f"{lost}, and the submission {missing}; {look}")
-    said = f'Kaggle said "{answer.get("message", "")}"'
+        raise UnavailableError(f"{lost[0]}, and the submission {missing}; {look}")
     raise KaggleError(f"{said}, but the submission {missing} and may not count; {look}")
 
 
@@ -116,17 +93,10 @@ def _upload(kaggle: "Kaggle", csv: Path) -> str:
     return str(link.get("token") or "")
 
 
-def _listed_ref(kaggle: "Kaggle", ref: int, message: str, earlier: set[int]) -> int:
-    """The reference of the submission just made, once it is listed; 0 if it takes too long."""
-    for _ in _looks(kaggle, kaggle.patience.listed_s):
-        try:
-            for known in list_submissions(kaggle):
-                is_new = known.ref not in earlier and _is_same(known.message, message)
-                if known.ref == ref or is_new:
-                    return known.ref
-        except KaggleError as error:
-            kaggle.reporter.warn(str(error))
-    return 0
+def _with_message(kaggle: "Kaggle", message: str) -> list[Submission]:
+    """The submissions with this message, spaces aside."""
+    words = message.split()
+    return [known for known in kaggle.submissions() if known.message.split() == words]
 
 
 def wait_for_score(kaggle: "Kaggle", ref: int, limit_s: float) -> Submission:
@@ -149,15 +119,12 @@ def wait_for_score(kaggle: "Kaggle", ref: int, limit_s: float) -> Submission:
 
 
 def _looks(kaggle: "Kaggle", limit_s: float) -> Iterator[float]:
-    """The seconds left, now and then after growing pauses; at last, after `limit_s`, none."""
-    start, pause_s = time.monotonic(), kaggle.patience.poll_first_s
-    while True:
-        left_s = max(0.0, start + limit_s - time.monotonic())
+    """The seconds left, at regular times; at last, after `limit_s`, none."""
+    end = time.monotonic() + limit_s
+    while (left_s := end - time.monotonic()) > 0:
         yield left_s
-        if not left_s:
-            return
-        time.sleep(min(pause_s, left_s))
-        pause_s = min(1.5 * pause_s, kaggle.patience.poll_most_s)
+        time.sleep(min(kaggle.patience.poll_s, left_s))
+    yield 0.0
 
 
 def save_leaderboard(kaggle: "Kaggle", folder: Path) -> Path:
@@ -177,37 +144,14 @@ def save_leaderboard(kaggle: "Kaggle", folder: Path) -> Path:
 
 def submission_of(row: dict[str, Any]) -> Submission:
     """A submission from its JSON, in which fields with their default are left out."""
+    status = str(row.get("status") or "").lower()  # a name that is not known yet is not final
+    date = datetime.fromisoformat(row.get("date") or "1970-01-01")
     return Submission(
         ref=int(row.get("ref") or 0),
-        date=_date(str(row.get("date") or "")),
+        date=date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC),
         file_name=str(row.get("fileName") or ""),
         message=str(row.get("description") or ""),
-        status=_status(str(row.get("status") or "")),
-        public_score=_score(row.get("publicScore")),
-        private_score=_score(row.get("privateScore")),
+        status="complete" if "complete" in status else "error" if "error" in status else "pending",
+        public_score=float(row["publicScore"]) if row.get("publicScore") else None,
         error=str(row.get("errorDescription") or ""),
     )
-
-
-def _status(name: str) -> Literal["pending", "complete", "error"]:
-    """A name that is not known yet is not final; the SDK would raise KeyError."""
-    name = name.lower()
-    return "complete" if "complete" in name else "error" if "error" in name else "pending"
-
-
-def _score(text: object) -> float | None:
-    """A score arrives as text, which is empty if there is none."""
-    try:
-        return float(str(text))
-    except ValueError:
-        return None
-
-
-def _date(text: str) -> datetime:
-    date = datetime.fromisoformat(text or "1970-01-01")
-    return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
-
-
-def _is_same(one: str, other: str) -> bool:
-    """Whether two messages are the same, spaces aside."""
-    return one.split() == other.split()

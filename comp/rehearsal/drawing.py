@@ -17,17 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from comp.competition import COMPETITION, Competition
-from comp.errors import DataError
 from comp.progress import Reporter
-from comp.store import (
-    derive_seed,
-    file_sha256,
-    fingerprint,
-    read_json,
-    whole,
-    write_json,
-    write_text,
-)
+from comp.store import derive_seed, file_sha256, fingerprint, whole, write_text
 
 TRAITS = {  # mean of cats, mean of dogs, standard deviation of both; lengths in head radii
     "ear droop": (0.45, 1.5, 0.7),  # rad between straight up and where the ear points
@@ -50,7 +41,6 @@ ODDITIES = {  # share of the photos in train and in test; at least one of each
     "crop": 0.01,  # a training photo of the same class, cut by 0.5 to 2 % at each edge
     "truncated": 0.0,  # half of a JPEG: one in train and one in test
 }
-MIN_TRAIN, MIN_TEST = 40, 20  # photos; fewer leave no room for the oddities
 SIDES_PX = 160, 400  # shortest and longest side of a photo
 _TURNED_DEG = {3: 180, 6: 90, 8: 270}  # counterclockwise in the file, by EXIF orientation
 _COATS = ["peru", "sienna", "tan", "linen", "gray", "lightslategray", "#403a3e"]
@@ -63,25 +53,22 @@ Shape = tuple[Outline, int | str]  # filled with fur of that brightness, 1..255,
 
 def write_edition(
     folder: Path,
+    competition: Competition = COMPETITION,
+    reporter: Reporter | None = None,
     *,
     seed: int,
     n_train: int,
     n_test: int,
-    competition: Competition = COMPETITION,
-    reporter: Reporter | None = None,
 ) -> tuple[Path, Path]:
-    """Kaggle's archive and the test labels in `folder`, drawn unless they are there already."""
-    if n_train < MIN_TRAIN or n_test < MIN_TEST:
-        raise DataError(
-            f"{n_train} training and {n_test} test photos are too few: "
-            f"draw at least {MIN_TRAIN} and {MIN_TEST}"
-        )
+    """Kaggle's archive and the test labels, drawn unless they are there already.
+
+    They have a folder in `folder` that is named by everything that decides their bytes. At least
+    40 training and 20 test photos have room for the oddities.
+    """
     code = [PIL.__version__, np.__version__, file_sha256(Path(__file__))]
-    drawn_from = fingerprint(seed, n_train, n_test, competition, code)
+    folder /= fingerprint(seed, n_train, n_test, competition, code)
     archive, solution = folder / f"{competition.slug}.zip", folder / "solution.csv"
-    origin = folder / "edition.json"
-    sums = [file_sha256(path) if path.exists() else "" for path in (archive, solution)]
-    if origin.exists() and read_json(origin) == [drawn_from, *sums]:
+    if archive.exists() and solution.exists():
         return archive, solution
     photos = plan_edition(seed, n_train, n_test, competition)
     progress = (reporter or Reporter()).track("drawing", len(photos), "photos")
@@ -94,7 +81,6 @@ def write_edition(
         sample = competition.sample, _table(competition, [0.5] * n_test).encode()
         scratch.write_bytes(_zipped([sample, *zip(competition.archives, halves, strict=True)]))
     write_text(solution, _table(competition, [label for _, label, _, _ in photos[n_train:]]))
-    write_json(origin, [drawn_from, file_sha256(archive), file_sha256(solution)])
     return archive, solution
 
 
