@@ -18,7 +18,7 @@ from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.recipe import Folds, Head, Model, Prediction, Svm, ViewsName
 from comp.store import Workspace, read_json
-from comp.train.fits import HeadFit, open_fit
+from comp.train.fits import open_fit
 from comp.train.run import Run
 from comp.train.solver import solve_fold
 from comp.train.stage import train
