@@ -85,7 +85,9 @@ def test_a_process_ends_when_the_benchmark_is_killed(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these figures")
 def test_peak_memory_includes_what_was_freed_again() -> None:
     def allocate() -> None:
-        block = mmap.mmap(-1, 200 * 2**20)  # new pages, whatever malloc keeps from other tests
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        # new pages, whatever malloc keeps from other tests
+        block = mmap.mmap(-1, 200 * 2**20, flags=private)
         np.frombuffer(block, np.uint8)[::4096] = 1
         time.sleep(0.1)
 

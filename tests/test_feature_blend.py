@@ -58,11 +58,7 @@ def test_heads_see_the_features_of_all_runs_and_no_photo_of_their_own_fold(
     inputs = fits[0].inputs
 
     def stacked(ids: list[str], views: ViewsName | None = None) -> np.ndarray:
-        parts = []
-        for fit in fits:
-            assert isinstance(fit, HeadFit)
-            parts.append(fit.mean_features(ids, views))
-        return np.hstack(parts)
+        return np.hstack([fit.mean_features(ids, views) for fit in fits])  # type: ignore[union-attr]
 
     learnt, scored = stacked(inputs.ids, "none"), stacked(inputs.ids)
     test = torch.from_numpy(stacked(inputs.test_ids))
