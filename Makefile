@@ -57,8 +57,8 @@ smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
 	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(call quote,$(SET)) $(ON) $(REAL)
 bench: .venv/done ## speed and score beside bare models and peers: make bench [ARCHIVE=... SOLUTION=...] [ROWS="head timm"] [ROUNDS=3] [FULL=1]
-	$(COMP) bench $(REAL) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FULL),--full)
-bench-peers: .venv/peers ## install the peers that the bench compares with
+	.venv/bin/python -m tests.bench $(REAL) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FULL),--full)
+bench-peers: .venv/peers ## install the peers that the benchmark compares with
 .venv/peers: .venv/done requirements-bench.txt
 	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt -r requirements-bench.txt
 	touch $@

@@ -12,6 +12,7 @@ from pathlib import Path
 from comp.arguments import Call, make_parser, words_of
 from comp.competition import COMPETITION
 from comp.errors import UserError
+from comp.options import override
 from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed, members
 from comp.store import Workspace
@@ -40,43 +41,39 @@ def train(call: Call) -> None:
 
 def predict(call: Call) -> None:
     """predict the test photos; calibrate and clip"""
-    from comp.predict.ensemble import predict_all
+    from comp.predict.stage import predict_all
 
     predict_all(call.workspace, COMPETITION, call.recipes, call.device, call.reporter)
 
 
 def calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
-    from comp.predict.bench import show_bench
+    from comp.predict.calibration_comparison import compare_calibrations
 
-    show_bench(call.workspace, COMPETITION, call.one_recipe, call.device, call.reporter)
+    compare_calibrations(call.workspace, COMPETITION, call.one_recipe, call.device, call.reporter)
 
 
 def blend(call: Call) -> None:
     """a run made of others: by weights on their logits, or one head on all their features"""
-    runs = members(call.runs)
-    if call.method == "features":
-        from comp.predict.concat import concat
+    from comp.predict.blend import blend_runs
 
-        concat(call.workspace, COMPETITION, runs, call.set, call.device, call.reporter)
-    else:
-        from comp.predict.blend import blend
-
-        blend(call.workspace, COMPETITION, runs, call.method, call.set, call.reporter)
+    how = (members(call.runs), call.method, call.set, call.device)
+    blend_runs(call.workspace, COMPETITION, *how, call.reporter)
 
 
 def ablate(call: Call) -> None:
     """compare two runs photo by photo: a run, and the one that it is compared with"""
-    from comp.predict.ablate import ablate
+    from comp.predict.compare import compare_runs
 
     if len(call.runs) != 2:
         raise UserError(f"two runs are compared, got {len(call.runs)}")
-    ablate(call.workspace, COMPETITION, call.runs[0], call.runs[1], call.reporter)
+    name, against = call.runs
+    compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
 
 
 def forecast(call: Call) -> None:
     """the score and rank that a run can expect, with intervals"""
-    from comp.predict.finished import read_run
+    from comp.predict.runs import read_run
     from comp.submit.forecast import print_forecast
 
     print_forecast(call.workspace, COMPETITION, read_run(call.run_folder), call.reporter)
@@ -141,16 +138,26 @@ def lr(call: Call) -> None:
 
 def audit(call: Call) -> None:
     """labels that runs, near-duplicates and published lists contradict"""
-    from comp.predict.audit import audit
+    from comp.predict.audit import audit_labels
 
-    audit(call.workspace, call.runs, call.device, call.reporter)
+    audit_labels(call.workspace, COMPETITION, call.runs, call.device, call.reporter)
 
 
 def judge(call: Call) -> None:
     """train a recipe with and without label fixes; compare"""
-    from comp.predict.audit import judge
+    from comp.predict.compare import compare_runs
+    from comp.predict.stage import predict
+    from comp.train.stage import train
 
-    judge(call.workspace, call.one_recipe, call.verdicts, call.device, call.reporter)
+    plain = call.one_recipe
+    fixed = override(plain, [f"folds.label_fixes={call.verdicts}"])
+    for recipe in (fixed, plain):
+        train(call.workspace, recipe, call.device, call.reporter)
+    name, against = (
+        predict(call.workspace, COMPETITION, recipe, call.device, call.reporter).name
+        for recipe in (fixed, plain)
+    )
+    compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
 
 
 def recipes(call: Call) -> None:

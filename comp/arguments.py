@@ -58,12 +58,12 @@ class Call:
     @property
     def run_folder(self) -> Path:
         """The run to forecast or submit: by its folder's name, else that of the recipe."""
-        from comp.predict.ensemble import made_of
-        from comp.predict.finished import find_run
+        from comp.predict.runs import find_run
+        from comp.predict.stage import finished_folder
 
         if self.run:
             return find_run(self.workspace, self.run)
-        return made_of(self.workspace, COMPETITION, self.recipes)
+        return finished_folder(self.workspace, COMPETITION, self.recipes)
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -27,7 +27,7 @@ class Competition:
     # What is known about the leaderboard and the labels
     noise_rate: float  # share of test labels that contradict any confident model, as believed
     noise_spread: float  # standard deviation of that belief before scores update it
-    archived_board: str | None  # file in comp/ with a column of the final public scores, best first
+    archived_board: str | None  # CSV in comp/ with the final public scores in a column Score
     suspects: str | None  # file in comp/ with ids of training photos that published lists suspect
 
     @property

@@ -1,6 +1,5 @@
 """What a run needs of this machine, of Kaggle and of the archive: each line fine, or what to do."""
 
-import json
 import os
 import platform
 import re
@@ -8,18 +7,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
 from comp.competition import Competition
 from comp.errors import UserError
 from comp.kaggle import Kaggle, Patience
-from comp.kaggle.archive import MB, Archive
-from comp.kaggle.download import Part
+from comp.kaggle.download import MB, Archive
 from comp.progress import Reporter
 from comp.recipes import DEFAULT, ON_CPU
 from comp.store import Workspace
@@ -27,7 +25,12 @@ from comp.store import Workspace
 ROOT = Path(__file__).resolve().parents[1]
 FIX = "delete .venv and run any make target, which installs the lock"
 PATIENCE = Patience(connect_s=5.0, read_s=20.0, n_tries=2, retry_s=20.0)  # someone is waiting
-PROBE_S = 300.0  # for torch to load, which takes half a minute on a busy machine
+# torchvision's nms is compiled for one version of torch.
+USE_TORCH = """
+import torch, torchvision
+torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+print(f"torch {torch.__version__} and torchvision {torchvision.__version__} work together")
+"""
 MAX_SKEW_S = 60.0  # of the clock, beyond which dates mislead; certificates fail only at days
 GB = 10**9
 PIXEL_BYTES = 256 * 256 * 3  # of a decoded photo, in the default recipe
@@ -87,43 +90,39 @@ def run_probes(probes: Probes) -> Iterator[Check]:
             yield Check(name, "look", f"unknown without {need}")
             continue
         try:
-            check = Check(name, "ok", probe())
+            yield Check(name, "ok", probe())
         except Doubt as doubt:
-            check = Check(name, "look", str(doubt))
+            yield Check(name, "look", str(doubt))
         except (UserError, OSError) as error:
             failed.add(name)
-            check = Check(name, "BAD", str(error))
-        yield check
+            yield Check(name, "BAD", str(error))
 
 
 def machine_probes(workspace: Workspace, competition: Competition) -> Probes:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    torch: dict[str, Any] = {}
+    folders = (workspace.data, workspace.runs, workspace.submissions)
     return {
         "Python": lambda: f"{platform.python_version()} in {sys.prefix}",
-        "packages": lambda: find_packages(project["dependencies"], lock),
-        "torch": lambda: find_torch(torch),
-        "device": lambda: describe_device(torch, shutil.which("nvidia-smi") is not None),
+        "packages": find_packages,
         "disk": lambda: find_disk(workspace, competition),
         "memory": find_memory,
-        "data/": lambda: check_writable(workspace.data),
-        "runs/": lambda: check_writable(workspace.runs),
-        "submissions/": lambda: check_writable(workspace.submissions),
+        "folders": lambda: check_writable(folders),
+        "torch": find_torch,
+        "device": lambda: find_accelerator(shutil.which("nvidia-smi") is not None),
     }
 
 
-def find_packages(wanted: Sequence[str], lock: str) -> str:
-    """Whether the packages `wanted` are installed, and all as in `lock`, a requirements.txt."""
+def find_packages(root: Path = ROOT) -> str:
+    """Whether the packages of pyproject.toml are installed, and all as in requirements.txt."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lock = (root / "requirements.txt").read_text(encoding="utf-8")
     pinned = map(Requirement, re.findall(r"^\w[^\\#\n]*==[^\\#\n]*", lock, re.MULTILINE))
     locked = [need for need in pinned if not need.marker or need.marker.evaluate()]
-    unmet = [need for need in map(Requirement, wanted) if not _is_met(need)]
-    other = [need for need in locked if not _is_met(need)]
-    first = ", ".join(f"{need.name}{need.specifier}" for need in (unmet or other)[:3])
-    if unmet:
-        raise UserError(f"{len(unmet)} of {len(wanted)} are missing or too old ({first}): {FIX}")
-    if other:
-        raise Doubt(f"{len(other)} of {len(locked)} are not as locked ({first}): {FIX}")
+    wanted = [Requirement(line) for line in project["dependencies"]]
+    for kind, needs in (("too old or missing", wanted), ("not as locked", locked)):
+        unmet = [f"{need.name}{need.specifier}" for need in needs if not _is_met(need)]
+        if unmet:
+            text = f"{len(unmet)} of {len(needs)} are {kind} ({', '.join(unmet[:3])}): {FIX}"
+            raise UserError(text) if needs is wanted else Doubt(text)
     return f"{len(locked)} are as locked"
 
 
@@ -134,50 +133,39 @@ def _is_met(need: Requirement) -> bool:
         return False
 
 
-def find_torch(found: dict[str, Any]) -> str:
-    """Fills `found` with what `print_torch` prints, in a process that a bad pair may crash."""
-    command = [sys.executable, "-m", "comp.doctor"]
-    options: Any = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": PROBE_S}
-    try:
-        found |= json.loads(subprocess.run(command, **options, check=True).stdout)
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "Error" in line]
-        cause = lines[-1] if lines else f"status {error.returncode}"
-        raise UserError(f"torch and torchvision do not work ({cause}): {FIX}") from None
-    except subprocess.TimeoutExpired:
-        raise UserError(f"no answer in {PROBE_S:.0f} s: is this machine busy?") from None
-    return f"torch {found['torch']} and torchvision {found['torchvision']} work together"
+def find_torch() -> str:
+    """Versions, once torch and torchvision have worked in a process that a bad pair may crash."""
+    command = [sys.executable, "-c", USE_TORCH]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "Error" in line]
+        cause = errors[-1] if errors else f"status {done.returncode}"
+        raise UserError(f"torch and torchvision do not work ({cause}): {FIX}")
+    return done.stdout.strip()
 
 
-def print_torch() -> None:
-    """Versions and device as JSON, once torch and torchvision have worked on it."""
+def find_accelerator(has_driver: bool) -> str:
+    """The device that a run takes by default; `has_driver`: NVIDIA's driver is installed."""
     import torch
-    import torchvision
 
     from comp.network.device import find_device
 
-    # nms is compiled for one version of torch; a GPU without kernels in this torch cannot add.
-    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    device = find_device()
-    torch.ones(2, device=device.where).sum().item()
-    n_bytes = torch.cuda.get_device_properties(device.where).total_memory if device.is_cuda else 0
-    found = {"kind": device.where.type, "name": device.name, "n_bytes": n_bytes}
-    found |= {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    json.dump(found | {"cuda": torch.version.cuda}, sys.stdout)
-
-
-def describe_device(torch: Mapping[str, Any], has_driver: bool) -> str:
-    """The device that `torch` found; `has_driver`: NVIDIA's driver is installed."""
-    name, built = torch["name"], f"for CUDA {torch['cuda']}" if torch["cuda"] else "without CUDA"
-    if torch["kind"] == "cuda":
-        return f"{name}, {torch['n_bytes'] / GB:.0f} GB, torch {built}"
-    if torch["kind"] != "cpu":
-        return f"{name} ({torch['kind']})"
-    text = f"only the CPU, {name}: use RECIPE={ON_CPU}; the default, {DEFAULT}, needs a GPU"
-    if has_driver:
-        text += f"; NVIDIA's driver is installed, but this is a torch {built}"
-        text += " that finds no GPU: update the driver, or install a torch that fits it"
-    raise Doubt(text)
+    device, cuda = find_device(), torch.version.cuda
+    built = f"torch for CUDA {cuda}" if cuda else "torch without CUDA"
+    if device.is_cpu:
+        remedy = "update the driver, or install a torch that fits it"
+        driver = f"NVIDIA's driver is installed, but this {built} finds no GPU: {remedy}"
+        text = f"only the CPU, {device.name}: use RECIPE={ON_CPU}; {DEFAULT} needs a GPU"
+        raise Doubt(f"{text}; {driver}" if has_driver else text)
+    try:
+        torch.ones(2, device=device.where).sum().item()
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0]
+        raise UserError(f"{device.name} does not work with this {built} ({cause}): {FIX}") from None
+    if not device.is_cuda:
+        return f"{device.name} ({device.where.type})"
+    n_bytes = torch.cuda.get_device_properties(device.where).total_memory
+    return f"{device.name}, {n_bytes / GB:.0f} GB, {built}"
 
 
 def find_disk(workspace: Workspace, competition: Competition) -> str:
@@ -191,7 +179,7 @@ def find_disk(workspace: Workspace, competition: Competition) -> str:
     free = shutil.disk_usage(_nearest(workspace.data)).free
     text = f"{free / GB:.1f} GB are free; the whole competition takes {need / GB:.1f} GB more"
     if free <= need:
-        raise UserError(f"{text}: make room, or use another --home")
+        raise UserError(f"{text}: make room, or use another --workspace")
     return text
 
 
@@ -212,11 +200,13 @@ def find_memory(
     return available
 
 
-def check_writable(folder: Path) -> str:
-    place = _nearest(folder)
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"{folder} is not writable: change its owner, or use another --home")
-    return "writable"
+def check_writable(folders: Sequence[Path]) -> str:
+    for folder in folders:
+        place = _nearest(folder)
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            remedy = "change its owner, or use another --workspace"
+            raise UserError(f"{folder} is not writable: {remedy}")
+    return f"{', '.join(f'{folder.name}/' for folder in folders)} are writable"
 
 
 def _nearest(folder: Path) -> Path:
@@ -231,7 +221,7 @@ def account_probes(kaggle: Kaggle, competition: Competition) -> Probes:
         "authentication": lambda: f"Kaggle knows you as {kaggle.whoami()}",
         "competition": lambda: f"{competition.slug} has {len(kaggle.files()):,} files",
         "rules": lambda: find_rules(kaggle),
-        "phone": lambda: find_phone(len(kaggle.submissions())),
+        "phone": lambda: find_phone(kaggle),
         "submissions": lambda: find_limits(kaggle),
         "clock": lambda: compare_clock(kaggle.clock_skew_s()),
     }
@@ -239,11 +229,10 @@ def account_probes(kaggle: Kaggle, competition: Competition) -> Probes:
 
 def find_credentials(kaggle: Kaggle) -> str:
     found = kaggle.credentials
-    stand_in = "KAGGLE_API_ENVIRONMENT=LOCALHOST sends them to a stand-in, not to Kaggle"
-    warnings = [*found.warnings, *([] if kaggle.is_real else [stand_in])]
-    text = "; ".join([f"the {found.kind} from {found.source}", *warnings])
-    if warnings:
-        raise Doubt(text)
+    text = f"the {found.kind} from {found.source}"
+    if found.warnings or not kaggle.is_real:
+        stand_in = "KAGGLE_API_ENVIRONMENT=LOCALHOST sends them to a stand-in, not to Kaggle"
+        raise Doubt("; ".join([text, *found.warnings, *([] if kaggle.is_real else [stand_in])]))
     return text
 
 
@@ -252,7 +241,8 @@ def find_rules(kaggle: Kaggle) -> str:
     return "accepted: the archive may be downloaded"
 
 
-def find_phone(n_submissions: int) -> str:
+def find_phone(kaggle: Kaggle) -> str:
+    n_submissions = len(kaggle.submissions())
     if not n_submissions:
         settings = "https://www.kaggle.com/settings"
         raise Doubt(f"Kaggle's API does not say if it is verified: if submit fails, see {settings}")
@@ -280,20 +270,13 @@ def compare_clock(skew_s: float | None) -> str:
 def find_archive(folder: Path, competition: Competition) -> str:
     """Absent, partial and resumable, or complete and checked."""
     archive = Archive(folder / f"{competition.slug}.zip")
+    have = f"{(archive.n_bytes or archive.part.n_bytes) / MB:,.1f} MB"
     if archive.path.exists():
-        size = f"{archive.path.stat().st_size / MB:,.1f} MB"
-        if archive.known():
-            return f"complete and checked, {size}"
-        raise Doubt(f"{size}, not from `make data` or changed since: it will check them")
-    if not archive.part.exists():
-        return "absent: `make data` downloads it"
-    with archive.part.open("rb") as file:
-        part = Part(file.fileno(), archive.part_note)
-        have = f"{part.n_bytes / MB:,.1f} MB"
-        if part.resume_at():
-            return f"partial and resumable, {have}: `make data` resumes there"
+        if archive.is_checked():
+            return f"complete and checked, {have}"
+        raise Doubt(f"{have}, not from `make data` or changed since: it will check them")
+    if archive.part.resume_at():
+        return f"partial and resumable, {have}: `make data` resumes there"
+    if archive.part.path.exists():
         return f"partial, {have} of an unknown version: `make data` starts over"
-
-
-if __name__ == "__main__":
-    print_torch()
+    return "absent: `make data` downloads it"

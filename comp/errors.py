@@ -9,11 +9,11 @@
     ├── WeightsError          no weights found, or not this backbone's
     ├── TrainingError         the loss is not finite or explodes
     ├── SubmissionError       a CSV that Kaggle would refuse or that would waste a slot
-    └── KaggleError           anything that Kaggle refuses
+    └── KaggleError           Kaggle refused or failed
         ├── CredentialsError  none found, or refused (401)
         ├── RulesError        the competition's rules are not accepted (403)
         ├── NotFoundError     no such competition or file (404)
-        └── UnavailableError  busy, broken or out of reach (429, 5xx, no connection, time-out)
+        └── UnavailableError  busy, broken or unreachable (429, 5xx, no connection, time-out)
 
 Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1;
 any other exception is a bug and keeps its traceback.
@@ -57,15 +57,15 @@ class SubmissionError(UserError):
 
 
 class KaggleError(UserError):
-    """Kaggle, or what stands in for it, refused or failed."""
+    """Kaggle, or its stand-in, refused or failed."""
 
 
 class CredentialsError(KaggleError):
-    """No credentials, or credentials that are refused."""
+    """No credentials, or credentials that Kaggle refuses."""
 
 
 class RulesError(KaggleError):
-    """The competition's rules have not been accepted by this account."""
+    """This account has not accepted the competition's rules."""
 
 
 class NotFoundError(KaggleError):
@@ -73,4 +73,17 @@ class NotFoundError(KaggleError):
 
 
 class UnavailableError(KaggleError):
-    """Busy, broken or out of reach; the same call may work later."""
+    """Busy, broken or unreachable: the same call may work later."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,  # as the server asks
+        not_done: bool = False,  # it is certain that the call has had no effect
+        link_refused: bool = False,  # a new signed link may help
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.not_done = not_done
+        self.link_refused = link_refused

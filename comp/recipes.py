@@ -134,13 +134,9 @@ def dinov2_small() -> Recipe:
     the card's example; timm's weights are of 518 px and their positions are interpolated. Squashing
     photos, so that no head is cut off, is ours, and the penalties are lite0_head's.
     """
-    return Recipe(
-        name="dinov2_small",
-        model=Model(backbone="vit_small_patch14_dinov2.lvd142m"),
-        pixels=Pixels(fit="squash", size_px=224, canvas=1.0),
-        training=Head(),
-        prediction=SOLVED,
-    )
+    model = Model(backbone="vit_small_patch14_dinov2.lvd142m")
+    pixels = Pixels(fit="squash", size_px=224, canvas=1.0)
+    return lite0_head().replace(name="dinov2_small", model=model, pixels=pixels)
 
 
 def convnext_tiny() -> Recipe:
@@ -168,12 +164,8 @@ def convnext_base() -> Recipe:
     ours, untuned.
     """
     training = FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8)
-    return Recipe(
-        name="convnext_base",
-        model=Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2),
-        training=training,
-        prediction=Prediction(views="multi_scale"),
-    )
+    model = Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2)
+    return convnext_tiny().replace(name="convnext_base", model=model, training=training)
 
 
 def vit_base() -> Recipe:

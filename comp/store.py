@@ -1,13 +1,13 @@
-"""Files that appear whole or not at all, locks, fingerprints."""
+"""Files that appear whole or not at all, locks, fingerprints, seeds."""
 
 import errno
 import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,23 +81,14 @@ def whole(path: Path) -> Iterator[Path]:
     one, never a piece.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    scratch = Path(name)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        scratch.chmod(0o666 & ~_umask())
         yield scratch
         with scratch.open("rb") as written:
             os.fsync(written.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
@@ -192,6 +183,12 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def derive_seed(root: int, *purpose: object) -> int:
+    """A seed in [0, 2**63) of its own for each `purpose`, such as ("augment", fold, epoch)."""
+    text = repr((root, *map(str, purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -201,14 +198,10 @@ def code_commit(folder: Path) -> str:
     """The git commit of the code in `folder`, with "-dirty" if files differ from it; or "none"."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=60
+        ).strip()
 
     try:
         commit = git("rev-parse", "HEAD")

@@ -33,8 +33,16 @@ PLAIN = FineTune(
     ema=0.0,
     augment=Augmentation(crop="center-crop", flip=False, colour=0.0),
 )
-SQUASHED = Pixels(fit="squash", size_px=224, canvas=1.0)  # transforms.Resize((224, 224))
-ONE_VIEW = Prediction(views="none")
+VGG16 = Recipe(
+    name="vgg16",
+    model=Model(backbone="vgg16.tv_in1k"),
+    pixels=Pixels(fit="squash", size_px=224, canvas=1.0),  # transforms.Resize((224, 224))
+    training=PLAIN,
+    prediction=Prediction(views="none"),
+)
+INCEPTION = VGG16.replace(
+    model=Model(backbone="inception_v3.tf_in1k"), pixels=Pixels(fit="squash", canvas=1.0)
+)
 
 
 def vgg16_mlp() -> Recipe:
@@ -50,12 +58,11 @@ def vgg16_mlp() -> Recipe:
         peak_lr=1e-3,
         epochs=5,
     )
-    return Recipe(
+    return VGG16.replace(
         name="vgg16_mlp",
         model=Model(backbone="vgg16.tv_in1k", layer="features", pool="flatten"),
-        pixels=SQUASHED.replace(normalise="constants"),
+        pixels=VGG16.pixels.replace(normalise="constants"),
         training=training,
-        prediction=ONE_VIEW,
     )
 
 
@@ -77,13 +84,7 @@ def vgg16_last_layer() -> Recipe:
         peak_lr=1e-3,
         epochs=1,
     )
-    return Recipe(
-        name="vgg16_last_layer",
-        model=Model(backbone="vgg16.tv_in1k"),
-        pixels=SQUASHED,
-        training=training,
-        prediction=ONE_VIEW,
-    )
+    return VGG16.replace(name="vgg16_last_layer", training=training)
 
 
 def vgg16_finetune() -> Recipe:
@@ -102,13 +103,8 @@ def vgg16_finetune() -> Recipe:
         final_lr=0.0,
         augment=Augmentation(crop="pad-and-crop", colour=0.0),
     )
-    return Recipe(
-        name="vgg16_finetune",
-        model=Model(backbone="vgg16.tv_in1k"),
-        pixels=Pixels(fit="squash", size_px=96, canvas=1.0, normalise="measured"),
-        training=training,
-        prediction=ONE_VIEW,
-    )
+    pixels = VGG16.pixels.replace(size_px=96, normalise="measured")
+    return VGG16.replace(name="vgg16_finetune", pixels=pixels, training=training)
 
 
 def vgg16_last_block() -> Recipe:
@@ -128,13 +124,7 @@ def vgg16_last_block() -> Recipe:
         head_start=True,
         augment=Augmentation(crop="center-crop", colour=0.0),
     )
-    return Recipe(
-        name="vgg16_last_block",
-        model=Model(backbone="vgg16.tv_in1k"),
-        pixels=SQUASHED,
-        training=training,
-        prediction=ONE_VIEW,
-    )
+    return VGG16.replace(name="vgg16_last_block", training=training)
 
 
 def inception_bottleneck() -> Recipe:
@@ -155,14 +145,8 @@ def inception_bottleneck() -> Recipe:
         decay=0.01,
         final_lr=0.01,
     )
-    return Recipe(
-        name="inception_bottleneck",
-        model=Model(backbone="inception_v3.tf_in1k"),
-        pixels=Pixels(fit="squash", canvas=1.0),
-        folds=Folds(split=(0.1, 0.1)),
-        training=training,
-        prediction=ONE_VIEW,
-    )
+    folds = Folds(split=(0.1, 0.1))
+    return INCEPTION.replace(name="inception_bottleneck", folds=folds, training=training)
 
 
 def inception_last_blocks() -> Recipe:
@@ -182,13 +166,7 @@ def inception_last_blocks() -> Recipe:
         optimiser="sgd",
         peak_lr=1e-4,
     )
-    return Recipe(
-        name="inception_last_blocks",
-        model=Model(backbone="inception_v3.tf_in1k"),
-        pixels=Pixels(fit="squash", canvas=1.0),
-        training=training,
-        prediction=ONE_VIEW,
-    )
+    return INCEPTION.replace(name="inception_last_blocks", training=training)
 
 
 def vgg19_block4_svm() -> Recipe:
@@ -197,10 +175,5 @@ def vgg19_block4_svm() -> Recipe:
     For a small set unlike ImageNet, whose classes the last layers know too well. Kernel and cost
     are scikit-learn's defaults.
     """
-    return Recipe(
-        name="vgg19_block4_svm",
-        model=Model(backbone="vgg19.tv_in1k", layer="features.27"),
-        pixels=SQUASHED,
-        training=Svm(),
-        prediction=ONE_VIEW,
-    )
+    model = Model(backbone="vgg19.tv_in1k", layer="features.27")
+    return VGG16.replace(name="vgg19_block4_svm", model=model, training=Svm())

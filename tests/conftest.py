@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -12,6 +14,9 @@ from comp.competition import COMPETITION
 from comp.data.stage import prepare
 from comp.progress import Reporter
 from comp.store import Workspace
+
+if TYPE_CHECKING:
+    from kaggle_stand import Stand
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -29,7 +34,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def real_archive() -> Path:
-    """The archive of a real, smaller edition of the competition, where one lies beside the checkout."""
+    """A real, smaller edition of the competition, where there is one beside the checkout."""
     path = SHARED / "competition" / "dogs-vs-cats-redux-kernels-edition.zip"
     if not path.exists():
         pytest.skip("no real photos beside this checkout")
@@ -41,14 +46,28 @@ def real_solution(real_archive: Path) -> Path:
     return real_archive.with_name("solution.csv")
 
 
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stand"]:
+    """The client and the server that it asks."""
+    from kaggle_stand import stand
+
+    with stand(tmp_path_factory.mktemp("kaggle")) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace after `make data`, of 80 drawn training photos and 20 test photos. Not to be written to: take `drawn_copy`."""
+def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An archive of 80 drawn training photos and 20 test photos, and its solution."""
     from comp.rehearsal.drawing import write_edition
 
-    archive, _ = write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)
+    return write_edition(tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20)
+
+
+@pytest.fixture(scope="session")
+def drawn(edition: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace after `make data` of `edition`. Not to be written to: take `drawn_copy`."""
     workspace = Workspace(tmp_path_factory.mktemp("drawn"))
-    prepare(workspace, COMPETITION, archive, False, None, Reporter())
+    prepare(workspace, COMPETITION, edition[0], False, None, Reporter())
     return workspace
 
 

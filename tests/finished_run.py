@@ -1,4 +1,4 @@
-"""A workspace with manifests and one finished run, small and synthetic, for tests of what comes after it."""
+"""A small synthetic workspace with manifests and finished runs, for tests of what follows them."""
 
 import hashlib
 import json
@@ -9,79 +9,71 @@ import pandas as pd
 
 from comp.competition import COMPETITION
 from comp.data.manifest import write_manifest
-from comp.predict.calibrate import Settings, calibrate, out_of_fold_losses
+from comp.predict.calibrate import Settings
+from comp.predict.runs import write_predictions
 from comp.progress import Reporter
-from comp.store import Workspace, file_sha256, write_json, write_table
+from comp.recipe import Head, Model, Pixels, Recipe
+from comp.store import Workspace, write_json, write_table
 from comp.submit.ledger import LedgerRow, write_row
+from comp.train.run import open_run
 
 CLIP = 0.005
-SAMPLE_IDS = [
-    "1",
-    "10",
-    "2",
-    "40",
-    *map(str, range(3, 10)),
-    *map(str, range(11, 40)),
-]  # an order that no sorting gives
+TRAIN_IDS = [f"{kind}.{n}" for n in range(40) for kind in ("cat", "dog")]
+# in an order that no sorting gives
+SAMPLE_IDS = ["1", "10", "2", "40", *map(str, range(3, 10)), *map(str, range(11, 40))]
+TINY_HEAD = Recipe(  # a run of drawn photos takes a second
+    name="tiny",
+    model=Model(backbone="mobilenetv3_small_050", weights="random"),
+    pixels=Pixels(size_px=32, canvas=1.0),
+    training=Head(views="none", n_inner=2, penalties=(1e-2,)),
+)
 
 
 def make_workspace(root: Path) -> Workspace:
-    """80 training photos, and 40 test photos of which the first twelve ids of the sample are near-duplicates of training photos."""
+    """80 training photos and 40 test photos.
+
+    The first twelve ids of the sample submission are near-duplicates of training photos.
+    """
     workspace = Workspace(root)
-    write_manifest(
-        workspace.manifest("train"),
-        _manifest([f"{kind}.{n}" for n in range(40) for kind in ("cat", "dog")], first_group=0),
-    )
-    write_manifest(workspace.manifest("test"), _manifest(SAMPLE_IDS, first_group=1000, twins=12))
+    train, test = _manifest(TRAIN_IDS), _manifest(SAMPLE_IDS)
+    labels, folds = np.tile([0, 1], 40), np.arange(80) % 5
+    train = train.assign(label=labels, fold=folds, group=range(80))
+    test = test.assign(label=pd.NA, fold=pd.NA, group=[*range(12), *range(1012, 1040)])
+    write_manifest(workspace.manifest("train"), train)
+    write_manifest(workspace.manifest("test"), test)
     sample = "".join(f"{name},0.5\n" for name in SAMPLE_IDS)
-    (workspace.data / COMPETITION.sample).write_bytes(("id,label\n" + sample).encode())
+    (workspace.data / COMPETITION.sample).write_bytes(f"id,label\n{sample}".encode())
     return workspace
 
 
-def _manifest(ids: list[str], first_group: int, twins: int = 0) -> pd.DataFrame:
-    """The first `twins` photos share the groups 0, 1, ...: cats and dogs in turn."""
-    labels = [int(name.startswith("dog")) for name in ids]
+def _manifest(ids: list[str]) -> pd.DataFrame:
     table = pd.DataFrame({"id": ids, "width": 4, "height": 3, "phash": "0" * 16, "verdict": "ok"})
-    table["label"] = labels if ids[0].startswith("cat") else [pd.NA] * len(ids)
-    table["fold"] = (
-        [n % 5 for n in range(len(ids))] if ids[0].startswith("cat") else [pd.NA] * len(ids)
-    )
-    table["sha256"] = [hashlib.sha256(name.encode()).hexdigest() for name in ids]
-    table["group"] = [n if n < twins else first_group + n for n in range(len(ids))]
-    return table
+    return table.assign(sha256=[hashlib.sha256(id.encode()).hexdigest() for id in ids])
 
 
 def make_run(
     workspace: Workspace, name: str = "lite0_head", fingerprint: str = "0123456789", seed: int = 0
 ) -> Path:
-    """A run that is right about most photos, and about the twins in the test set."""
+    """A run that is right about most photos, and about the near-duplicates in the test set."""
     folder = workspace.runs / f"{name}-{fingerprint}"
     rng = np.random.default_rng(seed)
-    labels, folds = np.tile([0, 1], 40), np.arange(80) % 5
-    logits = (2 * labels - 1) * 2.0 + rng.normal(0, 1.5, 80)
-    settings = Settings(noise_rate=0.004, clip=CLIP)
-    made, losses = (
-        calibrate(logits, labels, settings),
-        out_of_fold_losses(logits, labels, folds, settings),
-    )
-    ids = [f"{kind}.{n}" for n in range(40) for kind in ("cat", "dog")]
-    test_logits = (2 * (np.arange(40) % 2) - 1) * 4.0 + rng.normal(0, 1.5, 40)
-    test = pd.DataFrame({"id": SAMPLE_IDS, "logit": test_logits, "prob": made.apply(test_logits)})
-    write_json(
-        folder / "run.json", {"recipe": {"name": name}, "name": name, "fingerprint": fingerprint}
-    )
-    write_table(
-        folder / "oof.csv",
-        pd.DataFrame({"id": ids, "label": labels, "fold": folds, "logit": logits}),
-    )
-    write_table(folder / "test.csv", test.sort_values("id"))
-    cv = {"cv_raw": losses.raw, "cv_calibrated": losses.calibrated, "cv_clipped": losses.clipped}
-    made_from = {
-        "test": file_sha256(workspace.manifest("test"))[:10],
-        "oof": file_sha256(folder / "oof.csv")[:10],
-    }
-    calibration = {"noise_rate": 0.004, "clip": CLIP, "of": made_from}
-    write_json(folder / "calibration.json", calibration | cv)
+    oof = pd.DataFrame({"id": TRAIN_IDS, "label": np.tile([0, 1], 40), "fold": np.arange(80) % 5})
+    oof["logit"] = (2 * oof["label"] - 1) * 2.0 + rng.normal(0, 1.5, 80)
+    logits = (2 * (np.arange(40) % 2) - 1) * 4.0 + rng.normal(0, 1.5, 40)
+    origin = {"recipe": {"name": name}, "name": name, "fingerprint": fingerprint}
+    write_json(folder / "run.json", origin)
+    write_table(folder / "oof.csv", oof)
+    settings, by_id = Settings(noise_rate=0.004, clip=CLIP), pd.Series(logits, index=SAMPLE_IDS)
+    write_predictions(workspace, folder, oof, by_id, settings, Reporter())
+    return folder
+
+
+def make_trained_run(workspace: Workspace, recipe: Recipe, seed: int = 0) -> Path:
+    """A finished run of `recipe` with empty checkpoints."""
+    run = open_run(workspace, recipe)
+    folder = make_run(workspace, recipe.name, run.fingerprint, seed)
+    for fold in run.folds:
+        run.checkpoint(fold).touch()
     return folder
 
 

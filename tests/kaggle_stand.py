@@ -1,10 +1,12 @@
 """The real client against the rehearsal server, in milliseconds, for the tests of comp/kaggle."""
 
 import random
+import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from twin.server import Twin
@@ -18,13 +20,12 @@ IDS = [str(n) for n in range(1, 41)]
 HASTE = Patience(
     connect_s=2.0,
     read_s=0.5,
-    silence_s=10.0,
+    answer_s=10.0,
     n_tries=4,
     retry_s=5.0,
     wait_first_s=0.01,
     wait_most_s=0.02,
-    poll_first_s=0.02,
-    poll_most_s=0.05,
+    poll_s=0.03,
     listed_s=0.3,
     other_run_s=20.0,
 )
@@ -119,6 +120,20 @@ def stand(folder: Path) -> Iterator[Stand]:
         notebook = Notebook()
         kaggle = Kaggle(COMPETITION, notebook, env, HASTE)
         assert not kaggle.is_real
-        assert kaggle.endpoint() == "http://localhost"
         yield Stand(server=server, archive=archive, env=env, kaggle=kaggle, notebook=notebook)
-        kaggle.close()
+
+
+@contextmanager
+def proxy(reply: Callable[[BaseHTTPRequestHandler, str], None]) -> Iterator[str]:
+    """The address of a proxy that has every POST answered by `reply`, which gets its body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            reply(self, self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()

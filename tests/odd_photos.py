@@ -1,4 +1,4 @@
-"""Photos of every kind as bytes, archives of them as Kaggle packs them, and runs that are killed."""
+"""Photos that a data stage must survive, and archives as Kaggle packs them, made in memory."""
 
 import io
 import os

@@ -1,7 +1,6 @@
 """The doctor: every line comes, whatever fails, and each bad one says what to do."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from heard import Heard
 from kaggle_stand import ARCHIVE, HASTE, Stand, stand
 
@@ -18,10 +18,11 @@ from comp.competition import COMPETITION
 from comp.doctor import Check, Doubt, account_probes, examine, machine_probes, run_probes
 from comp.errors import UnavailableError, UserError
 from comp.kaggle import Kaggle
+from comp.network.device import Device
 from comp.store import Workspace
 
 ASKED = ["credentials", "authentication", "competition", "rules", "phone", "submissions", "clock"]
-HERE = ["Python", "packages", "torch", "device", "disk", "memory", "data/", "runs/", "submissions/"]
+HERE = ["Python", "packages", "disk", "memory", "folders", "torch", "device"]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_the_machine_is_examined_to_the_end_and_nothing_is_written(tmp_path: Pat
     checks = {check.name: check for check in run_probes(probes)}
     assert list(checks) == HERE
     fine = [name for name in HERE if name not in ("packages", "device", "disk", "memory")]
-    assert [checks[name].level for name in fine] == ["ok"] * 5
+    assert [checks[name].level for name in fine] == ["ok"] * 3
     assert version("torch") in checks["torch"].text
     assert list(tmp_path.iterdir()) == []
 
@@ -161,44 +162,73 @@ def test_the_machine_is_examined_to_the_end_and_nothing_is_written(tmp_path: Pat
 def test_torch_that_does_not_load_is_one_bad_line_and_the_device_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(command: list[str], **_: object) -> None:
-        said = "Traceback\nRuntimeError: operator torchvision::nms does not exist\nFor debugging\n"
-        raise subprocess.CalledProcessError(1, command, stderr=said)
-
-    monkeypatch.setattr(subprocess, "run", fail)
+    said = "RuntimeError: operator torchvision::nms does not exist"
+    code = f"import sys; sys.exit('Traceback\\n{said}\\nFor debugging')"
+    monkeypatch.setattr(doctor, "USE_TORCH", code)
     probes = machine_probes(Workspace(tmp_path), COMPETITION)
-    torch, device = run_probes({name: probes[name] for name in ("torch", "device")})
-    assert torch.level == "BAD"
-    assert "(RuntimeError: operator torchvision::nms does not exist)" in torch.text
+    loaded, device = run_probes({name: probes[name] for name in ("torch", "device")})
+    assert loaded.level == "BAD"
+    assert f"({said})" in loaded.text
     assert device == Check("device", "look", "unknown without torch")
 
 
-def test_packages_that_are_missing_too_old_or_not_as_locked_are_named() -> None:
+def test_packages_that_are_missing_too_old_or_not_as_locked_are_named(tmp_path: Path) -> None:
+    def find(wanted: list[str], lock: str) -> str:
+        (tmp_path / "pyproject.toml").write_text(f"[project]\ndependencies = {wanted}\n")
+        (tmp_path / "requirements.txt").write_text(lock)
+        return doctor.find_packages(tmp_path)
+
     here = version("torch").split("+")[0]
     wanted = ["no-such-package", "numpy", "torch>=99", "six"]
-    with pytest.raises(UserError, match=r"^2 of 4 are missing.* \(no-such-package, torch>=99\)"):
-        doctor.find_packages(wanted, "")
+    with pytest.raises(UserError, match=r"^2 of 4 are too old.* \(no-such-package, torch>=99\)"):
+        find(wanted, "")
     lock = (
         f"torch=={here} \\\n    --hash=sha256:00\n# a comment\nabsent==1.0 ; sys_platform == 'x'\n"
     )
-    assert doctor.find_packages(["torch"], lock) == "1 are as locked"
+    assert find(["torch"], lock) == "1 are as locked"
     with pytest.raises(Doubt, match=r"^1 of 2 are not as locked \(numpy==0.1\)"):
-        doctor.find_packages(["torch"], lock + "numpy==0.1  # old\n")
+        find(["torch"], lock + "numpy==0.1  # old\n")
 
 
-def test_a_gpu_is_described_and_a_cpu_doubted_with_a_word_on_a_driver_that_torch_cannot_use() -> (
-    None
-):
-    gpu = {"kind": "cuda", "name": "A GPU", "n_bytes": 80 * 10**9, "cuda": "13.2", "torch": "2.15"}
-    assert doctor.describe_device(gpu, True) == "A GPU, 80 GB, torch for CUDA 13.2"
-    for cuda, has_driver, words in (
+@pytest.mark.parametrize(
+    ("cuda", "has_driver", "words"),
+    [
         ("13.2", False, "only the CPU"),
-        ("13.2", True, "a torch for CUDA 13.2 that finds no GPU"),
-        (None, True, "a torch without CUDA that finds no GPU"),
-    ):
-        with pytest.raises(Doubt, match=words) as caught:
-            doctor.describe_device(gpu | {"kind": "cpu", "cuda": cuda}, has_driver)
-        assert ("driver" in str(caught.value)) == has_driver
+        ("13.2", True, "this torch for CUDA 13.2 finds no GPU"),
+        (None, True, "this torch without CUDA finds no GPU"),
+    ],
+)
+def test_a_cpu_is_doubted_with_a_word_on_a_driver_that_torch_cannot_use(
+    cuda: str | None, has_driver: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(Doubt, match=words) as caught:
+        doctor.find_accelerator(has_driver)
+    assert ("driver" in str(caught.value)) == has_driver
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_gpu_is_described_and_bad_if_this_torch_cannot_use_it(
+    works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ones(*_: object, **__: object) -> Any:
+        if works:
+            return torch.zeros(2)
+        raise RuntimeError("no kernel image is available\nfor debugging")
+
+    gpu = Device(where=torch.device("cuda"), name="A GPU", train_dtype=torch.float32)
+    monkeypatch.setattr("comp.network.device.find_device", lambda: gpu)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch, "ones", ones)
+    properties = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    if works:
+        assert doctor.find_accelerator(True) == "A GPU, 80 GB, torch for CUDA 13.2"
+    else:
+        with pytest.raises(UserError, match=r"A GPU .* \(no kernel image is available\): "):
+            doctor.find_accelerator(True)
 
 
 def test_memory_is_what_is_available_or_the_limit_of_the_container(tmp_path: Path) -> None:
@@ -215,10 +245,11 @@ def test_memory_is_what_is_available_or_the_limit_of_the_container(tmp_path: Pat
 
 
 def test_a_folder_is_writable_if_the_nearest_that_exists_is(tmp_path: Path) -> None:
-    assert doctor.check_writable(tmp_path / "not" / "yet") == "writable"
+    good = tmp_path / "not" / "yet"
+    assert doctor.check_writable([good, tmp_path / "runs"]) == "yet/, runs/ are writable"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is not writable: change its owner"):
-        doctor.check_writable(tmp_path / "file" / "runs")
+        doctor.check_writable([good, tmp_path / "file" / "runs"])
 
 
 def test_only_files_that_a_run_needs_reduce_the_disk_space_it_still_takes(

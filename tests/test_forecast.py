@@ -13,7 +13,7 @@ from comp.competition import COMPETITION, Competition
 from comp.errors import DataError
 from comp.metric import Floats, log_loss, sigmoid
 from comp.predict.calibrate import Settings, board_losses
-from comp.predict.finished import read_run
+from comp.predict.runs import read_run
 from comp.store import Workspace
 from comp.submit import forecast as module
 from comp.submit.forecast import (

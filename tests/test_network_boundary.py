@@ -1,28 +1,33 @@
 """Where a partly frozen network is cut: at the right place, and equal with and without the cut."""
 
 from functools import partial
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tiny import (
+    CPU,
+    IMAGENET,
+    names_with_gradient,
+    quiet,
+    random_crops,
+    random_network,
+    trained_names,
+    vary_batch_norms,
+)
 from torch import nn
 
 from comp.errors import RecipeError
-from comp.network.backbone import build
 from comp.network.batchnorm import fuse_batch_norm
 from comp.network.boundary import find_boundary, input_to, resume_from
-from comp.network.device import find_device
 from comp.network.embedder import BF16_TOLERANCE, make_embedder
-from comp.network.freezing import freeze, freeze_phases
-from comp.network.preprocessing import Preprocessing
-from comp.network.views import CENTRE, network_input, normalise
-from comp.recipe import FineTune, Model, Phase
+from comp.network.surgery import freeze
+from comp.network.views import CENTRE, network_input
+from comp.recipe import FineTune, Phase
 from comp.train.batches import CachedPhotos, batches_of
 from comp.train.features import in_memory
 from comp.train.finetune import fine_tune, set_training_mode
 
-CPU = find_device("cpu")
-SHOWN = Preprocessing(size_px=32, crop_pct=1.0)
 CASES = [
     ("resnet10t", "last:1", 32, "layer4.0"),
     ("mobilenetv3_small_050", "last:2", 32, "blocks.5.0.conv"),
@@ -33,9 +38,10 @@ CASES = [
 ]
 
 
-def ready(name: str, trains: str, size_px: int) -> nn.Module:
-    torch.manual_seed(0)
-    network = build(Model(backbone=name, weights="random"), size_px=size_px)
+def partly_frozen(name: str, trains: str, size_px: int = 32) -> Any:
+    network = random_network(name, size_px)
+    rng = torch.Generator().manual_seed(0)
+    nn.init.normal_(network.get_classifier().weight, std=0.1, generator=rng)
     freeze(network, trains)
     return network
 
@@ -44,7 +50,7 @@ def ready(name: str, trains: str, size_px: int) -> nn.Module:
 def test_nothing_trained_runs_before_the_boundary_and_the_rest_gives_the_same_logits(
     name: str, trains: str, size_px: int, module: str | None
 ) -> None:
-    network = ready(name, trains, size_px)
+    network = partly_frozen(name, trains, size_px)
     boundary = find_boundary(network, size_px)
     assert module in (None, boundary.module)
     images = torch.rand(3, 3, size_px, size_px)
@@ -52,128 +58,78 @@ def test_nothing_trained_runs_before_the_boundary_and_the_rest_gives_the_same_lo
         whole = network(images)
     ran: list[str] = []
     for called, part in network.named_modules():
-        part.register_forward_pre_hook(lambda *_, called=called: ran.append(called))  # type: ignore[misc]
+        part.register_forward_pre_hook(lambda *_, called=called: ran.append(called))
     kept = input_to(network, boundary.module, images).detach()
-    owners = {
-        called.rpartition(".")[0]
-        for called, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
+    owners = {called.rpartition(".")[0] for called in trained_names(network)}
     assert not set(ran[:-1]) & owners - {boundary.module}
-    ran.clear()
     names = list(network.state_dict())
     undo = resume_from(network, boundary, size_px)
     torch.testing.assert_close(network(kept), whole)
     network(kept).sum().backward()
-    for called, parameter in network.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, called
+    assert names_with_gradient(network) == trained_names(network)
     assert list(network.state_dict()) == names
     undo()
     torch.testing.assert_close(network(images), whole)
 
 
 def test_a_network_whose_branches_all_take_the_image_is_refused() -> None:
-    network = ready("coat_tiny", "last:1", 224)
-    with pytest.raises(
-        RecipeError,
-        match=r"coat_tiny cannot be cut where its trained part begins: set training\.cached_views=0",
-    ):
-        find_boundary(network, 224)
+    says = r"coat_tiny cannot be cut where its trained part begins: set training\.cached_views=0"
+    with pytest.raises(RecipeError, match=says):
+        find_boundary(partly_frozen("coat_tiny", "last:1", 224), 224)
 
 
 def test_the_boundary_lies_before_what_any_phase_trains() -> None:
-    network = ready("resnet10t", "head", 32)
-    freeze_phases(network, FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1)))
+    network = partly_frozen("resnet10t", "head")
+    training = FineTune(trainable="head", first=Phase(trainable="last:1", epochs=1))
+    freeze(network, *(phase.trainable for phase in training.phases()))
     assert find_boundary(network, 32).module == "layer4.0"
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
-def test_training_on_cached_activations_equals_training_on_pixels(
-    is_fused: bool,
-) -> None:
-    size_px, training = (
-        32,
-        FineTune(
-            trainable="last:2",
-            epochs=3,
-            batch_size=4,
-            peak_lr=1e-3,
-            ema=0.0,
-            fuse_batch_norm=is_fused,
-        ),
-    )
-    squares = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (16, size_px, size_px, 3), dtype=np.uint8)
-    )
-    labels = [float(row % 2) for row in range(16)]
+def test_training_on_cached_activations_equals_training_on_pixels(is_fused: bool) -> None:
+    training = FineTune(trainable="last:2", epochs=3, batch_size=4, peak_lr=1e-3, ema=0.0)
+    crops, labels = random_crops(16), [float(row % 2) for row in range(16)]
     losses, weights = [], []
-    for cached in (False, True):
-        network = ready("mobilenetv3_small_050", "last:2", size_px)
+    for is_cached in (False, True):
+        network = partly_frozen("mobilenetv3_small_050", "last:2")
         if is_fused:
-            assert (
-                fuse_batch_norm(network, partial(network, torch.zeros(1, 3, size_px, size_px))) > 20
-            )
+            assert fuse_batch_norm(network, partial(network, torch.zeros(1, 3, 32, 32))) > 20
+            freeze(network, "last:2")
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        given, shown = squares.numpy(), SHOWN
-        freeze(network, "last:2")
-        if cached:
-            boundary, state = find_boundary(network, size_px), network.state_dict()
-            state["classifier.weight"].zero_()
-            state["classifier.bias"].zero_()
-            images = normalise(squares.permute(0, 3, 1, 2), SHOWN, torch.float32)
-            half = input_to(network, boundary.module, images).detach().half()  # as they are stored
-            given, shown = half.float().numpy(), None
-            resume_from(network, boundary, size_px)
-        batches = batches_of(CachedPhotos([in_memory(given)], range(16), labels), 16, training, 0)
-        points = fine_tune(
-            network, batches, len(batches), training, shown, CPU, lambda n=1, note="": None
-        )
+        boundary, arrays, preprocessing = find_boundary(network, 32), crops.numpy(), IMAGENET
+        if is_cached:
+            images = network_input(crops, CENTRE, 32, IMAGENET, torch.float32)
+            kept = input_to(network, boundary.module, images).detach()
+            arrays, preprocessing = kept.half().float().numpy(), None  # as they are stored
+            resume_from(network, boundary, 32)
+        photos = CachedPhotos([in_memory(arrays)], range(16), labels)
+        batches = batches_of(photos, 16, training, 0)
+        options = (training, preprocessing, CPU, quiet)
+        points = fine_tune(network, batches, len(batches), *options)
         losses.append([point.loss for point in points])
-        weights.append(
-            torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
-        )
+        weights.append(torch.cat([value.detach().flatten() for value in network.parameters()]))
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
     assert losses[0][0] != losses[0][-1]
     torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
 
 
 def test_a_batch_norm_at_the_boundary_is_not_fused_into_the_cached_part() -> None:
-    torch.manual_seed(0)
-    network = build(Model(backbone="mobilenetv3_small_050", weights="random"), size_px=32)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -1, 1)
-            nn.init.uniform_(module.bias, -1, 1)
+    network, crops = random_network("mobilenetv3_small_050", 32), random_crops(4)
+    vary_batch_norms(network)
     freeze(network, "from:blocks.5.0.bn1")
     boundary = find_boundary(network, 32)
     assert boundary.module == "blocks.5.0.bn1"
-    example = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    )
-    expected = input_to(
-        network, boundary.module, network_input(example, CENTRE, 32, SHOWN, torch.float32)
-    ).detach()
-    embedder, _ = make_embedder(network, SHOWN, CPU, example, boundary)
-    made = embedder(example).float()
+    images = network_input(crops, CENTRE, 32, IMAGENET, torch.float32)
+    expected = input_to(network, boundary.module, images).detach()
+    embedder, _ = make_embedder(network, IMAGENET, CPU, crops, boundary)
+    made = embedder(crops).float()
     assert float((made - expected).norm() / expected.norm()) < BF16_TOLERANCE
 
 
 def test_frozen_layers_stay_in_evaluation_mode() -> None:
-    network = build(
-        Model(backbone="vit_tiny_patch16_224", weights="random", drop_path=0.5), size_px=32
-    )
+    network = random_network("vit_tiny_patch16_224", 32, drop_path=0.5)
     freeze(network, "last:3")
     set_training_mode(network)
-    modes = {
-        name: module.training
-        for name, module in network.named_modules()
-        if name.startswith("blocks.") and name.count(".") == 1
-    }
-    trains = {
-        name: any(parameter.requires_grad for parameter in network.get_submodule(name).parameters())
-        for name in modes
-    }
-    assert modes == trains
-    assert set(modes.values()) == {False, True}
+    assert [block.training for block in network.blocks] == [False] * 9 + [True] * 3

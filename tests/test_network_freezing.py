@@ -1,15 +1,14 @@
-"""What trains is what the policy names, for backbones of several kinds."""
+"""What trains is what `trainable` names, in backbones of several families."""
 
 import pytest
 import torch
+from tiny import names_with_gradient, random_network, trained_names
 from torch import nn
 
 from comp.errors import RecipeError
-from comp.network.backbone import build
-from comp.network.freezing import freeze
-from comp.recipe import Model
+from comp.network.surgery import freeze
 
-# A backbone, a block in its middle, the size it can take.
+# a backbone, a block in its middle, a size that it can take
 VARIED = [
     ("tf_efficientnet_lite0", "blocks.4", 32),
     ("convnext_atto", "stages.2", 32),
@@ -20,57 +19,38 @@ VARIED = [
 ]
 
 
-def network_of(backbone: str, size_px: int) -> nn.Module:
-    return build(Model(backbone=backbone, weights="random"), size_px=size_px)
-
-
-def trained_names(network: nn.Module) -> set[str]:
-    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-
-
 @pytest.mark.parametrize(("backbone", "block", "size_px"), VARIED)
-def test_each_policy_says_how_many_parameters_train_and_they_are_those(
+def test_what_trains_is_counted_and_is_the_named_block_what_follows_and_nothing_below(
     backbone: str, block: str, size_px: int
 ) -> None:
-    network = network_of(backbone, size_px)
-    n_all = sum(parameter.numel() for parameter in network.parameters())
-    n_head = sum(parameter.numel() for parameter in network.get_classifier().parameters())  # type: ignore[operator]
+    network = random_network(backbone, size_px)
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     counts = []
     for trains in ("head", "last:1", "last:2", "last:3", "all"):
-        counts.append(freeze(network, trains))
-        assert counts[-1] == (
-            sum(p.numel() for p in network.parameters() if p.requires_grad),
-            n_all,
-        )
-    assert counts[0][0] == n_head
-    assert counts[-1][0] == n_all
+        n_trained, n_all = freeze(network, trains)
+        assert n_trained == sum(sizes[name] for name in trained_names(network))
+        assert n_all == sum(sizes.values())
+        counts.append(n_trained)
+    assert counts[0] == sum(value.numel() for value in network.get_classifier().parameters())
+    assert counts[-1] == sum(sizes.values())
     assert sorted(set(counts)) == counts
+
     freeze(network, f"from:{block}")
-    names = [name for name, _ in network.named_parameters()]
+    names = list(sizes)
     first = next(index for index, name in enumerate(names) if name.startswith(f"{block}."))
     assert trained_names(network) == set(names[first:])
-
-
-@pytest.mark.parametrize(("backbone", "block", "size_px"), VARIED)
-def test_no_gradient_flows_below_the_block_that_training_begins_from(
-    backbone: str, block: str, size_px: int
-) -> None:
-    network = network_of(backbone, size_px)
-    nn.init.normal_(network.get_classifier().weight)  # type: ignore[operator]
-    freeze(network, f"from:{block}")
-    seen: list[tuple[bool, bool]] = []
+    nn.init.normal_(network.get_classifier().weight)
+    flows: list[tuple[bool, bool]] = []
     network.get_submodule(block).register_forward_hook(
-        lambda _, inputs, output: seen.append((inputs[0].requires_grad, output.requires_grad))
+        lambda _, inputs, output: flows.append((inputs[0].requires_grad, output.requires_grad))
     )
     network(torch.randn(2, 3, size_px, size_px)).sum().backward()
-    assert seen == [(False, True)]
-    for name, parameter in network.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-        assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
+    assert flows == [(False, True)]
+    assert names_with_gradient(network) == trained_names(network)
 
 
 def test_two_inception_blocks_are_the_same_by_count_and_by_name() -> None:
-    network = network_of("inception_v3", 75)
+    network = random_network("inception_v3", 75)
     freeze(network, "last:2")
     by_count = trained_names(network)
     freeze(network, "from:Mixed_7b")
@@ -78,28 +58,26 @@ def test_two_inception_blocks_are_the_same_by_count_and_by_name() -> None:
 
 
 @pytest.mark.parametrize("layer", ["layer4.1.conv2", "layer4.1.act1"])
-def test_from_a_single_layer_trains_it_and_what_comes_after_even_if_it_has_no_parameters(
-    layer: str,
-) -> None:
-    network = network_of("resnet18", 32)
+def test_a_single_layer_trains_with_what_follows_even_if_it_has_no_parameters(layer: str) -> None:
+    network = random_network("resnet18", 32)
     freeze(network, f"from:{layer}")
     after = ("layer4.1.conv2", "layer4.1.bn2", "fc")
-    assert trained_names(network) == {
-        name for name, _ in network.named_parameters() if name.startswith(after)
-    }
+    names = {name for name, _ in network.named_parameters() if name.startswith(after)}
+    assert trained_names(network) == names
 
 
-def test_a_backbone_of_which_timm_knows_no_blocks_can_be_frozen_too() -> None:
-    network = network_of("pit_ti_224", 224)
+def test_a_backbone_whose_blocks_timm_does_not_know_can_be_frozen_too() -> None:
+    network = random_network("pit_ti_224", 224)
     n_head, n_all = freeze(network, "head")
     assert 0 < n_head < freeze(network, "last:1")[0] < n_all == freeze(network, "all")[0]
 
 
-def test_what_the_network_has_not_is_refused_with_what_is_near() -> None:
-    network = network_of("inception_v3", 75)
-    with pytest.raises(
-        RecipeError, match=r"inception_v3 has no module 'Mixed_7d'; near it are .*Mixed_7b"
-    ):
+def test_unknown_modules_are_refused_with_near_names_and_too_many_blocks_with_their_number() -> (
+    None
+):
+    network = random_network("inception_v3", 75)
+    says = r"inception_v3 has no module 'Mixed_7d'; near it are .*Mixed_7b"
+    with pytest.raises(RecipeError, match=says):
         freeze(network, "from:Mixed_7d")
     with pytest.raises(RecipeError, match="has 13 blocks below its head"):
         freeze(network, "last:999")

@@ -1,4 +1,4 @@
-"""What a person sees while a stage works."""
+"""What a user sees while a stage works."""
 
 from itertools import chain, repeat
 
@@ -11,7 +11,7 @@ from comp.progress import Reporter
     ("n", "words"),
     [(1, "(4.0 s each)"), (10, "(2.5 steps/s)"), (8000, "(2,000 steps/s)"), (0, "(0.0 steps/s)")],
 )
-def test_speed_is_told_with_two_digits_or_as_seconds(
+def test_speed_has_two_digits_or_is_in_seconds_per_unit(
     n: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = chain([0.0], repeat(4.0))

@@ -1,12 +1,13 @@
-"""Every named recipe runs through training, prediction and submission with random weights, and trains what it says and nothing else.
+"""Every recipe goes through all stages with random weights and trains exactly what it says.
 
-Photos, sizes and epochs are small, and so are the backbones: VGGs with a sixteenth of their channels and few numbers between
-their dense layers, the smallest of the others' families.
+Photos, sizes and epochs are small, and so are the backbones: VGGs with a sixteenth of their
+channels and narrow dense layers, the smallest of the others' families.
 """
 
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,42 +17,36 @@ import timm.models.vgg
 import torch
 from conftest import SHARED
 from heard import Heard
+from tiny import changed_names, names_with_gradient, random_network, trained_names
 from torch import nn
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.errors import RecipeError
 from comp.kaggle import Kaggle
-from comp.network.backbone import build
-from comp.network.freezing import freeze
 from comp.network.heads import last_layer, tensors_of, trained_head
 from comp.network.preprocessing import preprocessing_of
+from comp.network.surgery import freeze
 from comp.options import override
 from comp.predict.stage import predict
-from comp.recipe import FineTune, Model, Recipe
+from comp.recipe import FineTune, Recipe
 from comp.recipes import ENSEMBLES, GUIDE, RECIPES, chosen, listed, members, named
-from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.server import RehearsalServer
 from comp.rehearsal.stage import check_learning
-from comp.seeds import derive_seed
-from comp.store import Workspace, read_json
+from comp.store import Workspace, derive_seed, read_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
-from comp.train.checkpoints import new_network
+from comp.train.checkpoints import new_network, save_tensors
 from comp.train.finetune import set_training_mode
 from comp.train.run import Run
 from comp.train.stage import train
 
-# One fit of 29 photos, scored on two parts of 10.
-SMALL = [
-    "folds.n_photos=48",
-    "folds.split=[0.2,0.2]",
-    "model.weights=random",
-    "training.epochs=1",
-    "training.batch_size=8",
-]
-TINY = {  # what is smaller in each recipe, besides
-    # Fresh blocks of ConvNeXt are scaled by 1e-6, and so are their gradients: at the recipe's rate two steps would round to none.
+# one fit on 29 photos, scored on two parts of 10
+SMALL = ["folds.n_photos=48", "folds.split=[0.2,0.2]", "model.weights=random"]
+SHORT = ["training.epochs=1", "training.batch_size=8"]
+TINY = {  # what else is smaller in each recipe; else pixels.size_px=32
+    # new blocks of ConvNeXt are scaled by 1e-6, and so are their gradients: at the recipe's rate
+    # two steps would round to none
     "convnext_tiny": ["model.backbone=convnext_atto", "pixels.size_px=32", "training.peak_lr=0.01"],
     "convnext_base": ["model.backbone=convnext_atto", "pixels.size_px=32", "training.peak_lr=0.01"],
     "vit_base": ["model.backbone=vit_tiny_patch16_224", "pixels.size_px=32"],
@@ -66,55 +61,42 @@ TINY = {  # what is smaller in each recipe, besides
 
 @pytest.fixture(autouse=True)
 def small_vggs(monkeypatch: pytest.MonkeyPatch) -> None:
+    vgg = timm.models.vgg
     for name in ("vgg16", "vgg19"):
-        layers = timm.models.vgg.cfgs[name]
-        monkeypatch.setitem(
-            timm.models.vgg.cfgs, name, [layer if layer == "M" else layer // 16 for layer in layers]
-        )
-    monkeypatch.setattr(
-        timm.models.vgg.VGG,
-        "__init__",
-        partialmethod(timm.models.vgg.VGG.__init__, mlp_ratio=1 / 64),
-    )
+        widths = [layer if layer == "M" else layer // 16 for layer in vgg.cfgs[name]]
+        monkeypatch.setitem(vgg.cfgs, name, widths)
+    narrow = partialmethod(vgg.VGG.__init__, mlp_ratio=1 / 64)
+    monkeypatch.setattr(vgg.VGG, "__init__", narrow)
 
 
 @pytest.fixture(scope="module")
-def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of InceptionV3 with batch norms that fit them: with fresh ones its features are of the order of 1e13."""
-    network = build(Model(backbone="inception_v3", weights="random"))
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with batch norms that fit them; with fresh ones features reach 1e13."""
+    network = random_network("inception_v3")
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the statistics of the next pass, and of nothing before it
-    clouds = torch.randn(
-        32, 3, 5, 5, generator=torch.Generator().manual_seed(0)
-    )  # photos are smooth: noise has other statistics
+            module.momentum = None  # take the statistics of the next pass
+    # photos are smooth, and noise has other statistics
+    clouds = torch.randn(32, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     network.train()(torch.nn.functional.interpolate(clouds, size=75, mode="bicubic"))
     path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
-    safetensors.torch.save_file(network.state_dict(), path)
+    save_tensors(path, network.state_dict())
     return path
 
 
-def tiny(name: str, weights: Path | None = None) -> Recipe:
+def tiny(name: str, inception_weights: Path) -> Recipe:
     recipe = named(name)
-    settings = [
-        knob
-        for knob in SMALL
-        if isinstance(recipe.training, FineTune) or not knob.startswith("training")
-    ]
-    given = [f"model.weights={weights}"] if weights and name.startswith("inception") else []
-    return override(recipe, [*settings, *TINY.get(name, ["pixels.size_px=32"]), *given])
+    settings = [*SMALL, *TINY.get(name, ["pixels.size_px=32"])]
+    if isinstance(recipe.training, FineTune):
+        settings += SHORT
+    if name.startswith("inception"):
+        settings.append(f"model.weights={inception_weights}")
+    return override(recipe, settings)
 
 
 def completed(workspace: Workspace, recipe: Recipe) -> Run:
     train(workspace, recipe, "cpu", Heard())
     return predict(workspace, COMPETITION, recipe, "cpu", Heard())
-
-
-@pytest.fixture(scope="module")
-def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_edition(
-        tmp_path_factory.mktemp("edition"), seed=2, n_train=80, n_test=20
-    )  # the same as `drawn` is of
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +111,10 @@ def kaggle(server: RehearsalServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_it_names_and_no_others(
-    name: str, drawn_copy: Workspace, settled: Path, kaggle: Kaggle
+def test_a_recipe_is_trained_predicted_and_scored_and_changes_only_the_parameters_it_names(
+    name: str, drawn_copy: Workspace, inception_weights: Path, kaggle: Kaggle
 ) -> None:
-    recipe = tiny(name, settled)
+    recipe = tiny(name, inception_weights)
     run = completed(drawn_copy, recipe)
     assert np.isfinite(pd.read_csv(run.folder / "test.csv")["prob"]).all()
     assert np.isfinite(pd.read_csv(run.oof)["logit"]).all()
@@ -144,35 +126,23 @@ def test_a_recipe_trains_predicts_and_is_scored_and_changes_the_parameters_that_
         trained: set[str] = set()
         for phase in recipe.training.phases():
             freeze(network, phase.trainable)
-            trained |= {
-                key for key, parameter in network.named_parameters() if parameter.requires_grad
-            }
+            trained |= trained_names(network)
         before = network.state_dict()
-        if recipe.on_features:  # then nothing but a head is kept, and all of it trains
-            before = tensors_of(trained_head(network.get_classifier()))  # type: ignore[operator]
+        if recipe.on_features:  # only a head is saved, and all of it trains
+            before = tensors_of(trained_head(network.get_classifier()))
             trained = set(before) - {"penalty"}
-        assert {
-            key for key, tensor in checkpoint.items() if not torch.equal(tensor, before[key])
-        } == trained
+        assert changed_names(before, checkpoint) == trained
         check_gradients(network, preprocessing_of(recipe).size_px)
 
 
-def check_gradients(network: nn.Module, size_px: int) -> None:
-    """What trains gets a finite gradient, nothing else gets one, and no statistic of a batch norm moves."""
-    nn.init.normal_(last_layer(network.get_classifier()).weight, std=0.1)  # type: ignore[operator]
+def check_gradients(network: Any, size_px: int) -> None:
+    """What trains gets a finite gradient, nothing else does, and no batch norm statistic moves."""
+    nn.init.normal_(last_layer(network.get_classifier()).weight, std=0.1)
     set_training_mode(network)
-    statistics = {
-        key: buffer.clone() for key, buffer in network.named_buffers() if "running" in key
-    }
+    before = {key: buffer.clone() for key, buffer in network.named_buffers() if "running" in key}
     network(torch.randn(4, 3, size_px, size_px)).sum().backward()
-    for key, parameter in network.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, key
-        assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), key
-    assert all(
-        torch.equal(buffer, statistics[key])
-        for key, buffer in network.named_buffers()
-        if key in statistics
-    )
+    assert names_with_gradient(network) == trained_names(network)
+    assert not changed_names(before, {key: network.get_buffer(key) for key in before})
 
 
 def test_an_ensemble_goes_through_the_stages_like_a_recipe(
@@ -186,79 +156,66 @@ def test_an_ensemble_goes_through_the_stages_like_a_recipe(
         monkeypatch.setenv(name, value)
     settings = ["model.weights=random", "pixels.size_px=32", "folds.n_photos=48", "folds.n=2"]
 
-    def called(stage: str) -> int:
-        return main(
-            [stage, "--workspace", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings]
-        )
+    def call(stage: str) -> int:
+        words = ["--workspace", str(drawn_copy.root), "--recipe", "ensemble", "--set", *settings]
+        return main([stage, *words])
 
-    assert called("train") == 0
+    assert call("train") == 0
     for recipe in chosen("ensemble", settings):
         predict(drawn_copy, COMPETITION, recipe, "cpu", Heard())
-    assert called("submit") == 1
+    assert call("submit") == 1
     assert "are not blended yet: run `make predict`" in capsys.readouterr().err
-    assert called("predict") == called("forecast") == called("submit") == 0
-    (row,) = read_ledger(drawn_copy.ledger).rows
+    assert call("predict") == call("forecast") == call("submit") == 0
+    (row,) = read_ledger(drawn_copy.ledger)
     assert row.public_score is not None
-    made_of = read_json(next(drawn_copy.runs.glob("blend-*")) / "run.json")["members"]
-    assert {name.partition("-")[0] for name in made_of} == set(ENSEMBLES["ensemble"])
+    blended = read_json(next(drawn_copy.runs.glob("blend-*")) / "run.json")["members"]
+    assert {name.partition("-")[0] for name in blended} == set(ENSEMBLES["ensemble"])
 
 
-def test_the_guide_and_the_ensembles_name_recipes() -> None:
-    assert {name for names in GUIDE.values() for name in names} <= set(RECIPES)
-    assert len(GUIDE) == 4
+def test_ensembles_name_recipes_and_stand_for_them() -> None:
     for name, parts in ENSEMBLES.items():
         assert set(parts) <= set(RECIPES)
         assert members(["x", name]) == ["x", *parts]
-        assert [recipe.name for recipe in chosen(name, ["seed=3"])] == list(parts)
-        assert {recipe.seed for recipe in chosen(name, ["seed=3"])} == {3}
-        with pytest.raises(
-            RecipeError, match=f"{name} is several recipes, but one is needed here: {parts[0]}"
-        ):
+        recipes = chosen(name, ["seed=3"])
+        assert [(recipe.name, recipe.seed) for recipe in recipes] == [(part, 3) for part in parts]
+        says = f"{name} is several recipes, but one is needed here: {parts[0]}"
+        with pytest.raises(RecipeError, match=says):
             named(name)
-    cells = [
-        line.split("|")
-        for line in (Path(__file__).parents[1] / "README.md").read_text().splitlines()
-        if " photos |" in line
-    ]
-    readme = {
-        (row[1].split()[0], like): row[column]
-        for row in cells
-        for column, like in ((2, "like"), (3, "unlike"))
-        if len(row) == 5
-    }
-    assert all(f"`{name}`" in readme[case] for case, names in GUIDE.items() for name in names)
+
+
+def test_the_guide_names_recipes_and_all_are_listed() -> None:
+    assert {name for names in GUIDE.values() for name in names} <= set(RECIPES)
+    assert len(GUIDE) == 4
     lines = listed()
-    assert all(
-        any(line.startswith(f"  {name} ") for line in lines) for name in [*RECIPES, *ENSEMBLES]
-    )
+    for name in [*RECIPES, *ENSEMBLES]:
+        assert any(line.startswith(f"  {name} ") for line in lines)
     assert max(map(len, lines)) <= 110
+    readme = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    for (n_photos, like), names in GUIDE.items():
+        (row,) = (line for line in readme if line.startswith(f"| {n_photos} photos |"))
+        cell = row.split("|")[2 if like == "like" else 3]
+        assert all(f"`{name}`" in cell for name in names)
 
 
-@pytest.mark.parametrize("name", ["inception_bottleneck", "vgg16_last_layer"])
-def test_a_tutorials_method_learns_on_a_backbone_whose_weights_come_as_a_package(
-    name: str, drawn_copy: Workspace
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("inception_bottleneck", []),
+        ("vgg16_last_layer", ["training.optimiser=adam", "training.epochs=20"]),
+    ],
+)
+def test_a_tutorials_method_learns_on_a_backbone_whose_weights_are_packaged(
+    name: str, settings: list[str], drawn_copy: Workspace
 ) -> None:
-    settings = [
-        "model.backbone=tf_efficientnet_lite0",
-        "pixels.size_px=96",
-        "folds.split=[0.2,0.3]",
-    ]
-    more = ["training.optimiser=adam", "training.epochs=20"] if name == "vgg16_last_layer" else []
-    check_learning(completed(drawn_copy, override(named(name), [*settings, *more])))
+    small = ["model.backbone=tf_efficientnet_lite0", "pixels.size_px=96", "folds.split=[0.2,0.3]"]
+    check_learning(completed(drawn_copy, override(named(name), [*small, *settings])))
 
 
 def test_a_tutorials_method_takes_xceptions_weights_from_a_file(drawn_copy: Workspace) -> None:
     weights = SHARED / "weights" / "legacy_xception.safetensors"
     if not weights.exists():
         pytest.skip("no weights beside this checkout")
-    settings = [
-        "model.backbone=legacy_xception",
-        f"model.weights={weights}",
-        "pixels.size_px=96",
-        "folds.n_photos=48",
-    ]
-    run = trained_head(
-        drawn_copy, override(named("inception_bottleneck"), [*settings, "folds.split=[0.2,0.2]"])
-    )
-    losses = pd.read_csv(run.folder / "fold-0-history.csv")["loss"]
+    settings = ["model.backbone=legacy_xception", "pixels.size_px=96", *SMALL]
+    recipe = override(named("inception_bottleneck"), [*settings, f"model.weights={weights}"])
+    losses = pd.read_csv(train(drawn_copy, recipe, "cpu", Heard()).history(0))["loss"]
     assert losses.iloc[-1] < 0.5 * losses.iloc[0]

@@ -20,11 +20,11 @@ import pytest
 import requests
 from twin.server import Twin
 
-from comp.board import archived_scores
 from comp.competition import COMPETITION
 from comp.errors import UserError
 from comp.rehearsal.scoring import UnscorableError, read_solution, score_csv
 from comp.rehearsal.server import RehearsalServer
+from comp.submit.leaderboard import archived_scores
 
 SLUG = COMPETITION.slug
 LABELS = {str(number): number % 2 for number in range(1, 13)}
@@ -146,7 +146,7 @@ def test_the_real_client_downloads_bit_for_bit_and_resumes(
 def test_the_real_client_lists_files_submits_and_reads_its_score(
     serve: Serve, archive: Path, tmp_path: Path
 ) -> None:
-    caller = serve()
+    caller = serve(daily_limit=5)
     files = caller.kaggle(tmp_path, "files", SLUG, "--csv").stdout.splitlines()
     assert [line.split(",")[0] for line in files[1:]] == ["sample_submission.csv", "train.zip"]
     assert files[2].startswith("train.zip,4200000,")
@@ -341,17 +341,17 @@ def test_a_missing_archive_or_solution_is_a_users_error(
         (b"", "not a CSV file in UTF-8"),
         (b"id,label\n1,\xff\n", "not a CSV file in UTF-8"),
         (b"id,label\n1,0.5\n2,0.5,3\n", "not a CSV file in UTF-8"),
-        (b"id,label\n1,0.5,3\n2,0.5,3\n", "more than 2 values"),
+        (b"id,label\n1,0.5,3\n2,0.5,3\n", "missing, unknown or repeated"),
         (b"id,prob\n1,0.5\n2,0.5\n", "must have the columns id,label; found id,prob"),
         (b"id,label,fold\n1,0.5,0\n2,0.5,0\n", "must have the columns"),
-        (b"id,label\n1,0.5\n", "1 are missing and 0 are unknown, such as '2'"),
-        (b"id,label\n1,0.5\n2,0.5\n3,0.5\n", "0 are missing and 1 are unknown, such as '3'"),
-        (b"id,label\n1,0.5\n2,0.5\n1,0.5\n", "1 duplicate ids, such as '1'"),
-        (b"id,label\n1,0.5\n2\n", "must hold numbers in [0, 1]: id '2' has ''"),
-        (b"id,label\n1,0.5\n2,0_1\n", "must hold numbers in [0, 1]: id '2' has '0_1'"),
-        (b"id,label\n1,0.5\n2,nan\n", "must hold numbers in [0, 1]: id '2' has 'nan'"),
-        (b"id,label\n1,0.5\n2,1.0001\n", "must hold numbers in [0, 1]"),
-        (b"id,label\n1,0.5\n2,-inf\n", "must hold numbers in [0, 1]"),
+        (b"id,label\n1,0.5\n", "1 are missing, unknown or repeated, such as '2'"),
+        (b"id,label\n1,0.5\n2,0.5\n3,0.5\n", "1 are missing, unknown or repeated, such as '3'"),
+        (b"id,label\n1,0.5\n2,0.5\n1,0.5\n", "1 are missing, unknown or repeated, such as '1'"),
+        (b"id,label\n1,0.5\n2\n", "must contain numbers in [0, 1]: id '2' has ''"),
+        (b"id,label\n1,0.5\n2,0_1\n", "must contain numbers in [0, 1]: id '2' has '0_1'"),
+        (b"id,label\n1,0.5\n2,nan\n", "must contain numbers in [0, 1]: id '2' has 'nan'"),
+        (b"id,label\n1,0.5\n2,1.0001\n", "must contain numbers in [0, 1]"),
+        (b"id,label\n1,0.5\n2,-inf\n", "must contain numbers in [0, 1]"),
     ],
 )
 def test_a_csv_that_cannot_be_scored_gets_the_reason(content: bytes, reason: str) -> None:

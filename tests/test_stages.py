@@ -1,5 +1,7 @@
-"""The four stages together, on drawn photos, through the real Kaggle client to a server on this machine."""
+"""The four stages on drawn photos, through the real Kaggle client to a server on this machine."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -8,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
-from comp.train.workbench import Workbench
+from heard import Heard
+from tiny import TINY, contents, random_network
 from twin.server import Twin
 
 from comp.__main__ import main
@@ -19,65 +21,22 @@ from comp.data.manifest import natural_order, read_manifest
 from comp.data.stage import prepare
 from comp.errors import DataError, RecipeError, StaleError, TrainingError
 from comp.kaggle import Kaggle
-from comp.network.device import find_device
+from comp.network.embedder import Embedder
 from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import FineTune, Model, Pixels, Recipe
 from comp.recipes import named
-from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.stage import check_learning
 from comp.store import Workspace, read_json, write_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
-from comp.train import features, stage
+from comp.train.fits import HeadFit
 from comp.train.run import Run, open_run, trained_run
 from comp.train.stage import train
+from comp.train.tuning import NetworkFit
 
-CPU = find_device("cpu")
 HEAD = override(named("lite0_head"), ["pixels.size_px=96"])
-TUNE = Recipe(
-    name="tiny_tune",
-    model=Model(backbone="mobilenetv3_small_050", weights="random"),
-    pixels=Pixels(size_px=32, canvas=1.25),
-    training=FineTune(epochs=2, batch_size=8, peak_lr=1e-3),
-)
-
-
-class Heard(Reporter):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def warn(self, line: str) -> None:
-        self.lines.append(f"warning: {line}")
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines)
-
-
-@pytest.fixture(scope="module")
-def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_edition(tmp_path_factory.mktemp("edition"), seed=1, n_train=120, n_test=30)
-
-
-@pytest.fixture(scope="module")
-def prepared(edition: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("prepared"))
-    prepare(workspace, COMPETITION, edition[0], False, None, Reporter())
-    return workspace
-
-
-@pytest.fixture
-def workspace(prepared: Workspace, tmp_path: Path) -> Workspace:
-    """A copy, so that tests do not see each other's runs."""
-    shutil.copytree(prepared.root, tmp_path, dirs_exist_ok=True)
-    return Workspace(tmp_path)
+TUNE = override(TINY, ["training.epochs=2", "training.peak_lr=1e-3", "training.head_start=true"])
 
 
 @pytest.fixture(scope="module")
@@ -86,46 +45,56 @@ def server(edition: tuple[Path, Path]) -> Iterator[Twin]:
         yield running
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def refuse_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HeadFit, "fit", lambda *_: pytest.fail("a head was fitted"))
+
+
+def column(path: Path, name: str) -> "pd.Series[float]":
+    return pd.read_csv(path, dtype={"id": str}).set_index("id")[name]
+
+
+def edit_manifest(
+    workspace: Workspace, split: str, edited: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The manifest as text, by id; written, if it is given."""
+    if edited is not None:
+        edited.to_csv(workspace.manifest(split), index=False)
+    table = pd.read_csv(workspace.manifest(split), dtype=str, keep_default_na=False)
+    return table.set_index("id", drop=False)
 
 
 def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
     server: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = named("lite0_head")
     workspace, heard = Workspace(tmp_path / "w"), Heard()
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
 
     def all_four() -> float | None:
-        prepare(
-            workspace,
-            COMPETITION,
-            lambda: kaggle.download(workspace.raw),
-            kaggle.is_real,
-            None,
-            heard,
-        )
-        run = train(workspace, HEAD, "cpu", heard)
-        predict(workspace, COMPETITION, HEAD, "cpu", heard)
+        def download() -> Path:
+            return kaggle.download(workspace.raw)
+
+        prepare(workspace, COMPETITION, download, kaggle.is_real, None, heard)
+        run = train(workspace, recipe, "cpu", heard)
+        predict(workspace, COMPETITION, recipe, "cpu", heard)
         return submit(workspace, COMPETITION, kaggle, run.folder, heard).public_score
 
     score = all_four()
     assert score is not None
     assert score < 0.65
-    check_learning(trained_run(workspace, HEAD))
+    check_learning(trained_run(workspace, recipe))
     n_uploads, before = server.n_uploads, contents(workspace.root)
-    monkeypatch.setattr(features.Embedder, "embed", lambda *_: pytest.fail("a backbone was run"))
-    monkeypatch.setattr(stage, "fit_head", lambda *_, **__: pytest.fail("a head was fitted"))
+    monkeypatch.setattr(Embedder, "__call__", lambda *_: pytest.fail("a backbone was run"))
+    refuse_to_fit(monkeypatch)
     assert all_four() == score
     assert server.n_uploads == n_uploads
     assert contents(workspace.root) == before
     assert str(heard).count("nothing to do") == 3
-    (row,) = read_ledger(workspace.ledger).rows
-    figures = read_json(open_run(workspace, HEAD).folder / "calibration.json")
+    (row,) = read_ledger(workspace.ledger)
+    figures = read_json(open_run(workspace, recipe).folder / "calibration.json")
     assert row.public_score == score
-    assert (row.cv_raw, row.cv_clipped) == pytest.approx(
-        (figures["cv_raw"], figures["cv_clipped"]), abs=1e-6
-    )
+    for name in ("cv_raw", "cv_clipped"):
+        assert getattr(row, name) == pytest.approx(figures[name], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -137,263 +106,199 @@ def test_from_the_archive_to_a_score_and_a_second_time_nothing_is_computed(
         (True, 0.8, (0.7, 0.3), "has learned nothing"),
     ],
 )
-def test_a_rehearsal_fails_unless_something_was_learnt(
+def test_a_rehearsal_fails_unless_something_was_learned(
     tmp_path: Path, head_start: bool, cv: float, losses: tuple[float, float], says: str | None
 ) -> None:
     recipe = override(TUNE, [f"training.head_start={head_start}", "folds.fit=1"])
     run = Run(workspace=Workspace(tmp_path), recipe=recipe, data_key="x")
     run.folder.mkdir(parents=True)
     pd.DataFrame({"id": range(4), "label": [0, 1, 0, 1]}).to_csv(run.oof)
-    pd.DataFrame({"loss": losses}).to_csv(run.folder / "fold-0-history.csv")
+    pd.DataFrame({"loss": losses}).to_csv(run.history(0))
     write_json(run.folder / "calibration.json", {"cv_raw": cv})
     with nullcontext() if says is None else pytest.raises(TrainingError, match=says):
         check_learning(run)
 
 
-def test_every_photo_that_trains_has_one_logit_from_the_fold_that_did_not_see_it(
-    workspace: Workspace,
+def test_every_training_photo_has_one_logit_from_the_fold_that_did_not_train_on_it(
+    drawn_copy: Workspace,
 ) -> None:
-    run = train(workspace, HEAD, "cpu", Reporter())
-    manifest = read_manifest(workspace.manifest("train"))
+    manifest = read_manifest(drawn_copy.manifest("train"))
     trained = manifest[manifest["fold"].notna()]
-    oof = pd.read_csv(run.oof, dtype={"id": str})
-    assert list(oof["id"]) == list(trained["id"])
-    assert list(oof["fold"]) == list(trained["fold"])
-    assert list(oof["label"]) == list(trained["label"])
-    assert np.isfinite(oof["logit"]).all()
-    assert len(trained) < len(manifest)  # the truncated one
-
-
-def test_labels_of_a_held_out_fold_do_not_change_its_own_logits(
-    workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Poison: flip all labels of fold 0; its logits come from the other folds and stay, those of the others move."""
-    before = pd.read_csv(train(workspace, HEAD, "cpu", Reporter()).oof)
-    table = pd.read_csv(workspace.manifest("train"), dtype=str, keep_default_na=False)
+    assert len(trained) < len(manifest)  # one photo is truncated
+    before = pd.read_csv(train(drawn_copy, HEAD, "cpu", Reporter()).oof, dtype={"id": str})
+    for name in ("id", "fold", "label"):
+        assert list(before[name]) == list(trained[name])
+    # with all labels of fold 0 flipped, its own logits stay and those of the others change
+    table = edit_manifest(drawn_copy, "train")
     table.loc[table["fold"] == "0", "label"] = table["label"].map({"0": "1", "1": "0"})
-    table.to_csv(workspace.manifest("train"), index=False)
-    after = pd.read_csv(train(workspace, HEAD, "cpu", Reporter()).oof)
-    held = before["fold"] == 0
-    assert np.array_equal(before["logit"][held], after["logit"][held])
-    assert not np.isclose(before["logit"][~held], after["logit"][~held]).any()
+    edit_manifest(drawn_copy, "train", table)
+    after = pd.read_csv(train(drawn_copy, HEAD, "cpu", Reporter()).oof)
+    held_out = before["fold"] == 0
+    assert np.array_equal(before["logit"][held_out], after["logit"][held_out])
+    assert not np.isclose(before["logit"][~held_out], after["logit"][~held_out]).any()
 
 
-def test_ids_go_through_the_whole_pipeline_as_keys(workspace: Workspace) -> None:
-    """The photos of test ids 1, 2 and 10 change places on disk; so must their logits, and no others."""
-    run = train(workspace, HEAD, "cpu", Reporter())
-    predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
-    before = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
-    assert list(before.index) == natural_order(before.index)
-    table = pd.read_csv(workspace.manifest("test"), dtype=str, keep_default_na=False).set_index(
-        "id", drop=False
-    )
-    swap = {"1": "2", "2": "10", "10": "1"}
-    moved = table.copy()
-    for new, old in swap.items():
-        moved.loc[new, ["width", "height", "sha256", "phash", "group", "verdict"]] = table.loc[
-            old, ["width", "height", "sha256", "phash", "group", "verdict"]
-        ]
-    moved.to_csv(workspace.manifest("test"), index=False)
-    photos = {id: (workspace.photos / "test" / f"{id}.jpg").read_bytes() for id in swap}
-    for new, old in swap.items():
-        (workspace.photos / "test" / f"{new}.jpg").write_bytes(photos[old])
-    predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
-    after = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")["logit"]
-    for id in before.index:
-        pd.testing.assert_series_equal(
-            after.loc[[id]].reset_index(drop=True),
-            before.loc[[swap.get(id, id)]].reset_index(drop=True),
-        )
-
-
-def test_a_test_photo_that_cannot_be_decoded_gets_the_prior_and_a_warning(
-    workspace: Workspace,
+def test_ids_are_keys_and_a_photo_that_cannot_be_decoded_gets_the_prior(
+    drawn_copy: Workspace,
 ) -> None:
+    """When photos of three test ids change places, their logits do too, and no others."""
     heard = Heard()
-    train(workspace, HEAD, "cpu", Reporter())
-    run = predict(workspace, COMPETITION, HEAD, "cpu", heard)
-    manifest = read_manifest(workspace.manifest("test"))
-    (blind,) = manifest["id"][manifest["verdict"] == "truncated"]
-    table = pd.read_csv(run.folder / "test.csv", dtype={"id": str}).set_index("id")
-    assert list(table.index) == list(manifest["id"])
-    assert np.isnan(table["logit"][blind])
-    assert table["prob"][blind] == pytest.approx(0.5, abs=0.02)
+    run = train(drawn_copy, HEAD, "cpu", Reporter())
+    predict(drawn_copy, COMPETITION, HEAD, "cpu", heard)
+    before = column(run.folder / "test.csv", "logit")
+    assert list(before.index) == natural_order(before.index)
+    table = edit_manifest(drawn_copy, "test")
+    (blind,) = table["id"][table["verdict"] == "truncated"]
+    assert np.isnan(before[blind])
+    assert column(run.folder / "test.csv", "prob")[blind] == pytest.approx(0.5, abs=0.02)
     assert f"1 test photos cannot be decoded, {blind} first" in str(heard)
 
+    first, second, third = [id for id in before.index if id != blind][:3]
+    swap = {first: second, second: third, third: first}
+    moved, others = table.copy(), [name for name in table.columns if name != "id"]
+    photos = {id: (drawn_copy.photos / "test" / f"{id}.jpg").read_bytes() for id in swap}
+    for new, old in swap.items():
+        moved.loc[new, others] = table.loc[old, others]
+        (drawn_copy.photos / "test" / f"{new}.jpg").write_bytes(photos[old])
+    edit_manifest(drawn_copy, "test", moved)
+    predict(drawn_copy, COMPETITION, HEAD, "cpu", Reporter())
+    after = column(run.folder / "test.csv", "logit")
+    expected = before[[swap.get(id, id) for id in before.index]]
+    assert np.array_equal(after.to_numpy(), expected.to_numpy(), equal_nan=True)
 
-def test_a_killed_run_goes_on_at_the_next_unfinished_fold_and_ends_the_same(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+
+def test_a_killed_run_resumes_at_the_first_unfinished_fold_and_ends_the_same(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = contents(train(workspace, TUNE, "cpu", Reporter()).folder)
-    run = open_run(workspace, TUNE)
+    run = train(drawn_copy, TUNE, "cpu", Reporter())
+    reference = contents(run.folder)
     shutil.rmtree(run.folder)
-    fitted = []
-    real = stage._fit_fold
+    fitted, fit, limit = list[int](), NetworkFit.fit, 2
 
-    def counted(bench: Workbench, fold: int, *rest: object) -> None:
-        if len(fitted) == 2:
+    def counted(self: NetworkFit, fold: int) -> dict[str, torch.Tensor]:
+        if len(fitted) == limit:
             raise KeyboardInterrupt
         fitted.append(fold)
-        real(bench, fold, *rest)  # type: ignore[arg-type]
+        return fit(self, fold)
 
-    monkeypatch.setattr(stage, "_fit_fold", counted)
+    monkeypatch.setattr(NetworkFit, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
-        train(workspace, TUNE, "cpu", Reporter())
-    assert [run.checkpoint(fold).exists() for fold in run.folds] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-    monkeypatch.setattr(
-        stage,
-        "_fit_fold",
-        lambda bench, fold, *rest: (fitted.append(fold), real(bench, fold, *rest)),
-    )
-    train(workspace, TUNE, "cpu", Reporter())
+        train(drawn_copy, TUNE, "cpu", Reporter())
+    assert [fold for fold in run.folds if run.checkpoint(fold).exists()] == [0, 1]
+    limit = 5
+    train(drawn_copy, TUNE, "cpu", Reporter())
     assert fitted == [0, 1, 2, 3, 4]
     again = contents(run.folder)
-    assert {path: data for path, data in again.items() if path.name != "run.json"} == {
-        path: data for path, data in reference.items() if path.name != "run.json"
-    }
+    del reference[run.origin], again[run.origin]  # it has the time
+    assert again == reference
 
 
 def test_a_fine_tune_goes_through_train_predict_and_submit(
-    workspace: Workspace, server: Twin, tmp_path: Path
+    drawn_copy: Workspace, server: Twin, tmp_path: Path
 ) -> None:
-    recipe = override(
-        TUNE,
-        [
-            "prediction.views=multi_scale",
-            "training.trainable=last:2",
-            "folds.n=2",
-            "training.epochs=1",
-        ],
-    )
-    heard = Heard()
-    run = train(workspace, recipe, "cpu", heard)
-    predict(workspace, COMPETITION, recipe, "cpu", heard)
+    settings = ["prediction.views=multi_scale", "training.trainable=last:2", "folds.n=2"]
+    recipe, heard = override(TUNE, [*settings, "training.epochs=1"]), Heard()
+    run = train(drawn_copy, recipe, "cpu", heard)
+    predict(drawn_copy, COMPETITION, recipe, "cpu", heard)
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
-    row = submit(workspace, COMPETITION, kaggle, run.folder, heard)
-    assert row.public_score is not None
-    assert "no GPU: tiny_tune will train for about" in str(heard)
+    assert submit(drawn_copy, COMPETITION, kaggle, run.folder, heard).public_score is not None
+    assert "no GPU: tiny will train for about" in str(heard)
     assert "parameters train on" in str(heard)
-    lines = (workspace.submissions / f"{run.name}.csv").read_bytes().split(b"\n")
+    lines = (drawn_copy.submissions / f"{run.name}.csv").read_bytes().split(b"\n")
     assert lines[0] == b"id,label"
-    assert [int(line.split(b",")[0]) for line in lines[1:-1]] == list(range(1, 31))
+    assert [int(line.split(b",")[0]) for line in lines[1:-1]] == list(range(1, 21))
 
 
-def test_another_clip_or_other_views_need_no_other_fit(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_changed_prediction_adopts_the_checkpoints_with_or_without_hard_links(
+    has_links: bool, drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = train(workspace, HEAD, "cpu", Reporter())
-    monkeypatch.setattr(stage, "fit_head", lambda *_, **__: pytest.fail("a head was fitted"))
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no hard links")
+
+    first = train(drawn_copy, HEAD, "cpu", Reporter())
+    refuse_to_fit(monkeypatch)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
     for change in ("prediction.clip=0.01", "prediction.views=none"):
-        recipe, heard = override(HEAD, [change]), Heard()
-        run = train(workspace, recipe, "cpu", heard)
+        heard = Heard()
+        run = train(drawn_copy, override(HEAD, [change]), "cpu", heard)
         assert run.name != first.name
-        assert "5 folds taken over" in str(heard)
-    none = pd.read_csv(open_run(workspace, override(HEAD, ["prediction.views=none"])).oof)
-    assert not np.array_equal(none["logit"], pd.read_csv(first.oof)["logit"])
+        assert "5 folds adopted" in str(heard)
+        for fold in run.folds:
+            assert run.checkpoint(fold).read_bytes() == first.checkpoint(fold).read_bytes()
+            assert run.checkpoint(fold).samefile(first.checkpoint(fold)) == has_links
+    assert not column(run.oof, "logit").equals(column(first.oof, "logit"))  # other views
 
 
 def test_a_subset_keeps_the_classes_even_and_its_photos_in_their_folds(
-    workspace: Workspace,
+    drawn_copy: Workspace,
 ) -> None:
-    run = train(workspace, override(HEAD, ["folds.n_photos=60"]), "cpu", Reporter())
+    run = train(drawn_copy, override(HEAD, ["folds.n_photos=60"]), "cpu", Reporter())
     oof = pd.read_csv(run.oof, dtype={"id": str})
     assert 50 <= len(oof) <= 72
     assert 0.4 < oof["label"].mean() < 0.6
-    fold_of = read_manifest(workspace.manifest("train")).set_index("id")["fold"]
+    fold_of = read_manifest(drawn_copy.manifest("train")).set_index("id")["fold"]
     assert list(oof["fold"]) == [int(fold_of[id]) for id in oof["id"]]
 
 
-def test_bad_input_ends_in_one_line_before_any_work(workspace: Workspace, tmp_path: Path) -> None:
+def test_bad_input_ends_in_one_line_before_any_work(drawn_copy: Workspace, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run `make data` first"):
         train(Workspace(tmp_path / "empty"), HEAD, "cpu", Reporter())
     with pytest.raises(StaleError, match="run `make train`"):
-        predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
-    with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
-        train(
-            workspace,
-            override(HEAD, ["pixels.fit=squash", "prediction.views=five_crop"]),
-            "cpu",
-            Reporter(),
-        )
-    assert not workspace.runs.exists()
-
-
-def test_a_run_does_not_go_on_with_other_weights(workspace: Workspace) -> None:
-    recipe = TUNE.replace(training=FineTune(epochs=1, batch_size=32), folds=TUNE.folds.replace(n=2))
-    run = train(workspace, recipe, "cpu", Reporter())
-    run.oof.unlink()
-    began = read_json(run.folder / "run.json")
-    write_json(run.folder / "run.json", began | {"weights": "0" * 10})
-    with pytest.raises(StaleError, match="began with other weights"):
-        train(workspace, recipe, "cpu", Reporter())
-
-
-@pytest.fixture
-def weights_file(tmp_path: Path) -> Path:
-    path = tmp_path / "weights.pth"
-    torch.save(timm.create_model(HEAD.model.backbone).state_dict(), path)
-    return path
-
-
-def test_heads_of_weights_that_have_since_been_replaced_are_neither_taken_over_nor_asked(
-    workspace: Workspace, weights_file: Path
-) -> None:
-    recipe, heard = override(HEAD, [f"model.weights={weights_file}"]), Heard()
-    train(workspace, recipe, "cpu", heard)
-    torch.save(timm.create_model(HEAD.model.backbone).state_dict(), weights_file)
-    with pytest.raises(
-        StaleError,
-        match=r"began with other weights than .*weights\.pth: delete it, or name the old file",
+        predict(drawn_copy, COMPETITION, HEAD, "cpu", Reporter())
+    for settings in (
+        ["pixels.fit=squash", "prediction.views=five_crop"],
+        ["pixels.fit=shorter", "pixels.canvas=1.0", "prediction.views=multi_scale"],
     ):
-        predict(workspace, COMPETITION, recipe, "cpu", heard)
-    train(workspace, override(recipe, ["prediction.views=none"]), "cpu", heard)
-    assert "taken over" not in str(heard)
+        with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
+            train(drawn_copy, override(HEAD, settings), "cpu", Reporter())
+    assert not drawn_copy.runs.exists()
 
 
-def test_a_fold_that_is_fitted_anew_is_scored_and_predicted_anew(workspace: Workspace) -> None:
-    run = train(workspace, HEAD, "cpu", Reporter())
-    predict(workspace, COMPETITION, HEAD, "cpu", Reporter())
-    (said,) = run.folder.glob("fold-1-test-*.csv")
-    kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("fold-0*")}
-    right, wrong = pd.read_csv(run.scores(1)), pd.read_csv(run.scores(1)).assign(logit=0.0)
-    wrong.to_csv(run.scores(1), index=False)
-    run.checkpoint(1).unlink()
-    train(workspace, HEAD, "cpu", Reporter())
-    assert np.allclose(pd.read_csv(run.scores(1))["logit"], right["logit"])
-    assert not said.exists()
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
-def test_views_that_would_see_the_same_are_refused_where_a_photo_fills_its_canvas_in_one_direction(
-    workspace: Workspace,
+def test_a_run_neither_resumes_nor_predicts_with_other_weights_nor_is_adopted(
+    drawn_copy: Workspace, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
-        train(
-            workspace,
-            override(
-                HEAD, ["pixels.fit=shorter", "pixels.canvas=1.0", "prediction.views=multi_scale"]
-            ),
-            "cpu",
-            Reporter(),
-        )
+    weights, says = tmp_path / "weights.pth", r"began with other weights than .*weights\.pth"
+    network = random_network(HEAD.model.backbone)
+    torch.save(network.state_dict(), weights)
+    recipe, heard = override(HEAD, [f"model.weights={weights}"]), Heard()
+    run = train(drawn_copy, recipe, "cpu", heard)
+    next(network.parameters()).data.add_(1)
+    torch.save(network.state_dict(), weights)
+    with pytest.raises(StaleError, match=f"{says}: delete it, or name the old file"):
+        predict(drawn_copy, COMPETITION, recipe, "cpu", heard)
+    run.oof.unlink()
+    with pytest.raises(StaleError, match=says):
+        train(drawn_copy, recipe, "cpu", heard)
+    train(drawn_copy, override(recipe, ["prediction.views=none"]), "cpu", heard)
+    assert "adopted" not in str(heard)
+
+
+def test_a_fold_that_is_fitted_again_is_scored_and_predicted_again(drawn_copy: Workspace) -> None:
+    run = train(drawn_copy, HEAD, "cpu", Reporter())
+    predict(drawn_copy, COMPETITION, HEAD, "cpu", Reporter())
+    (predicted,) = run.folder.glob("fold-1-test-*.csv")
+    kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("fold-0*")}
+    right = pd.read_csv(run.scores(1))
+    right.assign(logit=0.0).to_csv(run.scores(1), index=False)
+    run.checkpoint(1).unlink()
+    train(drawn_copy, HEAD, "cpu", Reporter())
+    assert np.allclose(pd.read_csv(run.scores(1))["logit"], right["logit"])
+    assert not predicted.exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_the_command_line_ends_user_errors_in_one_line_and_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words in (
+    for command, *words in (
         ["train", "--recipe", "nothing"],
         ["train", "--set", "a=1"],
         ["train", "--device", "tpu"],
         ["submit"],
     ):
-        assert main([words[0], "--home", str(tmp_path), *words[1:]]) == 1
+        assert main([command, "--workspace", str(tmp_path), *words]) == 1
         err = capsys.readouterr().err
         assert err.startswith("error: ")
         assert err.count("\n") == 1

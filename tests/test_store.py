@@ -1,4 +1,4 @@
-"""Artefacts are whole or not there, and fingerprints tell what is different."""
+"""Artefacts are whole or absent; fingerprints and seeds change with what they are made from."""
 
 import errno
 import fcntl
@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from kaggle_stand import Notebook
+from heard import Heard
 
 from comp.errors import StoreError
-from comp.seeds import derive_seed
-from comp.store import fingerprint, link, locked, read_json, whole, write_json, write_table
+from comp.store import (
+    derive_seed,
+    fingerprint,
+    link,
+    locked,
+    read_json,
+    whole,
+    write_json,
+    write_table,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
@@ -25,7 +33,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_ends_well_replaces_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_write_that_succeeds_replaces_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.json"
     write_json(path, {"b": 1, "a": [1.5, None]})
     write_json(path, {"a": 2})
@@ -36,33 +44,24 @@ def test_a_write_that_ends_well_replaces_the_old_file_whole(tmp_path: Path) -> N
 def test_a_table_reads_back_bit_for_bit(tmp_path: Path) -> None:
     table = pd.DataFrame({"id": ["1", "10"], "x": [0.1 + 0.2, 1e-17]})
     write_table(tmp_path / "t.csv", table)
-    back = pd.read_csv(tmp_path / "t.csv", dtype={"id": str})
-    assert back.to_dict("list") == table.to_dict("list")
+    assert pd.read_csv(tmp_path / "t.csv", dtype={"id": str}).equals(table)
     assert b"\r" not in (tmp_path / "t.csv").read_bytes()
 
 
-def test_fingerprints_tell_values_and_their_order_apart_but_not_the_order_of_keys() -> None:
+def test_fingerprints_and_seeds_differ_by_value_and_order_but_not_by_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    assert (
-        len({fingerprint(1, 2), fingerprint(2, 1), fingerprint("1", 2), fingerprint([1, 2])}) == 4
-    )
-
-
-def test_seeds_of_different_purposes_differ_and_of_one_purpose_agree() -> None:
-    seeds = {derive_seed(0, "augment", fold, epoch) for fold in range(5) for epoch in range(5)}
-    assert len(seeds) == 25
-    assert (
-        derive_seed(0, "augment", 1, 2)
-        == derive_seed(0, "augment", 1, 2)
-        != derive_seed(1, "augment", 1, 2)
-    )
+    assert len({fingerprint(*parts) for parts in ((1, 2), (2, 1), ("1", 2), ([1, 2],))}) == 4
+    purposes = [("augment", fold, epoch) for fold in range(5) for epoch in range(5)]
+    seeds = [derive_seed(root, *purpose) for root in (0, 1) for purpose in purposes]
+    assert len(set(seeds)) == 50
+    assert seeds[:25] == [derive_seed(0, *purpose) for purpose in purposes]
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_a_lock_lets_one_process_in_and_the_next_one_gives_up_after_its_limit(
     tmp_path: Path,
 ) -> None:
-    path, heard = tmp_path / "new" / ".lock", Notebook()
+    path, heard = tmp_path / "new" / ".lock", Heard()
     code = (
         "import sys, pathlib; from comp.progress import Reporter; from comp.store import locked\n"
         "with locked(pathlib.Path(sys.argv[1]), Reporter()): print('in', flush=True); input()"
@@ -91,7 +90,7 @@ def test_a_file_system_without_locks_is_named(
         raise OSError(number, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(StoreError, match="has no file locks"), locked(tmp_path / "l", Notebook()):
+    with pytest.raises(StoreError, match="has no file locks"), locked(tmp_path / "l", Heard()):
         pass
 
 

@@ -29,14 +29,13 @@ class Trial:
         # A file that no test before has submitted.
         self.run = make_run(self.workspace, seed=1000 + len(scene.server.requests))
 
-    def submit(self, limit_s: float = 20.0, force: bool = False) -> LedgerRow:
+    def submit(self, force: bool = False) -> LedgerRow:
         kaggle, notebook = self.scene.kaggle, self.scene.notebook
-        options = {"force": force, "limit_s": limit_s}
-        return stage.submit(self.workspace, COMPETITION, kaggle, self.run, notebook, **options)  # type: ignore[arg-type]
+        return stage.submit(self.workspace, COMPETITION, kaggle, self.run, notebook, force=force)
 
     @property
-    def rows(self) -> tuple[LedgerRow, ...]:
-        return read_ledger(self.workspace.ledger).rows
+    def rows(self) -> list[LedgerRow]:
+        return read_ledger(self.workspace.ledger)
 
     @property
     def refs(self) -> list[int]:
@@ -72,7 +71,7 @@ def test_a_run_is_scored_once_by_the_bytes_on_disk_and_no_token_is_left_behind(
     assert trial.refs == [known.ref] == [row.ref]
     assert (row.sha256, row.message, row.status) == (known.sha256, known.description, "complete")
     assert trial.submit() == row
-    assert (trial.n_uploads, trial.rows) == (1, (row,))
+    assert (trial.n_uploads, trial.rows) == (1, [row])
     trial.submit(force=True)
     assert trial.refs == [row.ref for row in trial.rows]
     assert len(trial.refs) == 2
@@ -98,7 +97,7 @@ def test_a_refused_submission_leaves_nothing_that_the_next_run_waits_for(
     with pytest.raises(kind, match=words) as caught:
         trial.submit()
     assert "\n" not in str(caught.value)
-    assert (trial.rows, trial.refs) == ((), [])
+    assert (trial.rows, trial.refs) == ([], [])
     trial.scene.arm()
     started = time.monotonic()
     assert trial.submit().status == "complete"
@@ -116,7 +115,7 @@ def test_a_crash_after_the_upload_is_repaired_from_kaggles_list(
         patch.setattr(stage, "write_row", crash)
         with pytest.raises(KeyboardInterrupt):
             trial.submit()
-    assert trial.rows == ()
+    assert trial.rows == []
     row = trial.submit()
     assert row.status == "complete"
-    assert (trial.refs, trial.rows, trial.n_uploads) == ([row.ref], (row,), 1)
+    assert (trial.refs, trial.rows, trial.n_uploads) == ([row.ref], [row], 1)

@@ -10,8 +10,8 @@ from heard import Heard
 
 from comp.errors import SubmissionError
 from comp.progress import Reporter
-from comp.store import Workspace, code_commit
-from comp.submit.ledger import LEDGER_COLUMNS, LedgerRow, read_ledger, read_rows, write_row
+from comp.store import code_commit
+from comp.submit.ledger import LEDGER_COLUMNS, LedgerRow, read_ledger, write_row
 
 ROW = LedgerRow(
     when="2026-11-21T20:28:37Z",
@@ -53,8 +53,9 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_row_is_a_line_of_these_bytes_and_reads_back(path: Path) -> None:
     write(path, ROW, *rows(2)[1:])
-    assert read_ledger(path).rows == (ROW, rows(2)[1])
-    assert read_ledger(path).remarks == ()
+    heard = Heard()
+    assert read_ledger(path, heard) == [ROW, rows(2)[1]]
+    assert heard.lines == []
     header, first, second = path.read_bytes().splitlines(keepends=True)
     assert header == ",".join(LEDGER_COLUMNS).encode() + b"\n"
     assert first == (
@@ -70,9 +71,9 @@ def test_an_absent_or_empty_file_is_an_empty_ledger(path: Path, content: bytes |
     path.parent.mkdir()
     if content is not None:
         path.write_bytes(content)
-    assert read_ledger(path).rows == ()
+    assert read_ledger(path) == []
     write(path, ROW)
-    assert read_ledger(path).rows == (ROW,)
+    assert read_ledger(path) == [ROW]
 
 
 def test_a_score_fills_its_row_and_keeps_the_text_of_every_other_cell(path: Path) -> None:
@@ -88,12 +89,12 @@ def test_columns_that_were_added_or_moved_by_hand_stay_where_they_are(path: Path
     header = ", ".join([*reversed(LEDGER_COLUMNS), "note"])
     path.write_bytes(b"\xef\xbb\xbf" + header.encode() + b"\r\n")  # as a spreadsheet saves it
     write(path, ROW)
-    assert read_ledger(path).rows == (ROW,)
+    assert read_ledger(path) == [ROW]
     edit(path, b"Z,\n", b"Z,best so far\n")
     write(path, SCORED)
     assert path.read_text().startswith(header.replace(" ", "") + "\n")
     assert path.read_text().endswith("Z,best so far\n")
-    assert read_ledger(path).rows == (SCORED,)
+    assert read_ledger(path) == [SCORED]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_cell_that_is_no_number_is_warned_of_and_the_row_still_known_by_its_ha
     write(path, ROW, rows(2)[1])
     edit(path, old, new)
     heard = Heard()
-    known = read_rows(Workspace(path.parents[1]), heard)
+    known = read_ledger(path, heard)
     assert [row.sha256 for row in known] == [ROW.sha256, rows(2)[1].sha256]
     assert str(heard).startswith(f"warning: ledger.csv {words}")
     assert new in path.read_bytes()
@@ -121,9 +122,9 @@ def test_a_line_without_a_hash_is_warned_of_and_stays(path: Path, line: bytes) -
     write(path, rows(2)[0])
     path.write_bytes(path.read_bytes() + b"\n" + line + b"\n,,,")  # no line end at the end
     write(path, rows(2)[1])
-    ledger = read_ledger(path)
-    assert ledger.rows == tuple(rows(2))
-    assert ledger.remarks == ("ledger.csv line 4 has no sha256 and is ignored",)
+    heard = Heard()
+    assert read_ledger(path, heard) == rows(2)
+    assert heard.lines == ["warning: ledger.csv line 4 has no sha256 and is ignored"]
     assert b"\n" + line + b"," in path.read_bytes()
 
 
@@ -151,13 +152,13 @@ def test_a_file_that_is_no_ledger_is_refused_in_one_line_and_not_touched(
 
 def test_a_message_over_several_lines_stays_one_row(path: Path) -> None:
     write(path, replace(ROW, message="two\nlines"))
-    assert read_ledger(path).rows[0].message == "two lines"
+    assert read_ledger(path)[0].message == "two lines"
 
 
 def test_rows_without_a_reference_are_never_taken_for_each_other(path: Path) -> None:
     unknown = [replace(row, ref=None) for row in rows(2)]
     write(path, *unknown)
-    assert read_ledger(path).rows == tuple(unknown)
+    assert read_ledger(path) == unknown
 
 
 def _write_twenty(path: Path, first: int) -> None:
@@ -172,7 +173,7 @@ def test_processes_that_write_at_the_same_time_lose_no_row(path: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    written = read_ledger(path).rows
+    written = read_ledger(path)
     assert sorted(row.ref or 0 for row in written) == [row.ref for row in rows(80)]
     assert [row for row in written if (row.ref or 0) < 40_000_021] == rows(20)
 

@@ -1,4 +1,6 @@
-"""Support vector machines: what is kept of them says what scikit-learn says, and no group is split."""
+"""Support vector machines predict what scikit-learn's do, and inner folds split no group."""
+
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,79 +14,59 @@ from comp.recipe import HeadShape, Svm
 from comp.train import svm
 from comp.train.svm import fit_svm
 
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(120, 8)) * np.arange(1, 9) + 3).astype(np.float32)
+Y = (np.abs(X[:, 0] - 3) + 0.3 * RNG.normal(size=120) > 0.7).astype(np.float64)
+GROUPS = list(range(120))
+Splits = list[tuple[np.ndarray, np.ndarray]]
 
-def problem(n: int = 120, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x = (rng.normal(size=(n, d)) * np.arange(1, d + 1) + 3).astype(np.float32)
-    return x, (np.abs(x[:, 0] - 3) + 0.3 * rng.normal(size=n) > 0.7).astype(np.float64)
 
+@pytest.fixture
+def splits(monkeypatch: pytest.MonkeyPatch) -> Splits:
+    """The inner folds (training rows, held-out rows) of the fits of a test."""
+    found: Splits = []
 
-def splits_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The inner folds (learnt, held) of the fits from here on."""
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def spied(
-        *machine: SVC, cv: list[tuple[np.ndarray, np.ndarray]], **rest: object
-    ) -> CalibratedClassifierCV:
-        seen.extend(cv)
+    def spied(*machine: SVC, cv: Splits, **rest: Any) -> CalibratedClassifierCV:
+        found.extend(cv)
         return CalibratedClassifierCV(*machine, cv=cv, **rest)
 
     monkeypatch.setattr(svm, "CalibratedClassifierCV", spied)
-    return seen
+    return found
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_probabilities_are_those_of_scikit_learn(
-    kernel: str, monkeypatch: pytest.MonkeyPatch
+    kernel: Literal["linear", "rbf"], splits: Splits
 ) -> None:
-    x, y = problem()
-    splits = splits_of(monkeypatch)
-    head = fit_svm(x, y, list(range(len(y))), Svm(kernel=kernel, cost=2.0), seed=0)
-    z = (x.astype(np.float64) - x.astype(np.float64).mean(0)) / x.astype(np.float64).std(0)
+    head = fit_svm(X, Y, GROUPS, Svm(kernel=kernel, cost=2.0), seed=0)
+    x = X.astype(np.float64)
+    z = (x - x.mean(0)) / x.std(0)
     machine = SVC(C=2.0, kernel=kernel, gamma=1 / 8)
-    reference = CalibratedClassifierCV(machine, method="sigmoid", cv=splits, ensemble=False).fit(
-        z, y
-    )
-    for kept in (head, head_from(tensors_of(head), HeadShape())):
-        probs = torch.sigmoid(kept.logits(torch.from_numpy(x))).numpy()
-        assert np.allclose(probs, reference.predict_proba(z)[:, 1], atol=1e-6)
+    reference = CalibratedClassifierCV(machine, method="sigmoid", cv=splits, ensemble=False)
+    expected = reference.fit(z, Y).predict_proba(z)[:, 1]
+    for each in (head, head_from(tensors_of(head), HeadShape())):
+        probs = torch.sigmoid(each.logits(torch.from_numpy(X))).numpy()
+        assert np.allclose(probs, expected, atol=1e-6)
 
 
-def test_inner_folds_that_calibrate_never_split_a_group_and_hold_out_each_photo_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    x, y = problem()
-    groups = [row // 3 for row in range(len(y))]
-    splits = splits_of(monkeypatch)
-    fit_svm(x, y, groups, Svm(n_inner=3), seed=0)
+def test_inner_folds_never_split_a_group_and_hold_out_each_photo_once(splits: Splits) -> None:
+    groups = [row // 3 for row in range(120)]
+    fit_svm(X, Y, groups, Svm(n_inner=3), seed=0)
     assert len(splits) == 3
-    for learnt, held in splits:
-        assert not {groups[row] for row in learnt} & {groups[row] for row in held}
-        assert sorted([*learnt, *held]) == list(range(len(y)))
-    assert sorted(row for _, held in splits for row in held) == list(range(len(y)))
+    for training, held_out in splits:
+        assert not {groups[row] for row in training} & {groups[row] for row in held_out}
+        assert sorted([*training, *held_out]) == list(range(120))
+    assert sorted(row for _, held_out in splits for row in held_out) == list(range(120))
 
 
-def test_a_logit_far_from_the_margin_is_finite_and_calibrated_ones_are_not_too_sure() -> None:
-    x, y = problem()
-    noise = np.random.default_rng(1).integers(0, 2, len(y)).astype(np.float64)
-    assert (
-        float(
-            fit_svm(x, noise, list(range(len(y))), Svm(), seed=0)
-            .logits(torch.from_numpy(x))
-            .abs()
-            .max()
-        )
-        < 1
-    )
-    assert torch.isfinite(
-        fit_svm(x, y, list(range(len(y))), Svm(kernel="linear"), seed=0).logits(
-            torch.from_numpy(1e4 * x)
-        )
-    ).all()
+def test_logits_are_modest_for_noise_and_finite_far_from_the_margin() -> None:
+    noise = np.random.default_rng(1).integers(0, 2, 120).astype(np.float64)
+    logits = fit_svm(X, noise, GROUPS, Svm(), seed=0).logits(torch.from_numpy(X))
+    assert float(logits.abs().max()) < 1
+    head = fit_svm(X, Y, GROUPS, Svm(kernel="linear"), seed=0)
+    assert torch.isfinite(head.logits(torch.from_numpy(1e4 * X))).all()
 
 
 def test_soft_labels_are_refused_in_one_line() -> None:
-    x, y = problem()
-    y[3] = 0.7
     with pytest.raises(DataError, match="1 photos have a soft label"):
-        fit_svm(x, y, list(range(len(y))), Svm(), seed=0)
+        fit_svm(X, np.where(np.arange(120) == 3, 0.7, Y), GROUPS, Svm(), seed=0)

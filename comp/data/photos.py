@@ -250,13 +250,6 @@ def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
     return ((luma + 500) // 1000).astype(np.uint8)
 
 
-def encode_jpeg(pixels: Canvas, quality: int) -> bytes:
-    """`pixels` as a JPEG with full colour resolution (4:4:4)."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
-    return file.getvalue()
-
-
 def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation) -> Canvas:
     # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under
     # Python's lock. The batch axis comes before the axes are swapped: only then are the strides

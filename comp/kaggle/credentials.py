@@ -1,11 +1,13 @@
-"""Which credentials the client will use, where they come from, and what is wrong with them; the client itself need not be imported.
+"""Which credentials are used, where they come from, and what is wrong with them.
 
-The order is the client's (kaggle 2.2.4, `authenticate()` and `_try_fill_auth`):
+In the order of the `kaggle` command:
 
-1. An access token: the file in KAGGLE_API_V1_TOKEN (in a Kaggle notebook only), KAGGLE_API_TOKEN (the token, or a path to it),
-   ~/.kaggle/access_token, ~/.kaggle/access_token.txt, and then, which nobody documents, KAGGLE_TOKEN or "token" in kaggle.json.
-2. User name and key: KAGGLE_USERNAME and KAGGLE_KEY, each overriding the entry of that name in kaggle.json.
+1. An access token: KAGGLE_API_TOKEN (the token, or a path to it), ~/.kaggle/access_token,
+   ~/.kaggle/access_token.txt.
+2. A user name and a key: KAGGLE_USERNAME and KAGGLE_KEY, or else the entries of kaggle.json.
 3. What `kaggle auth login` left in ~/.kaggle/credentials.json.
+
+A token that Kaggle refuses is an error, and no reason to go on with what comes after it.
 """
 
 import base64
@@ -13,8 +15,8 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -22,212 +24,149 @@ from urllib.parse import unquote, urlsplit
 from comp.errors import CredentialsError
 
 EVERY_WAY = (
-    "set KAGGLE_API_TOKEN, or put the token into ~/.kaggle/access_token, or put kaggle.json into ~/.kaggle, "
-    "or set KAGGLE_USERNAME and KAGGLE_KEY, or run `kaggle auth login`; tokens and keys are made at https://www.kaggle.com/settings"
+    "set KAGGLE_API_TOKEN, or put the token into ~/.kaggle/access_token, or put kaggle.json into"
+    " ~/.kaggle, or set KAGGLE_USERNAME and KAGGLE_KEY, or run `kaggle auth login`; tokens and keys"
+    " are made at https://www.kaggle.com/settings"
 )
-STALE = "a stale token defeats a good key"
-RENEW = f"renew it at https://www.kaggle.com/settings, or remove it to fall back on others, since {STALE}"
-SHORTEST_SECRET = 6  # characters; anything shorter would be scrubbed out of ordinary words
+STALE = "a stale token hides a good key"
+RENEW = (
+    "renew it at https://www.kaggle.com/settings, or remove it to use other credentials,"
+    f" since {STALE}"
+)
+SHORTEST_SECRET = 6  # characters; replacing anything shorter would mangle ordinary words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Which credentials are used; never the secret itself."""
+    """What is sent to Kaggle, and where it was found."""
 
-    kind: Literal["token", "key", "oauth"]
-    source: str  # a variable or a file, in words for a message
-    warnings: tuple[str, ...] = ()
+    kind: Literal["token", "key", "login"]
+    source: str  # a variable or a file, as a message names it
+    secret: str = field(repr=False)  # the token, the key, or the refresh token
+    username: str  # of a key, else empty
+    warnings: tuple[str, ...]
+    secrets: frozenset[str] = field(repr=False)  # never to be shown
+
+    def scrub(self, value: Any) -> Any:
+        """`value`, a text or JSON, with every secret in its texts replaced."""
+        if isinstance(value, dict):
+            return {key: self.scrub(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.scrub(item) for item in value]
+        if isinstance(value, str):
+            for secret in sorted(self.secrets, key=len, reverse=True):  # one may contain another
+                value = value.replace(secret, "***")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     source: str
-    secret: str
+    text: str
     file: Path | None = None
 
-    def __repr__(self) -> str:
-        return f"_Found({self.source!r})"
 
-
-def find(env: Mapping[str, str]) -> Credentials | None:
-    """The credentials that the client would use under `env`, or None. Nothing is checked with Kaggle."""
-    token, pair, oauth = _token(env), _pair(env), _oauth(env)
-    if token is not None:
-        clash = (
-            (f"both {token.source} and {_sources(pair)} are there and the token wins; {STALE}",)
-            if pair is not None
-            else ()
-        )
-        return Credentials(kind="token", source=token.source, warnings=_readable(token) + clash)
-    if pair is not None:
-        mixed = (pair[0].file is None) != (pair[1].file is None)
-        advice = (
-            f"the user name is from {pair[0].source} but the key from {pair[1].source}: Kaggle answers 401 unless they belong together",
-        )
-        return Credentials(
-            kind="key", source=_sources(pair), warnings=_readable(*pair) + (advice if mixed else ())
-        )
-    if oauth is not None:
-        return Credentials(kind="oauth", source=oauth.source, warnings=_readable(oauth))
-    return None
-
-
-def secrets(env: Mapping[str, str]) -> frozenset[str]:
-    """Every string that must not appear in a message, a log or a file, whether it is in use or not."""
-    pair = _pair(env)
-    words = {found.secret for found in (*_tokens(env), *(pair or ())[1:], *_oauth_secrets(env))}
-    words |= {env[name] for name in ("KAGGLE_KEY", "KAGGLE_TOKEN") if name in env}
-    if pair is not None:
-        words.add(_basic(pair[0].secret, pair[1].secret))
-    for name in (
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-    ):
-        proxy = urlsplit(env.get(name, ""))
-        if proxy.password:
-            words |= {
-                proxy.password,
-                unquote(proxy.password),
-                _basic(unquote(proxy.username or ""), unquote(proxy.password)),
-            }
-    return frozenset(word for word in words if len(word) >= SHORTEST_SECRET)
-
-
-def _basic(user: str, password: str) -> str:
-    """As an Authorization header carries them."""
-    return base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
-def scrubbed(text: str, hidden: frozenset[str]) -> str:
-    """`text` with every secret in it replaced; the longest first, lest a part of one uncovers the rest."""
-    for word in sorted(hidden, key=len, reverse=True):
-        text = text.replace(word, "***")
-    return text
-
-
-def config_folder(env: Mapping[str, str]) -> Path:
-    """Where the client looks for kaggle.json, and which it creates when it is imported."""
-    if env.get("KAGGLE_CONFIG_DIR"):
-        return Path(env["KAGGLE_CONFIG_DIR"])
-    if sys.platform.startswith("linux") and not _dot_kaggle(env).exists():
-        return Path(env.get("XDG_CONFIG_HOME") or _home(env) / ".config") / "kaggle"
-    return _dot_kaggle(env)
+def first_credentials(env: Mapping[str, str]) -> Credentials:
+    """The first credentials in `env` and the files it leads to; CredentialsError if none."""
+    token, pair = _token(env), _pair(env)
+    login = _entry(_dot_kaggle(env) / "credentials.json", "refresh_token")
+    kind: Literal["token", "key", "login"]
+    warnings: list[str] = []
+    if token:
+        kind, found = "token", [token]
+        if pair:
+            both = f"both {token.source} and {_sources(pair)} are set"
+            warnings.append(f"{both} and the token wins; {STALE}")
+    elif pair:
+        kind, found = "key", pair
+        if pair[0].file != pair[1].file:
+            mixed = f"the user name is from {pair[0].source} but the key from {pair[1].source}"
+            warnings.append(f"{mixed}: Kaggle answers 401 unless they belong together")
+    elif login:
+        kind, found = "login", [login]
+    else:
+        raise CredentialsError(f"no Kaggle credentials found: {EVERY_WAY}")
+    username, secret = found[0].text if kind == "key" else "", found[-1].text
+    warnings += [
+        f"{file} can be read by other users of this machine: run chmod 600 {file}"
+        for file in sorted({item.file for item in found if item.file})
+        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    ]
+    return Credentials(
+        kind=kind,
+        source=_sources(found),
+        secret=secret,
+        username=username,
+        warnings=tuple(warnings),
+        secrets=_secrets(env, username, secret),
+    )
 
 
 def _token(env: Mapping[str, str]) -> _Found | None:
-    first = next(_tokens(env), None)
-    return first if first is not None and first.secret else None
+    given = env.get("KAGGLE_API_TOKEN", "").strip()
+    first = _Found("KAGGLE_API_TOKEN", given)
+    if os.path.exists(given):  # unlike Path.exists, takes a token too long for a file name
+        first = _Found("the file named by KAGGLE_API_TOKEN", _read(Path(given)), Path(given))
+    files = (_dot_kaggle(env) / name for name in ("access_token", "access_token.txt"))
+    found = (first, *(_Found(f"~/.kaggle/{path.name}", _read(path), path) for path in files))
+    return next((item for item in found if item.text), None)
 
 
-def _tokens(env: Mapping[str, str]) -> Iterator[_Found]:
-    """Access tokens in the client's order, those that are overruled included."""
-    if (
-        env.get("KAGGLE_KERNEL_RUN_TYPE") is not None
-        and env.get("KAGGLE_DATA_PROXY_URL") is not None
-    ):
-        yield from _from_file(env.get("KAGGLE_API_V1_TOKEN", ""), "KAGGLE_API_V1_TOKEN")
-    if given := env.get("KAGGLE_API_TOKEN"):
-        if _is_path(given):  # a file without a token in it ends the search all the same
-            yield _Found(
-                "the file named by KAGGLE_API_TOKEN", _read(Path(given)).strip(), Path(given)
-            )
-        else:
-            yield _Found("KAGGLE_API_TOKEN", given)
-    for name in ("access_token", "access_token.txt"):
-        yield from _from_file(str(_dot_kaggle(env) / name), f"~/.kaggle/{name}")
-    if given := env.get("KAGGLE_TOKEN"):
-        yield _Found("KAGGLE_TOKEN", given)
-    elif given := _config(env).get("token"):
-        yield _Found(
-            str(config_folder(env) / "kaggle.json"), str(given), config_folder(env) / "kaggle.json"
-        )
+def _pair(env: Mapping[str, str]) -> list[_Found] | None:
+    """User name and key, each from its variable or else from kaggle.json."""
+    config = _config_folder(env) / "kaggle.json"
+    user, key = (
+        _Found(variable, env[variable].strip()) if env.get(variable) else _entry(config, name)
+        for variable, name in (("KAGGLE_USERNAME", "username"), ("KAGGLE_KEY", "key"))
+    )
+    return [user, key] if user and key else None
 
 
-def _is_path(given: str) -> bool:
+def _secrets(env: Mapping[str, str], username: str, secret: str) -> frozenset[str]:
+    """Every text that is sent and must not be shown, the passwords of proxies included."""
+    words = {secret, _basic(username, secret)}
+    for name, value in env.items():
+        proxy = urlsplit(value if name.lower().endswith("_proxy") else "")
+        if proxy.password:
+            password = unquote(proxy.password)
+            words |= {proxy.password, password, _basic(unquote(proxy.username or ""), password)}
+    return frozenset(word for word in words if len(word) >= SHORTEST_SECRET)
+
+
+def _sources(found: Sequence[_Found]) -> str:
+    return " and ".join(dict.fromkeys(item.source for item in found))
+
+
+def _entry(path: Path, name: str) -> _Found | None:
+    """An entry of a JSON file; None also where the `kaggle` command ignores the file."""
     try:
-        return Path(given).exists()
-    except OSError as error:  # the client asks the same question and fails the same way, but as a traceback at import
-        way_out = "put it into ~/.kaggle/access_token instead"
-        raise CredentialsError(
-            f"the Kaggle client cannot take a token of {len(given)} characters from KAGGLE_API_TOKEN: {way_out}"
-        ) from error
-
-
-def _from_file(path: str, source: str) -> Iterator[_Found]:
-    text = _read(Path(path)).strip() if path else ""
-    if text:
-        yield _Found(source, text, Path(path))
-
-
-def _pair(env: Mapping[str, str]) -> tuple[_Found, _Found] | None:
-    """User name and key, each from the environment or else from kaggle.json."""
-    path, config = config_folder(env) / "kaggle.json", _config(env)
-    halves = []
-    for name, variable in (("username", "KAGGLE_USERNAME"), ("key", "KAGGLE_KEY")):
-        if env.get(variable):
-            halves.append(_Found(variable, env[variable]))
-        elif config.get(name):
-            halves.append(_Found(str(path), str(config[name]), path))
-    return (halves[0], halves[1]) if len(halves) == 2 else None
-
-
-def _sources(pair: tuple[_Found, _Found]) -> str:
-    return " and ".join(dict.fromkeys(half.source for half in pair))
-
-
-def _oauth(env: Mapping[str, str]) -> _Found | None:
-    return next((item for item in _oauth_secrets(env)), None)
-
-
-def _oauth_secrets(env: Mapping[str, str]) -> list[_Found]:
-    path = _dot_kaggle(env) / "credentials.json"
-    entries = _json(path)
-    if not entries.get("refresh_token"):
-        return []
-    return [
-        _Found("~/.kaggle/credentials.json", str(entries[name]), path)
-        for name in ("refresh_token", "access_token")
-        if entries.get(name)
-    ]
-
-
-def _config(env: Mapping[str, str]) -> dict[str, Any]:
-    return _json(config_folder(env) / "kaggle.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in `path`; nothing where the client, too, ignores the file silently."""
-    try:
-        value = json.loads(_read(path) or "{}")
+        entries = json.loads(_read(path) or "{}")
     except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    text = entries.get(name) if isinstance(entries, dict) else None
+    return _Found(str(path), str(text), path) if text else None
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def _readable(*found: _Found) -> tuple[str, ...]:
-    """A warning for each file among `found` that other users of this machine can read."""
-    files = {item.file for item in found if item.file is not None}
-    return tuple(
-        f"{file} can be read by other users of this machine: run chmod 600 {file}"
-        for file in sorted(files)
-        if os.name != "nt" and file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-    )
+def _config_folder(env: Mapping[str, str]) -> Path:
+    """Where the `kaggle` command looks for kaggle.json."""
+    if env.get("KAGGLE_CONFIG_DIR"):
+        return Path(env["KAGGLE_CONFIG_DIR"])
+    if sys.platform.startswith("linux") and not _dot_kaggle(env).exists():
+        return Path(env.get("XDG_CONFIG_HOME") or _dot_kaggle(env).parent / ".config") / "kaggle"
+    return _dot_kaggle(env)
 
 
 def _dot_kaggle(env: Mapping[str, str]) -> Path:
-    return _home(env) / ".kaggle"
+    return (Path(env["HOME"]) if env.get("HOME") else Path.home()) / ".kaggle"
 
 
-def _home(env: Mapping[str, str]) -> Path:
-    return Path(env["HOME"]) if env.get("HOME") else Path.home()
+def _basic(user: str, password: str) -> str:
+    """Both as an Authorization header has them."""
+    return base64.b64encode(f"{user}:{password}".encode()).decode()

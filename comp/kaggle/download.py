@@ -1,245 +1,289 @@
-"""One try at a file over HTTP into an open partial file, continued only if it is still the same file. Runs in the client's process.
+"""The archive downloaded: resumed where a try broke off, verified, and whole or not there.
 
-The client's own `download_file` writes error pages into the archive, does not look at what a 206 contains, and loses up to 1 MiB at each
-break. Here:
+<slug>.zip             complete; the CRCs of its members have been checked
+<slug>.zip.json        its version on the server
+<slug>.zip.part        what has arrived so far
+<slug>.zip.part.json   the version that it is a part of
 
-- What a partial file is a part of stands beside it: the validator (a strong ETag, else Last-Modified) and the length.
-- Without a validator nothing is continued. With one, the next try asks for the rest, with If-Range, from a little before the end,
-  so that a file that is complete is found to be so, and the two pieces are seen to fit.
-- A body is written only if its status is 200 (from byte 0) or 206 (after its Content-Range, validator, encoding and first bytes have been
-  compared), and only if it is no web page.
-- A body in Content-Encoding gzip, though none was asked for, is unpacked on the way; its length is then not known beforehand, and it is
-  not continued.
-- Without Content-Length the end of the body is the end of the file. Whoever calls checks the archive's own structure in any case.
+`kaggle` itself appends whatever a server sends, error pages too. Here a part is resumed only if it
+has a validator (a strong ETag, else Last-Modified): with Range and If-Range, and from a little
+before its end, so that the pieces are seen to fit. An answer is written only if it is no web page
+and has status 200, or 206 with the Content-Range, validator and length expected.
 """
 
-import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING
 
-from comp.kaggle.failures import Kind
+import requests
 
-OVERLAP = 4096  # bytes asked for again; small against the loss of a try, enough to tell two archives apart
+from comp.errors import ArchiveError, DataError, UnavailableError
+from comp.kaggle.session import AnswerError
+from comp.progress import Reporter
+from comp.store import locked, read_json, require_room, write_json
+
+if TYPE_CHECKING:
+    from comp.kaggle.client import Kaggle
+
+N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
+OVERLAP = 4096  # bytes asked for again: few to send, enough to recognise another file
 BLOCK = 1 << 20  # bytes read at most at once; what has arrived is written at once
 SPARE = 16 << 20  # bytes that stay free on the disk
-
-
-class StoppedError(Exception):
-    """Why a try ended before the file was complete."""
-
-    kind: ClassVar[Kind]
-
-
-class DifferentError(StoppedError):
-    """An answer that is not the rest of this file. The partial file has been emptied where it may be of another version."""
-
-    kind = "answer"
-
-
-class CutError(StoppedError):
-    """The body ended before the file did."""
-
-    kind = "connection"
-
-
-class FullError(StoppedError):
-    """Too little room on the disk."""
-
-    kind = "space"
-
-
-class UnwritableError(StoppedError):
-    """The disk refused a write."""
-
-    kind = "disk"
+MB = 1_000_000
+MAKE_ROOM = "make room and run this again; what is here already is kept"
+PAGES = ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges")
+ZIP_DAMAGE = (  # what zipfile raises
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What tells one version of a remote file from another."""
+    """What distinguishes one version of a file on a server from another."""
 
     validator: str  # a strong ETag, else Last-Modified, else ""
-    length: int | None  # bytes
-
-    @classmethod
-    def of(cls, headers: Any) -> "Version":
-        """The version that a complete answer's headers tell; nothing is certain about one that is packed on the way."""
-        if _encoding(headers):
-            return cls(validator="", length=None)
-        etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
-        strong = etag if etag.startswith('"') else ""
-        return cls(
-            validator=strong or headers.get("Last-Modified", ""),
-            length=int(length) if length.isdigit() else None,
-        )
+    length: int | None  # bytes, if known
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A partial file, open for reading and writing, with the note beside it."""
+class Archive:
+    """A file from a server, complete or partial, with a note of its version beside it."""
 
-    fd: int
-    note: Path
+    path: Path
+
+    @property
+    def part(self) -> "Archive":
+        return Archive(self.path.with_name(f"{self.path.name}.part"))
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
 
     @property
     def n_bytes(self) -> int:
-        return os.fstat(self.fd).st_size
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self) -> Version | None:
-        """Of what file this is a part; None if that is not known."""
+        """Its version on the server, if that is known."""
         try:
-            return Version(**json.loads(self.note.read_text(encoding="utf-8")))
+            return Version(**read_json(self.note))
         except (OSError, ValueError, TypeError):
             return None
 
-    def restart(self, version: Version | None) -> None:
-        """Empties the file, and then notes what it will be a part of: a crash in between leaves nothing to be continued wrongly."""
-        with _disk():
-            os.ftruncate(self.fd, 0)
-            os.fsync(self.fd)
-            self.note.unlink(missing_ok=True)
-            if version is not None:
-                scratch = self.note.with_suffix(".new")
-                scratch.write_text(json.dumps(asdict(version)), encoding="utf-8")
-                scratch.replace(self.note)
+    def is_checked(self) -> bool:
+        """Whether the file is as it was when its download was complete."""
+        return self.note.exists() and self.note.stat().st_mtime >= self.path.stat().st_mtime
 
     def resume_at(self) -> int:
         """The first byte to ask for."""
         version, have = self.version(), self.n_bytes
-        if (
-            version is None
-            or not version.validator
-            or (version.length is not None and have > version.length)
-        ):
+        if not version or not version.validator or have > (version.length or have):
             return 0
         return max(0, have - OVERLAP)
 
+    def request_headers(self) -> dict[str, str]:
+        """Those that ask for the rest, or for everything."""
+        headers = {"Accept-Encoding": "identity"}
+        if (start := self.resume_at()) and (version := self.version()):
+            headers |= {"Range": f"bytes={start}-", "If-Range": version.validator}
+        return headers
 
-def wanted(part: Part) -> dict[str, str]:
-    """The headers that ask for the rest of `part`, or for all of it."""
-    headers = {"Accept-Encoding": "identity"}
-    if (start := part.resume_at()) and (version := part.version()):
-        headers |= {"Range": f"bytes={start}-", "If-Range": version.validator}
-    return headers
+    def restart(self, version: Version | None) -> None:
+        """Empties the file, now a part of `version`. After a crash halfway, nothing is resumed."""
+        self.note.unlink(missing_ok=True)
+        self.path.write_bytes(b"")
+        if version:
+            write_json(self.note, asdict(version))
 
 
-def receive(
-    response: Any,
-    part: Part,
-    start: int,
-    began: Callable[[int, int | None], None],
-    advanced: Callable[[int], None],
-) -> Version:
-    """Writes the body of `response`, to a request for the bytes from `start`, into `part`; returns the version of the then complete file.
+def zip_problem(path: Path) -> str:
+    """What is wrong with a zip; "" if its structure and the CRCs of its members are right."""
+    try:
+        with zipfile.ZipFile(path) as outer:
+            damaged = outer.testzip()
+    except ZIP_DAMAGE as error:
+        return f"it is corrupt ({error or type(error).__name__})"
+    return f"its member {damaged!r} is corrupt (wrong CRC)" if damaged else ""
 
-    `began` is told where writing starts and the length of the file, `advanced` the position after each block.
-    """
-    refuse_pages(response.headers)
-    if response.status_code == 206:
-        version = _continued(response.headers, part, start)
-    elif response.status_code == 200:
-        start, version = 0, Version.of(response.headers)
-        _require_room(part, version.length)
-        part.restart(version)
-    else:
-        raise DifferentError(f"status {response.status_code}")
-    began(start, version.length)
-    end = _copy(response, part, start, advanced)
-    if version.length is not None and end != version.length:
-        raise CutError(f"the body ended at byte {end:,} of {version.length:,}")
-    with _disk():
-        os.fsync(part.fd)
+
+def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
+    """The competition's archive in `folder`: whole, checked, and the one Kaggle has now."""
+    archive = Archive(folder / f"{kaggle.competition.slug}.zip")
+    part = archive.part
+    with locked(folder / ".lock", kaggle.reporter, limit_s=kaggle.patience.other_run_s):
+        if archive.path.exists() and _is_current(archive, kaggle):
+            return archive.path
+        try:
+            version = _fetch_intact(part, kaggle)
+            part.path.replace(archive.path)
+            write_json(archive.note, asdict(version))
+        finally:
+            if not part.n_bytes:
+                part.path.unlink(missing_ok=True)
+                part.note.unlink(missing_ok=True)
+    return archive.path
+
+
+def remote_version(kaggle: "Kaggle") -> Version:
+    """The version that the server has now, from a download of which only the head is read."""
+
+    def look() -> Version:
+        with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
+            return _version_of(response)
+
+    return kaggle.retried(look)
+
+
+def _is_current(archive: Archive, kaggle: "Kaggle") -> bool:
+    """Whether the archive is what the server has. Without validators, its length decides."""
+    name, size = archive.path.name, archive.n_bytes
+    here, there = archive.version() if archive.is_checked() else None, remote_version(kaggle)
+    here_is = f"{name} is here ({size / MB:,.1f} MB)"
+    if here and here.validator and there.validator:
+        if here.validator == there.validator and there.length in (None, size):
+            kaggle.reporter.say(f"{here_is} and is what the server has")
+            return True
+    elif there.length == size and not zip_problem(archive.path):
+        write_json(archive.note, asdict(there))
+        kaggle.reporter.say(f"{here_is}, intact and of the same length as the server's")
+        return True
+    kaggle.reporter.warn(f"{here_is} but is not what the server has; downloading that")
+    return False
+
+
+def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
+    """Completes the part and checks it as a zip; once more if it is corrupt."""
+    name = part.path.stem
+    for n_left in reversed(range(N_DOWNLOADS)):
+        version = _fetch(part, kaggle)
+        problem = zip_problem(part.path)
+        if not problem:
+            return version
+        part.restart(None)
+        if n_left:
+            kaggle.reporter.warn(f"{name} is complete, but {problem}; downloading it once more")
+    times = f"{name} arrived {N_DOWNLOADS} times, but {problem}"
+    raise ArchiveError(f"{times}; nothing of it is kept: try again later")
+
+
+def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
+    """Tries until the part is complete. Tries that make progress do not count."""
+    longest = part.n_bytes
+
+    def try_once() -> Version | None:
+        """None if the part has grown but is not complete."""
+        nonlocal longest
+        try:
+            with kaggle.session.archive(part.request_headers()) as response:
+                return receive(response, part, kaggle.reporter)
+        except UnavailableError as error:
+            if part.n_bytes <= longest:
+                raise
+            longest = part.n_bytes
+            kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
+            return None
+        except OSError as error:  # of the disk; those of the network are UnavailableErrors
+            reason = error.strerror or error
+            raise DataError(f"the disk cannot be written to ({reason}): {MAKE_ROOM}") from error
+
+    try:
+        while (version := kaggle.retried(try_once)) is None:
+            time.sleep(kaggle.patience.wait_first_s)
+    except UnavailableError as error:
+        kept = f"{part.n_bytes / MB:,.1f} MB are kept, and the next run goes on from there"
+        raise UnavailableError(f"{error}; {kept if part.n_bytes else 'nothing arrived'}") from None
     return version
 
 
-def _continued(headers: Any, part: Part, start: int) -> Version:
-    """The version that the rest belongs to, if it is what was asked for; the partial file is emptied if it is of another version."""
-    known = part.version()
-    piece = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip())
-    if known is None or not start or piece is None or int(piece[1]) != start:
-        part.restart(None)  # a server that cannot be trusted with ranges may still send the whole
-        came = headers.get("Content-Range", "no Content-Range")
-        raise DifferentError(f"bytes from {start} were asked for, and '{came}' came; starting over")
-    total = known.length if piece[3] == "*" else int(piece[3])
-    validator = headers.get(
-        "ETag" if known.validator.startswith('"') else "Last-Modified", known.validator
-    )
-    if (
-        validator != known.validator
-        or (known.length is not None and total != known.length)
-        or _encoding(headers)
-    ):
-        part.restart(None)
-        raise DifferentError(
-            "the file on the server has changed since the first part came; starting over"
-        )
-    _require_room(part, total)
-    return Version(validator=known.validator, length=total)
+def receive(response: requests.Response, part: Archive, reporter: Reporter) -> Version:
+    """Writes the answer to `part.request_headers()` and returns the version, now complete."""
+    start, version = 0, _version_of(response)
+    if response.status_code == 206:
+        start = part.resume_at()
+        version = _continued(response.headers, part, start)
+    elif response.status_code != 200:
+        raise AnswerError(f"status {response.status_code}")
+    n_missing = (version.length or 0) - part.n_bytes
+    require_room(part.path.parent, n_missing + SPARE, "the bytes to come", MAKE_ROOM)
+    if not start:
+        part.restart(version)
+    end = _copy(response, part, start, version.length, reporter)
+    if version.length not in (None, end):
+        raise requests.ConnectionError(f"the body ended at byte {end:,} of {version.length:,}")
+    return version
 
 
-def _copy(response: Any, part: Part, position: int, advanced: Callable[[int], None]) -> int:
-    """The position after the last byte. Bytes that are here already are compared, the others written as soon as they arrive."""
-    have, packed = part.n_bytes, bool(_encoding(response.headers))
-    while block := response.raw.read1(BLOCK, decode_content=packed):
-        n_again = min(len(block), max(0, have - position))
-        if n_again and os.pread(part.fd, n_again, position) != block[:n_again]:
-            part.restart(None)
-            raise DifferentError("the rest does not fit to the part that is here; starting over")
-        _write(part.fd, block[n_again:], position + n_again)
-        position += len(block)
-        advanced(position)
-    return position
+def _version_of(response: requests.Response) -> Version:
+    """The version of a whole file, whose length is unknown if it comes compressed.
 
-
-def _write(fd: int, block: bytes, position: int) -> None:
-    """Unbuffered, so that not even SIGKILL loses what has arrived."""
-    rest = memoryview(block)
-    with _disk():
-        while rest:
-            n_written = os.pwrite(fd, rest, position)
-            rest, position = rest[n_written:], position + n_written
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    """Tells errors of the disk from those of the network, which are OSErrors too."""
-    try:
-        yield
-    except OSError as error:
-        raise UnwritableError(
-            f"the disk refuses to be written to ({error.strerror or error})"
-        ) from error
-
-
-def refuse_pages(headers: Any) -> None:
-    """A sign-in or error page of a proxy comes with status 200."""
+    AnswerError if this is no archive: a proxy's sign-in page, too, comes with status 200.
+    """
+    headers = response.headers
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind.startswith("text/") or kind in (
-        "application/json",
-        "application/xhtml+xml",
-        "application/xml",
-        "multipart/byteranges",
-    ):
-        raise DifferentError(f"a body of type {kind}")
-    if _encoding(headers) not in ("", "gzip", "deflate"):
-        raise DifferentError(f"Content-Encoding {_encoding(headers)}")
+    if kind.startswith("text/") or kind in PAGES:
+        raise AnswerError(f"a body of type {kind}")
+    if _is_packed(headers):
+        return Version(validator="", length=None)
+    etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
+    validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
+    return Version(validator=validator, length=int(length) if length.isdigit() else None)
 
 
-def _require_room(part: Part, length: int | None) -> None:
-    free = shutil.disk_usage(part.note.parent).free
-    missing = (length or 0) - part.n_bytes
-    if missing + SPARE > free:
-        raise FullError(
-            f"{missing / 1e6:,.0f} MB are to come and {free / 1e6:,.0f} MB are free in {part.note.parent}"
-        )
+def _is_packed(headers: Mapping[str, str]) -> bool:
+    return headers.get("Content-Encoding", "identity").strip().lower() != "identity"
 
 
-def _encoding(headers: Any) -> str:
-    name = str(headers.get("Content-Encoding", "")).strip().lower()
-    return "" if name == "identity" else name
+def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version:
+    """The version that the rest belongs to. If it is not the rest of `part`, that is emptied."""
+    known, came = part.version(), headers.get("Content-Range", "no Content-Range")
+    piece = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", came.strip())
+    if not known or not start or not piece or int(piece[1]) != start:
+        part.restart(None)  # a server that sends wrong ranges may still send the whole
+        raise AnswerError(f"'{came}' instead of the bytes from {start}; starting over")
+    version = Version(validator=known.validator, length=int(piece[2]))
+    name = "ETag" if known.validator.startswith('"') else "Last-Modified"
+    is_same = headers.get(name, known.validator) == known.validator
+    if not is_same or known.length not in (None, version.length) or _is_packed(headers):
+        part.restart(None)
+        raise AnswerError("the file has changed since its first part arrived; starting over")
+    return version
+
+
+def _copy(
+    response: requests.Response, part: Archive, offset: int, length: int | None, reporter: Reporter
+) -> int:
+    """Where the body ends. Bytes that are here already are compared, not written."""
+    have, label = part.n_bytes, f"downloading {part.path.stem}"
+    if offset:
+        label += f" from {offset / MB:,.1f} MB on"
+    n_mb = (length or 0) // MB - offset // MB
+    progress = nullcontext() if length is None else reporter.track(label, n_mb, "MB")
+    with progress as advance, part.path.open("r+b") as file:
+        while block := response.raw.read1(BLOCK, decode_content=True):
+            file.seek(offset)
+            n_again = min(len(block), max(0, have - offset))
+            if file.read(n_again) != block[:n_again]:
+                part.restart(None)
+                raise AnswerError("its bytes differ from those already here; starting over")
+            file.write(block[n_again:])
+            file.flush()
+            if advance:
+                advance((offset + len(block)) // MB - offset // MB)
+            offset += len(block)
+        os.fsync(file.fileno())
+    return offset

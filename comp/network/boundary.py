@@ -6,9 +6,10 @@ here: a boundary is found by watching one forward pass, and accepted only if the
 the same with it as without.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 
 import torch
@@ -37,13 +38,12 @@ def input_to(network: nn.Module, module: str, images: Tensor) -> Tensor:
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise _Reached(inputs[0])
 
-    hook = network.get_submodule(module).register_forward_pre_hook(stop)
-    try:
-        network(images)
-    except _Reached as reached:
-        return reached.args[0]  # type: ignore[no-any-return]
-    finally:
-        hook.remove()
+    # first of all hooks, so that nobody sees the module receive what is kept for it
+    with network.get_submodule(module).register_forward_pre_hook(stop, prepend=True):
+        try:
+            network(images)
+        except _Reached as reached:
+            return reached.args[0]  # type: ignore[no-any-return]
     raise AssertionError(f"{module} was not reached")
 
 
@@ -63,26 +63,14 @@ def resume_from(network: nn.Module, boundary: Boundary, size_px: int) -> Callabl
     def bring_in(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (waiting.pop(), *inputs[1:])
 
-    start = network.get_submodule(boundary.module)
-    hooks = [
-        network.register_forward_pre_hook(set_aside),
-        start.register_forward_pre_hook(bring_in),
-    ]
-    skipped: list[Any] = [network.get_submodule(name) for name in boundary.skipped]
-    for module in skipped:
-        module.forward = _pass_on
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        for module in skipped:
-            del module.forward
-
-    return undo
-
-
-def _pass_on(given: Tensor, *_: Any, **__: Any) -> Tensor:
-    return given
+    undo = ExitStack()
+    undo.enter_context(network.register_forward_pre_hook(set_aside))
+    undo.enter_context(network.get_submodule(boundary.module).register_forward_pre_hook(bring_in))
+    for name in boundary.skipped:
+        module: Any = network.get_submodule(name)
+        module.forward = lambda given, *_, **__: given
+        undo.callback(delattr, module, "forward")
+    return undo.close
 
 
 @torch.no_grad()
@@ -98,9 +86,8 @@ def find_boundary(network: Any, size_px: int) -> Boundary:
         for parameter in network.get_classifier().parameters():
             nn.init.normal_(parameter)  # a new head is zero for every photo
         images = torch.rand(2, 3, size_px, size_px)
-    watch = _Watch(network)
-    expected = watch.run(images)
-    for boundary in watch.candidates():
+    expected, calls = _watch(network, images)
+    for boundary in _candidates(network, calls):
         activations = input_to(network, boundary.module, images)
         undo = resume_from(network, boundary, size_px)
         try:
@@ -118,77 +105,62 @@ def find_boundary(network: Any, size_px: int) -> Boundary:
     )
 
 
-class _Watch:
-    """When each module starts and ends in one forward pass, and whether it keeps shapes."""
+@dataclass(slots=True)
+class _Calls:
+    """Of one module in one forward pass."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._clock = 0
-        self._started: dict[str, int] = {}  # its first call
-        self._ended: dict[str, int] = {}  # its last call
-        self._n_calls: dict[str, int] = {}
-        self._takes_tensor: set[str] = set()  # not a list of them, as in DenseNet
-        self._keeps_shape: set[str] = set()
+    started: int  # when its first call began
+    ended: int = 0  # when its last call ended
+    n: int = 0
+    takes_tensor: bool = False  # not a list of them, as in DenseNet
+    keeps_shape: bool = False
 
-    def run(self, images: Tensor) -> Tensor:
-        """One forward pass; the logits."""
-        hooks = []
-        for name, module in self._network.named_modules():
-            if name:
-                hooks.append(module.register_forward_pre_hook(self._on_start(name)))
-                hooks.append(module.register_forward_hook(self._on_end(name)))
-        try:
-            logits: Tensor = self._network(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return logits
 
-    def _on_start(self, name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._clock += 1
-            if inputs and isinstance(inputs[0], Tensor):
-                self._takes_tensor.add(name)
-            self._started.setdefault(name, self._clock)
-            self._n_calls[name] = self._n_calls.get(name, 0) + 1
+def _watch(network: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, _Calls]]:
+    """The logits of `images`, and the calls of each module inside `network`, by name."""
+    clock, calls = count(), dict[str, _Calls]()
+    names = {module: name for name, module in network.named_modules() if name}
 
-        return hook
+    def on_start(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        called = calls.setdefault(names[module], _Calls(started=next(clock)))
+        called.n += 1
+        called.takes_tensor |= bool(inputs) and isinstance(inputs[0], Tensor)
 
-    def _on_end(self, name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._clock += 1
-            self._ended[name] = self._clock
-            maps_tensor = name in self._takes_tensor and isinstance(output, Tensor)
-            if maps_tensor and inputs[0].shape == output.shape:
-                self._keeps_shape.add(name)
+    def on_end(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        called = calls[names[module]]
+        called.ended = next(clock)
+        if called.takes_tensor and isinstance(output, Tensor):
+            called.keeps_shape |= inputs[0].shape == output.shape
 
-        return hook
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_pre_hook(on_start))
+            hooks.enter_context(module.register_forward_hook(on_end))
+        return network(images), calls
 
-    def candidates(self) -> Iterable[Boundary]:
-        """Modules that run while the first trained one starts, the innermost first.
 
-        Skipped is everything before it, or, as a second try, what keeps shapes.
-        """
-        parameters = self._network.named_parameters()
-        owners = {name.rpartition(".")[0] for name, value in parameters if value.requires_grad}
-        if "" in owners:  # such as a class token, which the network itself adds
-            return
-        first = min(self._started[name] for name in owners if name in self._started)
-        running = [
-            name
-            for name, started in self._started.items()
-            if started <= first <= self._ended[name] and self._n_calls[name] == 1
-        ]
-        innermost_first = sorted(running, key=lambda name: -self._started[name])
-        for name in innermost_first:
-            if name not in self._takes_tensor:
-                continue
-            done = {other for other, end in self._ended.items() if end < self._started[name]}
-            for skipped in (done, done & self._keeps_shape):
-                outermost = (other for other in skipped if not _parents(other) & skipped)
-                yield Boundary(module=name, skipped=tuple(sorted(outermost)))
+def _candidates(network: nn.Module, calls: dict[str, _Calls]) -> Iterator[Boundary]:
+    """Modules that run while the first trained one starts, the innermost first.
+
+    Skipped is everything before it, or, as a second try, what keeps shapes.
+    """
+    parameters = network.named_parameters()
+    owners = {name.rpartition(".")[0] for name, value in parameters if value.requires_grad}
+    if "" in owners:  # such as a class token, which the network itself adds
+        return
+    first = min(calls[name].started for name in owners if name in calls)
+    running = [
+        (called.started, name)
+        for name, called in calls.items()
+        if called.started <= first <= called.ended and called.n == 1 and called.takes_tensor
+    ]
+    for started, name in sorted(running, reverse=True):
+        done = {other for other, called in calls.items() if called.ended < started}
+        for skipped in (done, {other for other in done if calls[other].keeps_shape}):
+            outermost = [other for other in skipped if not _parents(other) & skipped]
+            yield Boundary(module=name, skipped=tuple(sorted(outermost)))
 
 
 def _parents(name: str) -> set[str]:
     """Of a.b.c: a and a.b."""
-    return set(accumulate(name.split("."), lambda above, below: f"{above}.{below}")) - {name}
+    return set(accumulate(name.split(".")[:-1], "{}.{}".format))

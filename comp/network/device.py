@@ -3,16 +3,14 @@
 import contextlib
 import ctypes
 import platform
-import sys
 from dataclasses import dataclass
 
 import torch
 
 from comp.errors import UserError
 
-# glibc's mallopt parameters, from malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_TOP_PAD_BYTES = 256 * 2**20
+# M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes
+_MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256 * 2**20}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,30 +49,22 @@ def find_device(wanted: str | None = None) -> Device:
         dtype = torch.bfloat16 if has_bf16 else torch.float16
         return Device(where=device, name=torch.cuda.get_device_name(device), train_dtype=dtype)
     tune_malloc()
-    # bfloat16 autocast halves the speed of small convolutional nets on a CPU (LOG.md); cpu.py has a
-    # faster way to train in bfloat16.
+    # autocast halves the speed of small convolutional nets (LOG.md); cpu.py is faster in bfloat16
     name = platform.processor() or platform.machine()
     return Device(where=device, name=name, train_dtype=torch.float32)
 
 
-def tune_malloc() -> bool:
-    """Tell glibc to keep large freed blocks in its heap; True if it agreed. Call before allocating.
+def tune_malloc() -> None:
+    """Tell glibc, where there is one, to keep large freed blocks in its heap.
 
     By default every large tensor is mapped and unmapped, and the kernel zeroes its pages each time.
     In virtual machines that dominates: 3 x in a forward pass of EfficientNet-Lite0. The price is
-    memory that is not returned to the system. Does nothing where there is no glibc.
+    memory that is not returned to the system. Call it before allocating.
     """
-    if sys.platform != "linux":
-        return False
-    settings = {
-        _M_MMAP_THRESHOLD: 2**31 - 1,
-        _M_TRIM_THRESHOLD: 2**31 - 1,
-        _M_TOP_PAD: _TOP_PAD_BYTES,
-    }
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        return all(libc.mallopt(key, value) == 1 for key, value in settings.items())
-    return False
+        for setting, n_bytes in _MALLOPT.items():
+            libc.mallopt(setting, n_bytes)
 
 
 def has_fast_bf16() -> bool:

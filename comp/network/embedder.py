@@ -21,9 +21,8 @@ from comp.store import fingerprint
 
 BATCH = 32  # photos per forward pass on a CPU: more only misses the cache
 BATCH_GPU = 256
-# Largest relative error of features in bfloat16. Lite0's change by 4 to 7 %, which is rounding
-# without a direction: on 2,002 photos its out-of-fold log loss went from .0401 to .0398, and that
-# of the 400 test photos from .0331 to .0327.
+# Largest relative error of features in bfloat16. Lite0's change by 4 to 7 %, its log loss does not
+# (LOG.md): this is rounding without a direction.
 BF16_TOLERANCE = 0.10
 
 
@@ -35,7 +34,7 @@ class Embedder:
     preprocessing: Preprocessing
     device: Device
     dtype: torch.dtype = torch.float32
-    boundary: Boundary | None = None  # where the frozen part ends; None: at the head
+    module: str | None = None  # the one that takes its output; None: the head
     key: str = ""  # fingerprint of everything that its output depends on, other than the photo
     shape: tuple[int, ...] = ()  # of its output for one photo
 
@@ -46,23 +45,22 @@ class Embedder:
     @property
     def output(self) -> str:
         """What it computes, in words."""
-        return "features" if self.boundary is None else f"activations before {self.boundary.module}"
+        return f"activations before {self.module}" if self.module else "features"
 
     def embed_photos(self, photos: Canvases, rows: Sequence[int], look: Look) -> Iterator[Tensor]:
         """Batches [b, *shape] float32 on the CPU, in the order of `rows`.
 
         The next batch is cropped while this one is computed.
         """
+        if not rows:
+            return
         n, size_px = self.batch_size, self.preprocessing.size_px
-        chunks = [rows[start : start + n] for start in range(0, len(rows), n)]
         with ThreadPoolExecutor(1) as ahead, torch.inference_mode():
-            pending = [ahead.submit(look.crops, photos, chunk, size_px) for chunk in chunks[:1]]
-            for upcoming in [*chunks[1:], None]:
-                if not pending:
-                    return
-                crops = torch.from_numpy(pending.pop().result())
-                if upcoming is not None:
-                    pending.append(ahead.submit(look.crops, photos, upcoming, size_px))
+            pending = ahead.submit(look.crops, photos, rows[:n], size_px)
+            for start in range(n, len(rows) + n, n):
+                crops = torch.from_numpy(pending.result())
+                if start < len(rows):
+                    pending = ahead.submit(look.crops, photos, rows[start : start + n], size_px)
                 yield self(crops, look).float().cpu()
 
     def __call__(self, crops: Tensor, look: Look = CENTRE) -> Tensor:
@@ -77,9 +75,7 @@ class Embedder:
 
     def run(self, network: nn.Module, images: Tensor) -> Tensor:
         """The output of `network`, a version of this one, for `images [b, 3, s, s]`."""
-        if self.boundary is None:
-            return embed(network, images)
-        return input_to(network, self.boundary.module, images)
+        return input_to(network, self.module, images) if self.module else embed(network, images)
 
 
 def make_embedder(
@@ -95,25 +91,24 @@ def make_embedder(
     """
     key = weights_key(network)  # before anything is fused
     network = network.to(device.where).to(memory_format=torch.channels_last)
-    plain = Embedder(network=network, preprocessing=preprocessing, device=device, boundary=boundary)
+    module = boundary.module if boundary else None
+    plain = Embedder(network=network, preprocessing=preprocessing, device=device, module=module)
     with torch.inference_mode():
         reference = plain(example)
-    module = boundary.module if boundary else None
     one = plain.images(example[:1])
-    fuse_batch_norm(network, lambda: plain.run(network, one), exclude=module)
-    chosen, why = None, "float32: this device has no fast bfloat16"
+    fuse_batch_norm(network, lambda: plain.run(network, one))
+    ready, why = None, "float32: this device has no fast bfloat16"
     if device.is_cuda or has_fast_bf16():
-        tried = _in_dtype(replace(plain, network=copy.deepcopy(network)), torch.bfloat16, example)
+        half = _in_dtype(replace(plain, network=copy.deepcopy(network)), torch.bfloat16, example)
         with torch.inference_mode():
-            change = float((tried(example).float() - reference).norm() / reference.norm())
+            change = float((half(example).float() - reference).norm() / reference.norm())
         by = f"{change:.2%} on {len(example)} photos"
-        chosen = tried if change <= BF16_TOLERANCE else None
-        why = f"bfloat16: {plain.output} change by {by}"
-        if chosen is None:
-            why = f"float32: in bfloat16 {plain.output} would change by {by}"
-    chosen = chosen or _in_dtype(plain, torch.float32, example)
-    key = fingerprint(key, preprocessing, str(chosen.dtype), device.where.type, module)
-    return replace(chosen, key=key, shape=tuple(reference.shape[1:])), why
+        why = f"float32: in bfloat16 {plain.output} would change by {by}"
+        if change <= BF16_TOLERANCE:
+            ready, why = half, f"bfloat16: {plain.output} change by {by}"
+    ready = ready or _in_dtype(plain, torch.float32, example)
+    key = fingerprint(key, preprocessing, str(ready.dtype), device.where.type, module)
+    return replace(ready, key=key, shape=tuple(reference.shape[1:])), why
 
 
 def _in_dtype(embedder: Embedder, dtype: torch.dtype, example: Tensor) -> Embedder:
@@ -121,10 +116,9 @@ def _in_dtype(embedder: Embedder, dtype: torch.dtype, example: Tensor) -> Embedd
     ready = replace(embedder, network=embedder.network.to(dtype), dtype=dtype)
     if not ready.device.is_cpu:
         return ready
-    module = ready.boundary.module if ready.boundary else None
     with torch.inference_mode():
-        network = packed(ready.network, ready.images(example), ready.run, exclude=module)
-    return replace(ready, network=network)
+        images = ready.images(example)
+        return replace(ready, network=packed(ready.network, images, ready.run))
 
 
 def weights_key(network: Any) -> str:

@@ -1,7 +1,7 @@
 """Heads: functions from features to one logit. Solved, trained by gradients, or support vectors."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,28 +9,15 @@ from torch import Tensor, nn
 from comp.recipe import HeadShape
 
 N_AT_ONCE = 256  # photos that a module is given at once
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
-
-
-class FeatureHead(Protocol):
-    """What every kind of head can do."""
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits [n], float64 on the CPU, of `features [n, d]`, or of a tail's activations."""
-        ...
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearHead:
-    """logit = features @ weight + bias, for raw features. `weight [d]`, float64."""
+    """logit = features @ weight + bias, for raw features, in float64."""
 
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # [d]
+    bias: Tensor  # []
     penalty: float = 0.0  # the L2 penalty that inner folds chose; 0: it was not solved
 
     def logits(self, features: Tensor) -> Tensor:
@@ -45,11 +32,10 @@ class ModuleHead:
 
     def logits(self, features: Tensor) -> Tensor:
         weight = next(self.module.parameters())
+        parts = torch.split(features, N_AT_ONCE)
         with torch.inference_mode():
-            parts = [
-                self.module(part.to(weight))[:, 0] for part in torch.split(features, N_AT_ONCE)
-            ]
-        return torch.cat(parts).double().cpu()
+            logits = torch.cat([self.module(part.to(weight))[:, 0] for part in parts])
+        return logits.double().cpu()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +58,18 @@ class KernelHead:
         return self.slope * (torch.exp(-self.gamma * distance.square()) @ self.dual) + self.bias
 
 
+# `logits` gives float64 [n] on the CPU, of features [n, d] or of a tail's activations
+FeatureHead = LinearHead | ModuleHead | KernelHead
+
+
 def make_layers(n_features: int, shape: HeadShape, seed: int) -> nn.Module:
     """An untrained head [n, d] -> [n, 1], zero for every photo; `seed` is of its hidden layers."""
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for width in shape.widths:
-            layers.append(nn.Linear(n_features, width))
-            layers.append(ACTIVATIONS[shape.activation]())
-            layers.append(nn.Dropout(shape.dropout))
+            activation = ACTIVATIONS[shape.activation]()
+            layers += [nn.Linear(n_features, width), activation, nn.Dropout(shape.dropout)]
             n_features = width
         if shape.dropout and not shape.widths:
             layers.append(nn.Dropout(shape.dropout))
@@ -126,7 +115,6 @@ def tensors_of(head: FeatureHead) -> dict[str, Tensor]:
         return dict(head.module.state_dict())
     if isinstance(head, KernelHead):
         return {name: getattr(head, name) for name in KernelHead.__dataclass_fields__}
-    assert isinstance(head, LinearHead)
     penalty = torch.tensor(head.penalty, dtype=torch.float64)
     return {"weight": head.weight, "bias": head.bias, "penalty": penalty}
 

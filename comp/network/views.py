@@ -19,16 +19,12 @@ Crops = NDArray[np.uint8]  # [n, s, s, 3]
 
 
 class Canvases(Protocol):
-    """Canvases of photos; `comp.data.pixels` keeps them on disk."""
+    """Canvases [h, w, 3] of photos, and the hash of each photo's file, by row."""
 
     @property
-    def sha256s(self) -> tuple[str, ...]:
-        """The hash of each photo's file, by row."""
-        ...
+    def sha256s(self) -> tuple[str, ...]: ...
 
-    def canvas(self, row: int) -> NDArray[np.uint8]:
-        """The canvas [h, w, 3] of one photo."""
-        ...
+    def canvas(self, row: int) -> NDArray[np.uint8]: ...
 
 
 class Look(Protocol):
@@ -38,9 +34,7 @@ class Look(Protocol):
     def name(self) -> str: ...
 
     @property
-    def flip(self) -> bool:
-        """Whether the crops are to be mirrored, which is done on the device."""
-        ...
+    def flip(self) -> bool: ...  # whether the crops are to be mirrored, on the device
 
     def crops(self, photos: Canvases, rows: Sequence[int], size_px: int) -> Crops:
         """The crops of the photos at `rows`, not yet mirrored or resized to `size_px`."""

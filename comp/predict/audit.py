@@ -1,116 +1,121 @@
-"""The audit of labels: what finished runs, near-duplicates and published lists say against them. It judges and changes nothing.
+"""The audit of labels: what finished runs, near-duplicates and published lists say against them.
 
-1. Votes. In each run, a photo is doubted if the probability of the other class, out of fold, reaches what photos of that class get on
-   average: confident learning, Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset labels", section 3.1.
-2. Near-duplicates with different labels, of which one must be wrong; and training photos that have one among the test photos.
-3. The leak: how much better the log loss looks with folds that split near-duplicates (comp/predict/leak.py).
-4. comp/suspects.csv: 138 training photos named by five lists of odd or mislabelled photos that competitors published, and by how many of
-   them. Two of the lists look model-made: one vote is no reason to drop a photo.
+1. Votes. A run doubts a label if the out-of-fold probability of the other class is as high as it is
+   on average for photos of that class: confident learning, Northcutt et al. 2021, "Confident
+   learning: estimating uncertainty in dataset labels", section 3.1.
+2. Near-duplicates with different labels, of which one must be wrong, and pairs of a training photo
+   and a test photo that are near-duplicates.
+3. The leak: how much better the log loss looks if folds split near-duplicates.
+4. comp/suspects.csv: 138 training photos on five lists of odd or mislabelled photos that
+   competitors published, and on how many. Two of the lists seem to be made by models: one list is
+   no reason to drop a photo.
 
-runs/audit.csv has a row for each photo that something speaks against, runs/audit.html shows the photos. A person who looked at them writes
-data/verdicts.csv (comp/train/verdicts.py).
+It changes no label. runs/audit.csv has a row for each photo with evidence against it, and
+runs/audit.html shows the photos. A person who has looked at them writes data/verdicts.csv
+(comp/train/labels.py).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from comp.competition import COMPETITION
+from comp.competition import Competition
 from comp.data.manifest import SPLITS, read_manifest
-from comp.errors import DataError, StaleError
-from comp.metric import Gain, sigmoid
-from comp.options import override
-from comp.predict.ablate import ablate
-from comp.predict.finished import find_run, read_oof, recipe_of, side_by_side
-from comp.predict.gallery import Section, write_gallery
-from comp.predict.leak import measure_leak
-from comp.predict.stage import predict
+from comp.errors import DataError, RecipeError, StaleError
+from comp.metric import Gain, gain, per_photo_logit_loss, sigmoid
+from comp.network.device import find_device
+from comp.predict.compare import side_by_side
+from comp.predict.gallery import Captioned, write_gallery
+from comp.predict.runs import find_run, read_oof, recipe_of
 from comp.progress import Reporter
 from comp.recipe import Head, Recipe
 from comp.store import Workspace, write_table
-from comp.train.device import Device
-from comp.train.stage import train
-from comp.train.verdicts import read_verdicts
+from comp.train.fits import HeadFit, open_fit
+from comp.train.labels import read_label_fixes
+from comp.train.run import open_run
+from comp.train.solver import out_of_fold, solve_fold
 
-SUSPECTS = Path(__file__).parents[1] / "suspects.csv"
-LEAST = 10  # photos of a class, of which an average means something
-N_SHOWN = 20  # rows of the table on the terminal
+MIN_OF_CLASS = 10  # photos; the average of fewer means nothing
+N_PRINTED = 20  # doubted labels
 
 
-def audit(
-    workspace: Workspace, names: Sequence[str], device: Device, reporter: Reporter
+def read_suspects(competition: Competition) -> dict[str, int]:
+    """How many published lists name each suspect training photo."""
+    if competition.suspects is None:
+        return {}
+    table = pd.read_csv(Path(__file__).parents[1] / competition.suspects)
+    return dict(zip(table["id"], table["n_lists"], strict=True))
+
+
+def audit_labels(
+    workspace: Workspace,
+    competition: Competition,
+    names: Sequence[str],
+    device: str | None,
+    reporter: Reporter,
 ) -> pd.DataFrame:
-    """Audit the labels by the runs called `names`, or by all that are here; the rows of runs/audit.csv, most doubted first."""
-    folders = [find_run(workspace, name) for name in names] or sorted(
-        path.parent for path in workspace.runs.glob("*/oof.csv")
-    )
+    """The rows of runs/audit.csv, most doubted first, by the runs called `names`, or by all."""
+    folders = [find_run(workspace, name) for name in names]
+    folders = folders or sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
     if not folders:
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
-    votes = _votes(folders, photos)
-    suspects = pd.read_csv(SUSPECTS)
-    n_lists = dict(zip(suspects["id"], suspects["n_lists"], strict=True))
-    table = evidence(votes, photos, read_verdicts(workspace.verdicts), n_lists)
+    votes = _count_votes(folders, photos)
+    n_lists = read_suspects(competition)
+    table = evidence(votes, photos, read_label_fixes(workspace.verdicts), n_lists)
     write_table(workspace.runs / "audit.csv", table)
-    twins = twins_across(photos, test)
-    _show(table, votes, n_lists, len(folders), reporter)
-    reporter.say(f"{len(twins):,} pairs of a training and a test photo are near-duplicates")
-    recipe = next((recipe for recipe in map(_head_recipe, folders) if recipe), None)
-    if recipe:
-        measure_leak(workspace, recipe, device, reporter)
+    _print_doubts(table, len(votes), len(folders), reporter)
+    _print_lists(votes, n_lists, len(folders), reporter)
+    pairs = pairs_across(photos, test)
+    n_conflicts = int((table["conflict"] != "").sum())
+    reporter.say(f"{n_conflicts:,} photos have a near-duplicate with another label")
+    reporter.say(f"{len(pairs):,} pairs of a training and a test photo are near-duplicates")
+    recipes = [recipe_of(folder) for folder in folders]
+    of_heads = [each for each in recipes if each and isinstance(each.training, Head)]
+    if of_heads:
+        measure_leak(workspace, of_heads[0], device, reporter)
     else:
-        reporter.say(
-            "leak: not measured, because it takes new heads: name a run of a head recipe in RUNS"
-        )
+        reporter.say("leak: not measured, it takes new heads: name a run of a head recipe in RUNS")
     path = workspace.runs / "audit.html"
-    n_shown = write_gallery(
-        path, "Audit of labels", _sections(table, twins, len(folders)), workspace
-    )
+    sections = _sections(table, pairs, len(folders), competition.classes)
+    n_shown = write_gallery(path, "Audit of labels", sections, workspace)
     reporter.say(
-        f"{len(table):,} photos in {workspace.runs / 'audit.csv'}, {n_shown:,} pictures in {path}; verdicts go into {workspace.verdicts}"
+        f"{len(table):,} photos in {workspace.runs / 'audit.csv'}, {n_shown:,} pictures in {path};"
+        f" label fixes go into {workspace.verdicts}"
     )
     return table
 
 
-def judge(
-    workspace: Workspace, recipe: Recipe, wanted: str, device: Device, reporter: Reporter
-) -> Gain:
-    """What `recipe` gains by the verdicts that `wanted` names, all, a kind or a photo; both runs are made where they are not here yet."""
-    names = []
-    for each in (override(recipe, [f"folds.label_fixes={wanted}"]), recipe):
-        names.append(train(workspace, each, device, reporter).name)
-        predict(workspace, COMPETITION, each, device, reporter)
-    return ablate(workspace, COMPETITION, names[0], names[1], reporter)
-
-
-def _votes(folders: Sequence[Path], manifest: pd.DataFrame) -> pd.DataFrame:
-    """id, label, votes against it and the mean logit, over runs that must be of the same photos and folds."""
+def _count_votes(folders: Sequence[Path], manifest: pd.DataFrame) -> pd.DataFrame:
+    """id, label, number of runs that doubt it, mean logit. All runs need the same photos."""
     photos, logits = side_by_side({folder.name: read_oof(folder) for folder in folders})
-    now = manifest.set_index("id")["label"].reindex(photos["id"])
-    n_apart = int((now.fillna(-1).to_numpy() != photos["label"].to_numpy()).sum())
-    if n_apart:
+    now = manifest.set_index("id")["label"].reindex(photos["id"]).fillna(-1)
+    n_off = int((now.to_numpy() != photos["label"].to_numpy()).sum())
+    if n_off:
         raise StaleError(
-            f"{n_apart:,} photos of {folders[0].name} are not in data/train.csv with the same label: train it again"
+            f"{n_off:,} photos of {folders[0].name} are not in data/train.csv with the same label:"
+            " train it again"
         )
     votes = np.sum([doubted(photos["label"], column) for column in logits.T], axis=0)
     return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=logits.mean(1))
 
 
 def doubted(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.bool_]:
-    """Which labels [n] in {0, 1} confident learning doubts, by out-of-fold `logits [n]`.
+    """Which `labels [n]`, 0 or 1, confident learning doubts, by out-of-fold `logits [n]`.
 
-    A class's threshold is the mean probability of it over photos that carry its label. A photo whose probability of the other class
-    reaches that class's threshold belongs there, unless its own class does so too and is the more probable one.
+    The threshold of a class is its mean probability over photos with its label. A photo belongs to
+    the other class if its probability of that reaches the threshold, unless its own class reaches
+    its own threshold too and is more probable.
     """
     label, p = np.asarray(labels, np.int64), sigmoid(logits)
-    n_least = int(np.bincount(label, minlength=2).min())
-    if n_least < LEAST:
+    n_smaller = int(np.bincount(label, minlength=2).min())
+    if n_smaller < MIN_OF_CLASS:
         raise DataError(
-            f"{n_least} out-of-fold photos of one class are too few for an audit: train on {LEAST} or more of each"
+            f"{n_smaller} out-of-fold photos of one class are too few for an audit: train on"
+            f" {MIN_OF_CLASS} or more of each"
         )
     own = np.where(label == 1, p, 1 - p)
     thresholds = np.array([own[label == kind].mean() for kind in (0, 1)])
@@ -118,132 +123,142 @@ def doubted(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.bool_]:
 
 
 def evidence(
-    votes: pd.DataFrame, manifest: pd.DataFrame, verdicts: dict[str, str], n_lists: dict[str, int]
+    votes: pd.DataFrame,
+    manifest: pd.DataFrame,
+    label_fixes: Mapping[str, str],
+    n_lists: Mapping[str, int],
 ) -> pd.DataFrame:
-    """Those of `votes` (id, label, votes, logit) that something speaks against, most doubted first, with
+    """The photos of `votes` (id, label, votes, logit) with evidence against them, and
 
-    p_other   the probability of the other class, from the mean logit
-    conflict  the near-duplicates that carry another label, separated by spaces
-    n_lists   how many published lists name the photo
-    verdict   what data/verdicts.csv says of it
+    p_other   the probability of the other class, by the mean logit
+    conflict  their near-duplicates with the other label, separated by spaces
+    n_lists   how many published lists name them
+    verdict   their label fix in data/verdicts.csv
     """
     p, clashes = sigmoid(votes["logit"]), conflicts(manifest)
     table = votes[["id", "label", "votes"]].assign(
         p_other=np.where(votes["label"] == 1, 1 - p, p),
         conflict=[clashes.get(id, "") for id in votes["id"]],
         n_lists=[n_lists.get(id, 0) for id in votes["id"]],
-        verdict=[verdicts.get(id, "") for id in votes["id"]],
+        verdict=[label_fixes.get(id, "") for id in votes["id"]],
     )
-    against = (
-        (table["votes"] > 0)
-        | (table["conflict"] != "")
-        | (table["n_lists"] > 0)
-        | (table["verdict"] != "")
-    )
-    return (
-        table[against]
-        .sort_values(["votes", "p_other"], ascending=False, kind="stable")
-        .reset_index(drop=True)
-    )
+    is_listed = (table["votes"] > 0) | (table["n_lists"] > 0)
+    table = table[is_listed | (table["conflict"] != "") | (table["verdict"] != "")]
+    order = ["votes", "p_other"]
+    return table.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
 
 
 def conflicts(manifest: pd.DataFrame) -> dict[str, str]:
-    """The near-duplicates of each photo that carry another label, separated by spaces; only of photos that have some."""
+    """By photo, its near-duplicates with the other label, separated by spaces, if it has any."""
     found = {}
     for _, group in manifest[manifest["group"].duplicated(keep=False)].groupby("group"):
-        for row in group.itertuples():
-            others = group["id"][group["label"] != row.label]
-            if len(others):
-                found[str(row.id)] = " ".join(others)
+        for id, label in zip(group["id"], group["label"], strict=True):
+            if (group["label"] != label).any():
+                found[str(id)] = " ".join(group["id"][group["label"] != label])
     return found
 
 
-def twins_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+def pairs_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     """id and test_id of each training photo and test photo that are near-duplicates."""
-    return photos[["id", "group"]].merge(
-        test[["id", "group"]].rename(columns={"id": "test_id"}), on="group"
-    )[["id", "test_id"]]
+    others = test[["id", "group"]].rename(columns={"id": "test_id"})
+    return photos[["id", "group"]].merge(others, on="group")[["id", "test_id"]]
 
 
-def _head_recipe(folder: Path) -> Recipe | None:
-    """The recipe of the run in `folder` if it solves heads."""
-    recipe = recipe_of(folder)
-    return recipe if recipe is not None and isinstance(recipe.training, Head) else None
-
-
-def _show(
-    table: pd.DataFrame,
-    votes: pd.DataFrame,
-    n_lists: dict[str, int],
-    n_runs: int,
-    reporter: Reporter,
-) -> None:
+def _print_doubts(table: pd.DataFrame, n_photos: int, n_runs: int, reporter: Reporter) -> None:
     doubts = table[table["votes"] > 0]
-    rows = [
-        (
-            row["id"],
-            row["votes"],
-            f"{row['p_other']:.4f}",
-            row["n_lists"] or "",
-            row["conflict"],
-            row["verdict"],
-        )
-        for row in doubts.head(N_SHOWN).to_dict("records")
-    ]
-    columns = ("photo", "votes", "P(other)", "lists", "alike, other label", "verdict")
-    reporter.table(
-        f"{len(doubts):,} of {len(votes):,} labels are doubted by one or more of {n_runs} runs",
-        columns,
-        rows,
-    )
+    cells = doubts[["id", "votes", "p_other", "n_lists", "conflict", "verdict"]].head(N_PRINTED)
+    title = f"{len(doubts):,} of {n_photos:,} labels are doubted by one or more of {n_runs} runs"
+    columns = ("photo", "votes", "P(other)", "lists", "near-duplicate, other label", "label fix")
+    reporter.table(title, columns, list(cells.itertuples(index=False)))
+
+
+def _print_lists(
+    votes: pd.DataFrame, n_lists: Mapping[str, int], n_runs: int, reporter: Reporter
+) -> None:
     named = np.array([n_lists.get(id, 0) for id in votes["id"]])
-    counts = []
-    for n in range(max(n_lists.values()), -1, -1):
+    rows = []
+    for n in range(max(n_lists.values(), default=0), -1, -1):
         here = votes["votes"][named == n]
-        counts.append(
-            (n or "none", f"{len(here):,}", int((here > 0).sum()), int((here == n_runs).sum()))
-        )
-    reporter.table(
-        "against the published lists", ("on lists", "photos", "doubted by a run", "by all"), counts
-    )
-    reporter.say(
-        f"{int((table['conflict'] != '').sum()):,} photos have a near-duplicate with another label"
-    )
+        rows.append((n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_runs).sum()))
+    columns = ("on lists", "photos", "doubted by a run", "by all")
+    reporter.table("doubts by the number of published lists", columns, rows)
 
 
-def _sections(table: pd.DataFrame, twins: pd.DataFrame, n_runs: int) -> list[Section]:
-    def photos(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
-        return [("train", row["id"], _caption(row, n_runs)) for row in rows.to_dict("records")]
-
-    pairs = []
-    for row in twins.to_dict("records"):
-        pairs += [
-            ("train", row["id"], row["id"]),
-            ("test", row["test_id"], f"test {row['test_id']}, like {row['id']}"),
+def _sections(
+    table: pd.DataFrame, pairs: pd.DataFrame, n_runs: int, classes: Sequence[str]
+) -> dict[str, list[Captioned]]:
+    def captioned(rows: "pd.Series[bool]") -> list[Captioned]:
+        return [
+            ("train", row["id"], _caption(row, n_runs, classes))
+            for _, row in table[rows].iterrows()
         ]
-    return [
-        Section(title="Labels that runs doubt", photos=photos(table[table["votes"] > 0])),
-        Section(
-            title="Near-duplicates with different labels",
-            photos=photos(table[table["conflict"] != ""]),
+
+    beside: list[Captioned] = []
+    for id, test_id in pairs.itertuples(index=False):
+        beside += [("train", id, id), ("test", test_id, f"test {test_id}, like {id}")]
+    return {
+        "Labels that runs doubt": captioned(table["votes"] > 0),
+        "Near-duplicates with different labels": captioned(table["conflict"] != ""),
+        "Training photos beside their near-duplicates among the test photos": beside,
+        "On a published list, and no run doubts them": captioned(
+            (table["votes"] == 0) & (table["n_lists"] > 0)
         ),
-        Section(
-            title="Training photos beside their near-duplicates among the test photos", photos=pairs
-        ),
-        Section(
-            title="On a published list, and no run doubts them",
-            photos=photos(table[(table["votes"] == 0) & (table["n_lists"] > 0)]),
-        ),
-    ]
+    }
 
 
-def _caption(row: dict[Hashable, Any], n_runs: int) -> str:
-    parts = [
-        row["id"],
-        f"{row['votes']} of {n_runs} votes",
-        f"P({COMPETITION.classes[1 - row['label']]}) {row['p_other']:.4f}",
-    ]
-    parts += [f"on {row['n_lists']} lists"] * (row["n_lists"] > 0) + [f"like {row['conflict']}"] * (
-        row["conflict"] != ""
+def _caption(row: "pd.Series", n_runs: int, classes: Sequence[str]) -> str:
+    other = classes[1 - row["label"]]
+    caption = f"{row['id']}, {row['votes']} of {n_runs} votes, P({other}) {row['p_other']:.4f}"
+    if row["n_lists"]:
+        caption += f", on {row['n_lists']} lists"
+    if row["conflict"]:
+        caption += f", like {row['conflict']}"
+    return caption + f", label fix {row['verdict']}" * bool(row["verdict"])
+
+
+def measure_leak(
+    workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter
+) -> Gain:
+    """What splitting near-duplicates over folds seems to gain, by new heads on cached features.
+
+    RecipeError if `recipe` solves no heads.
+    """
+    training = recipe.training
+    if not isinstance(training, Head):
+        raise RecipeError(f"{recipe.name} solves no head: measure the leak by a head recipe")
+    recipe = recipe.replace(folds=recipe.folds.replace(split=None))
+    fit = open_fit(open_run(workspace, recipe), find_device(device), reporter, with_test=False)
+    assert isinstance(fit, HeadFit)
+    photos = fit.inputs.photos
+    alike = photos["group"].duplicated(keep=False).to_numpy()
+    if not alike.any():
+        reporter.say(f"leak: none, {len(photos):,} training photos have no near-duplicates")
+        return Gain(mean=0.0, low=0.0, high=0.0)
+    features = fit.mean_features(fit.inputs.ids, training.views)
+    # One penalty for both: a new choice varies with the inner folds by more than the leak.
+    penalty = solve_fold(features, photos.assign(fold=0), 1, training, recipe.seed).penalty
+    once = training.replace(penalties=(penalty,))
+    together, split = (
+        per_photo_logit_loss(
+            dealt["label"], out_of_fold(features, dealt, once, recipe.seed, reporter)
+        )
+        for dealt in (photos, ungrouped(photos))
     )
-    return ", ".join(parts + [f"verdict {row['verdict']}"] * (row["verdict"] != ""))
+    found = gain(together, split, photos["group"])
+    reporter.say(
+        f"leak of {recipe.name}: log loss {together.mean():.5f} with near-duplicates kept together,"
+        f" {split.mean():.5f} with them split over folds, an apparent gain of {found}; on the"
+        f" {int(alike.sum()):,} photos that have one, {together[alike].mean():.5f} and"
+        f" {split[alike].mean():.5f}"
+    )
+    return found
+
+
+def ungrouped(photos: pd.DataFrame) -> pd.DataFrame:
+    """`photos` (fold, group) with each in a group of its own.
+
+    The photos of a group are dealt over the folds in turn. All others keep their fold, so that the
+    groups make the only difference.
+    """
+    turn, n_folds = photos.groupby("group").cumcount(), photos["fold"].max() + 1
+    return photos.assign(fold=(photos["fold"] + turn) % n_folds, group=np.arange(len(photos)))

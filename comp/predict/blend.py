@@ -1,158 +1,264 @@
-"""The stage `blend`: runs weighed against each other out of fold, and what each is worth.
+"""The stage `blend`: several finished runs become one, which later stages take like any other.
 
-A blend is a weighted mean of logits. The weights lie on the simplex and have the least log loss, which is convex in them; its temperature
-is then that of any run. Ranks are never averaged: they forget how sure a run is. Everything reported is cross-fitted: the logits of a
-fold are mixed by weights from the other folds, and these are what oof.csv keeps.
+By weights: a blend is a weighted mean of logits. Weights are at least 0 and sum to 1. With the
+least log loss, which is convex in them, its temperature is then that of any run. Ranks are never
+averaged, because they forget how certain a run is. What is reported, and written to oof.csv, is
+cross-fitted: the logits of a fold are mixed by weights from the other folds.
+
+By features: one head on the features of all runs side by side (comp/predict/feature_blend.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 
 from comp.competition import Competition
-from comp.metric import Floats, Gain, gain, logit_log_loss, per_photo_logit_loss, sigmoid
-from comp.predict.calibrate import distinct
-from comp.predict.members import Members, Mixture, keep, read_members
+from comp.errors import RecipeError
+from comp.metric import (
+    Floats,
+    Gain,
+    bootstrap_ratio,
+    gain,
+    logit_log_loss,
+    per_photo_logit_loss,
+    sigmoid,
+)
+from comp.options import override
+from comp.predict.calibrate import Settings, over_folds, settings_of
+from comp.predict.compare import groups_of, side_by_side
+from comp.predict.runs import (
+    FinishedRun,
+    check_current,
+    find_run,
+    print_losses,
+    read_run,
+    write_predictions,
+)
 from comp.progress import Reporter
-from comp.store import Workspace
+from comp.recipe import Prediction, Recipe
+from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
 
-Weighing = Literal["simplex", "greedy", "equal"]
+BLEND_FORMAT = 2  # of fingerprints
+OPTIONS = ("prediction.calibration", "prediction.noise_rate", "prediction.clip")
+N_PICKS = 30  # of a greedy selection, so that weights are multiples of about 1/30
 Weigh = Callable[[Floats, Floats], Floats]
-N_PICKS = 30  # of a greedy selection: a weight is a multiple of 1/30 at the finest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """Finished runs of the same photos and folds."""
+
+    runs: list[FinishedRun]  # in the order of their folders
+    photos: pd.DataFrame  # id, label, fold and near-duplicate group of the out-of-fold photos
+    logits: Floats  # [photos, runs], out-of-fold
+
+    @property
+    def names(self) -> list[str]:
+        return [run.folder for run in self.runs]
+
+    @property
+    def labels(self) -> Floats:
+        return self.photos["label"].to_numpy(np.float64)
+
+    def losses(self) -> list[Floats]:
+        """The out-of-fold log loss of each photo, by run."""
+        return [per_photo_logit_loss(self.labels, column) for column in self.logits.T]
+
+    def test_logits(self, weights: Floats) -> "pd.Series[float]":
+        """Weighted means of the runs' test logits, by id; NaN for a photo that is not decoded."""
+        tests = pd.concat([run.predictions.set_index("id")["logit"] for run in self.runs], axis=1)
+        return pd.Series(tests.to_numpy(np.float64) @ weights, index=tests.index)
+
+    def compare_with_best(self, logits: Floats) -> str:
+        """The log loss of the blend's out-of-fold `logits [n]` and its gain over the best run."""
+        alone, losses = self.losses(), per_photo_logit_loss(self.labels, logits)
+        best = min(range(len(alone)), key=lambda run: float(alone[run].mean()))
+        groups, ratio = self.photos["group"], losses.mean() / alone[best].mean()
+        low, high = bootstrap_ratio(losses, alone[best], groups, seed=0)
+        return (
+            f"{losses.mean():.5f}, {ratio:.2f} ({low:.2f} to {high:.2f}) times that of its best"
+            f" run, {self.names[best]}: a gain of {gain(alone[best], losses, groups)}"
+        )
+
+
+def read_members(workspace: Workspace, names: Iterable[str]) -> Members:
+    """The runs called `names`, each once.
+
+    RecipeError for fewer than two, StaleError or DataError if they do not fit together.
+    """
+    runs = [read_run(folder) for folder in sorted({find_run(workspace, name) for name in names})]
+    if len(runs) < 2:
+        raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
+    for run in runs:
+        check_current(workspace, run)
+    photos, logits = side_by_side({run.folder: run.oof for run in runs})
+    photos = photos.assign(group=groups_of(workspace, photos))
+    return Members(runs=runs, photos=photos, logits=logits)
 
 
 def simplex(logits: Floats, labels: Floats) -> Floats:
-    """Weights [m] >= 0 of sum 1 with the least log loss of sigmoid(logits @ weights). `logits [n, m]` out-of-fold, `labels [n]` 0 or 1."""
+    """The weights [m] with the least log loss of sigmoid(logits @ weights).
+
+    `logits [n, m]` are out-of-fold, `labels [n]` 0 or 1.
+    """
+    from scipy.optimize import minimize  # slow to load, and a blend that is done needs none
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         mixed = logits @ weights
         return logit_log_loss(labels, mixed), logits.T @ (sigmoid(mixed) - labels) / labels.size
 
     m = logits.shape[1]
-    sum_is_one = {
-        "type": "eq",
-        "fun": lambda weights: weights.sum() - 1,
-        "jac": lambda weights: np.ones_like(weights),
-    }
-    options = {"ftol": 1e-14, "maxiter": 1000}
     found = minimize(
         loss,
         np.full(m, 1 / m),
         jac=True,
         method="SLSQP",
         bounds=[(0, 1)] * m,
-        constraints=sum_is_one,
-        options=options,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+        options={"ftol": 1e-14, "maxiter": 1000},
     )
     weights = np.clip(found.x, 0, 1)
     return np.asarray(weights / weights.sum(), np.float64)
 
 
 def greedy(logits: Floats, labels: Floats) -> Floats:
-    """Like `simplex`, by `N_PICKS` picks with replacement, each the run that brings the mean so far the least log loss.
+    """Weights [m] by `N_PICKS` picks with replacement, each of the run that helps the mean most.
 
     The best of the means on the way is kept. Source: Caruana et al. 2004.
     """
     total, counts = np.zeros((labels.size, 1)), np.zeros(logits.shape[1])
-    stages: list[tuple[float, Floats]] = []
+    steps: list[tuple[float, Floats]] = []
     for n_picked in range(1, N_PICKS + 1):
         losses = per_photo_logit_loss(labels[:, None], (total + logits) / n_picked).mean(0)
         pick = int(losses.argmin())
         total, counts[pick] = total + logits[:, [pick]], counts[pick] + 1
-        stages.append((float(losses[pick]), counts / n_picked))
-    return min(stages, key=lambda stage: stage[0])[1]
+        steps.append((float(losses[pick]), counts / n_picked))
+    return min(steps, key=lambda step: step[0])[1]
 
 
-def equal(logits: Floats, labels: Floats) -> Floats:  # noqa: ARG001  # it asks no label, and is called like those that do
-    """The same weight for each run: nothing is fitted, so that a dozen errors cannot mislead it. For runs that are equally good."""
+def equal(logits: Floats, labels: Floats) -> Floats:  # noqa: ARG001  # called like the others
+    """The same weight for each run, for runs that are equally good: a few errors decide nothing."""
     return np.full(logits.shape[1], 1 / logits.shape[1])
 
 
-WAYS: dict[Weighing, Weigh] = {"simplex": simplex, "greedy": greedy, "equal": equal}
+WEIGHERS: dict[str, Weigh] = {"simplex": simplex, "greedy": greedy, "equal": equal}
 
 
-def held_out(logits: Floats, labels: Floats, folds: ArrayLike, weigh: Weigh) -> Floats:
-    """Mixed logits `[n]`, those of each fold by what `weigh` finds on the other folds."""
-    fold = np.asarray(folds, np.float64)
-    mixed = np.empty(labels.shape)
-    for name in distinct(fold):
-        held = fold == name
-        mixed[held] = logits[held] @ weigh(logits[~held], labels[~held])
-    return mixed
+def mix(logits: Floats, labels: Floats, folds: ArrayLike, weigh: Weigh) -> Floats:
+    """Mixed logits [n]; those of each fold by weights that are fitted on the other folds."""
+
+    def mixed(held_out: NDArray[np.bool_]) -> Floats:
+        return logits[held_out] @ weigh(logits[~held_out], labels[~held_out])
+
+    return over_folds(folds, mixed)
 
 
-def worths(
+def gains_by_run(
     logits: Floats, labels: Floats, folds: ArrayLike, groups: ArrayLike, weigh: Weigh
 ) -> list[Gain]:
-    """What the blend gains by each run: the log loss of the blend without it, less that with it, both cross-fitted."""
-    whole = per_photo_logit_loss(labels, held_out(logits, labels, folds, weigh))
-    without = [
-        held_out(np.delete(logits, run, axis=1), labels, folds, weigh)
-        for run in range(logits.shape[1])
+    """What the blend gains by each run, over the blend of all others, both cross-fitted."""
+    losses = per_photo_logit_loss(labels, mix(logits, labels, folds, weigh))
+    others = [
+        mix(np.delete(logits, run, axis=1), labels, folds, weigh) for run in range(logits.shape[1])
     ]
-    return [gain(per_photo_logit_loss(labels, mixed), whole, groups) for mixed in without]
+    return [gain(per_photo_logit_loss(labels, mixed), losses, groups) for mixed in others]
 
 
-def verdict(worth: Gain) -> str:
-    return "adds nothing" if worth.low <= 0 <= worth.high else "helps" if worth.low > 0 else "harms"
+def effect(found: Gain) -> str:
+    return "adds nothing" if found.low <= 0 <= found.high else "helps" if found.low > 0 else "harms"
 
 
 def error_correlations(logits: Floats, labels: Floats) -> NDArray[np.float64]:
-    """How alike the runs err: correlations [m, m] of label - probability."""
+    """Correlations [m, m] of the errors label - probability of each pair of runs."""
     return np.asarray(np.corrcoef(labels - sigmoid(logits.T)), np.float64)
 
 
-def blend(
+def blend_runs(
     workspace: Workspace,
     competition: Competition,
     names: Sequence[str],
-    method: Weighing,
+    method: str,
     settings: Sequence[str],
+    device: str | None,
     reporter: Reporter,
 ) -> Path:
-    """The folder of a run made of the runs called `names`, which forecast and submit take like any other.
+    """The folder of the run made of the runs called `names`.
 
-    `settings` override how its logits become probabilities, such as prediction.clip=0.01.
+    `method`: one of WEIGHERS, or "features". `settings` override how logits become probabilities,
+    such as prediction.clip=0.01. The same blend of the same runs is the same run.
     """
     members = read_members(workspace, names)
-    weigh, labels = WAYS[method], members.labels
-    prediction = members.prediction(settings)
-    weights, mixed = (
-        weigh(members.logits, labels),
-        held_out(members.logits, labels, members.photos["fold"], weigh),
-    )
-    _show(members, weights, mixed, weigh, reporter)
-    made = {"method": method, "members": dict(zip(members.names, weights.tolist(), strict=True))}
-    mixture = Mixture(
-        name="blend",
-        made=made,
-        prediction=prediction,
-        logits=mixed,
-        test_logits=members.test_logits(weights),
-    )
-    return keep(workspace, competition, members, mixture, reporter)
+    prediction = _prediction(members, settings)
+    parts: dict[str, float] | list[str] = members.names
+    if method == "features":
+        from comp.predict.feature_blend import fit_on_features  # torch takes seconds to load
+
+        logits, test_logits = fit_on_features(workspace, members, device, reporter)
+    else:
+        weigh = WEIGHERS[method]
+        weights = weigh(members.logits, members.labels)
+        logits = mix(members.logits, members.labels, members.photos["fold"], weigh)
+        test_logits = members.test_logits(weights)
+        parts = dict(zip(members.names, weights.tolist(), strict=True))
+        _print_weights(members, weights, weigh, reporter)
+    reporter.say(f"log loss of the blend, cross-fitted: {members.compare_with_best(logits)}")
+    calibration = settings_of(prediction, competition)
+    folder = blend_folder(workspace, members.names, method, calibration)
+    made = {"method": method, "members": parts, "prediction": prediction}
+    _write_origin(folder, made)
+    oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"})
+    oof = oof.assign(logit=logits)
+    write_table(folder / "oof.csv", oof)
+    write_predictions(workspace, folder, oof, test_logits, calibration, reporter)
+    print_losses(folder, reporter)
+    reporter.say(f"next: make forecast RUN={folder.name}, make submit RUN={folder.name}")
+    return folder
 
 
-def _show(
-    members: Members, weights: Floats, mixed: Floats, weigh: Weigh, reporter: Reporter
-) -> None:
-    names, labels, photos = members.names, members.labels, members.photos
-    gains = worths(members.logits, labels, photos["fold"], photos["group"], weigh)
-    lines = zip(names, members.losses(), weights.tolist(), gains, strict=True)
+def _write_origin(folder: Path, made: Mapping[str, object]) -> None:
+    name, _, key = folder.name.partition("-")
+    commit = code_commit(Path(__file__).parents[1])
+    write_json(folder / "run.json", {"name": name, "fingerprint": key, "commit": commit, **made})
+
+
+def blend_folder(
+    workspace: Workspace, names: Iterable[str], method: str, settings: Settings
+) -> Path:
+    """Where the blend by `method` of the finished runs in the folders `names` is, or would be."""
+    files = [
+        (name, *(file_sha256(workspace.runs / name / file) for file in ("oof.csv", "test.csv")))
+        for name in sorted(names)
+    ]
+    kind = "concat" if method == "features" else "blend"
+    return workspace.runs / f"{kind}-{fingerprint(BLEND_FORMAT, files, method, settings)}"
+
+
+def _prediction(members: Members, settings: Sequence[str]) -> Prediction:
+    """The runs' own calibration, if they have the same, and what `settings` override."""
+    unknown = [setting for setting in settings if setting.partition("=")[0] not in OPTIONS]
+    if unknown:
+        raise RecipeError(
+            f"{unknown[0]!r} is not an option of a blend, whose runs are finished: its options are"
+            f" {', '.join(OPTIONS)}"
+        )
+    methods = {run.settings.method for run in members.runs}
+    own = Prediction(calibration=methods.pop()) if len(methods) == 1 else Prediction()
+    return override(Recipe(name="blend", prediction=own), settings).prediction
+
+
+def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Reporter) -> None:
+    names, photos = members.names, members.photos
+    alone = [float(losses.mean()) for losses in members.losses()]
+    gains = gains_by_run(members.logits, members.labels, photos["fold"], photos["group"], weigh)
+    cells = (names, alone, [f"{weight:.3f}" for weight in weights], gains, map(effect, gains))
+    columns = ("", "log loss alone", "weight", "gain by including it, 95 %", "")
+    reporter.table("blend", columns, list(zip(*cells, strict=True)))
+    correlations = error_correlations(members.logits, members.labels)
     rows = [
-        (name, float(losses.mean()), f"{weight:.3f}", worth, verdict(worth))
-        for name, losses, weight, worth in lines
+        (name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, correlations, strict=True)
     ]
-    reporter.table(
-        "blend", ("", "log loss alone", "weight", "the blend gains by it, 95 %", ""), rows
-    )
-    alike = [
-        (name, *(f"{r:.2f}" for r in row))
-        for name, row in zip(names, error_correlations(members.logits, labels), strict=True)
-    ]
-    reporter.table("correlation of errors", ("", *names), alike)
-    reporter.say(f"the blend's log loss, cross-fitted, is {members.against_best(mixed)}")
+    reporter.table("correlation of errors", ("", *names), rows)

@@ -1,56 +1,51 @@
 """Photos with captions in one HTML file that needs no other."""
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from comp.data.canvas import Geometry
+from PIL import Image
+
 from comp.data.manifest import photo_path
-from comp.data.photos import decode, encode_jpeg, to_canvas
+from comp.data.photos import decode
 from comp.store import Workspace, write_text
 
-SMALL = Geometry(fit="shorter", size_px=160, interpolation="bilinear")
-QUALITY = 75
-MOST = 100  # photos of a section, about 10 kB each
-
-_STYLE = (
-    "body{font:14px sans-serif;margin:2em}section{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;width:220px}"
-    "img{max-width:220px;max-height:220px}h2{width:100%}"
+SIDE_PX = 220
+MAX_PHOTOS = 100  # of a section, about 10 kB each
+STYLE = (
+    "body{font:14px sans-serif;margin:2em}section{display:flex;flex-wrap:wrap;gap:1em}"
+    "figure{margin:0;width:220px}h2{width:100%}"
 )
+Captioned = tuple[str, str, str]  # split, id and caption of a photo
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A heading and the photos under it."""
-
-    title: str
-    photos: Sequence[tuple[str, str, str]]  # split, id, caption
-
-
-def write_gallery(path: Path, title: str, sections: Sequence[Section], workspace: Workspace) -> int:
-    """Write `sections` as one HTML file, at most MOST photos of each; how many photos it shows."""
-    shown = [section.photos[:MOST] for section in sections]
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
-    ]
-    for section, photos in zip(sections, shown, strict=True):
-        parts.append(
-            f"<section><h2>{escape(section.title)}: {len(photos):,} of {len(section.photos):,}</h2>"
-        )
-        parts += [
-            _figure(photo_path(workspace, split, id), caption) for split, id, caption in photos
+def write_gallery(
+    path: Path, title: str, sections: Mapping[str, Sequence[Captioned]], workspace: Workspace
+) -> int:
+    """Write `sections`, photos by heading, at most MAX_PHOTOS of each; how many photos it shows."""
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    parts, n_shown = [f"<!doctype html><html lang=en>{head}<h1>{escape(title)}</h1>"], 0
+    for heading, photos in sections.items():
+        figures = [
+            _figure(photo_path(workspace, split, id), caption)
+            for split, id, caption in photos[:MAX_PHOTOS]
         ]
-        parts.append("</section>")
+        counts = f"{len(figures):,} of {len(photos):,}"
+        parts += [f"<section><h2>{escape(heading)}: {counts}</h2>", *figures, "</section>"]
+        n_shown += len(figures)
     write_text(path, "\n".join([*parts, "</html>\n"]))
-    return sum(map(len, shown))
+    return n_shown
 
 
-def _figure(photo: Path, caption: str) -> str:
-    pixels = decode(photo.read_bytes()).pixels if photo.exists() else None
+def _figure(path: Path, caption: str) -> str:
+    pixels = decode(path.read_bytes()).pixels if path.exists() else None
     picture = "<p>(no photo)</p>"
     if pixels is not None:
-        data = base64.b64encode(encode_jpeg(to_canvas(pixels, SMALL), QUALITY)).decode()
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((SIDE_PX, SIDE_PX))
+        image.save(file, "JPEG")
+        data = base64.b64encode(file.getvalue()).decode()
         picture = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(caption)}">'
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"

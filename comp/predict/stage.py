@@ -1,11 +1,14 @@
 """The stage `predict`: test logits of all folds, averaged, calibrated and clipped.
 
-1. Each fold that has no logits for the test photos is asked for them, with the recipe's views; its file is written.
+1. Each fold predicts the test photos under the recipe's views, and writes them to its own file.
 2. The folds are averaged in logit space: the geometric mean of their odds.
-3. The recipe's calibration is fitted on the out-of-fold logits; the table shows what it and the clip do there, cross-fitted.
-4. test.csv has one row for each id of the test manifest; a photo that cannot be decoded gets the prior, and a warning.
+3. The recipe's calibration is fitted on the out-of-fold logits; its gain there is cross-fitted.
+4. test.csv gets one row for each photo of data/test.csv.
+
+Several recipes are predicted one by one, and their runs are blended.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,86 +18,110 @@ from numpy.typing import NDArray
 from comp.competition import Competition
 from comp.data.manifest import read_manifest, usable
 from comp.errors import StaleError
-from comp.predict.calibrate import Settings, settings_of
-from comp.predict.finished import finish, show
+from comp.predict.blend import OPTIONS, blend_folder, blend_runs
+from comp.predict.calibrate import settings_of
+from comp.predict.runs import is_predicted, print_losses, write_predictions
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.store import Workspace, file_sha256, read_json, write_table
-from comp.train.device import Device
-from comp.train.features import Embedder
+from comp.store import Workspace, file_sha256, write_table
 from comp.train.run import Run, read_scores, trained_run
-from comp.train.workbench import Workbench, open_workbench
+
+ENSEMBLE_METHOD = "simplex"
 
 
 def predict(
     workspace: Workspace,
     competition: Competition,
     recipe: Recipe,
-    device: Device,
+    device: str | None,
     reporter: Reporter,
 ) -> Run:
-    """Write test.csv and calibration.json of the fitted run of `recipe`; the run."""
+    """The run of `recipe`, which is trained, with its test.csv and calibration.json."""
     run = trained_run(workspace, recipe)
     settings = settings_of(recipe.prediction, competition)
-    made_from = {
-        "test": file_sha256(workspace.manifest("test"))[:10],
-        "oof": file_sha256(run.oof)[:10],
-    }
-    if _is_done(run, made_from, settings):
-        reporter.say(
-            f"{run.name}: {len(pd.read_csv(run.folder / 'test.csv')):,} photos are predicted; nothing to do"
-        )
+    if is_predicted(workspace, run.folder, settings.noise_rate):
+        reporter.say(f"{run.name}: all test photos are predicted; nothing to do")
     else:
-        test = read_manifest(workspace.manifest("test"))
-        logits = _mean_logits(run, made_from["test"], list(usable(test)["id"]), device, reporter)
-        finish(
-            run.folder,
-            read_scores(run.oof),
-            list(test["id"]),
-            logits,
-            settings,
-            made_from,
-            reporter,
-        )
-        reporter.say(f"{run.name}: {len(test):,} photos predicted by {len(run.folds)} folds")
-    show(run.folder, reporter)
+        logits = _mean_logits(run, device, reporter)
+        oof = read_scores(run.oof)
+        write_predictions(workspace, run.folder, oof, logits, settings, reporter)
+        n_folds = len(run.folds)
+        reporter.say(f"{run.name}: {len(logits):,} test photos predicted by {n_folds} folds")
+    print_losses(run.folder, reporter)
     return run
 
 
-def _is_done(run: Run, made_from: dict[str, str], settings: Settings) -> bool:
-    """Whether the files are there, of these photos and, where the competition's noise rate has changed since, of this one."""
-    calibration = run.folder / "calibration.json"
-    if not (calibration.exists() and (run.folder / "test.csv").exists()):
-        return False
-    figures = read_json(calibration)
-    return (figures["of"], figures["noise_rate"]) == (made_from, settings.noise_rate)
+def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series[float]":
+    """The mean over folds of the test photos' logits, by id.
 
+    The name of a fold's file contains a hash of data/test.csv, so that logits of other photos are
+    never taken for these.
+    """
+    manifest = run.workspace.manifest("test")
+    ids = list(usable(read_manifest(manifest))["id"])
+    key = file_sha256(manifest)[:10]
+    paths = {fold: run.folder / f"fold-{fold}-test-{key}.csv" for fold in run.folds}
+    missing = [fold for fold, path in paths.items() if not path.exists()]
+    if missing:
+        from comp.network.device import find_device  # torch takes seconds to load
+        from comp.train.fits import open_fit
 
-def _mean_logits(
-    run: Run, test_key: str, ids: list[str], device: Device, reporter: Reporter
-) -> pd.Series:
-    """The mean over folds, by id. A fold's file names the test photos it is of, so that other photos' logits are never taken for these."""
-    paths = {fold: run.folder / f"fold-{fold}-test-{test_key}.csv" for fold in run.folds}
-    if not all(path.exists() for path in paths.values()):
-        bench = open_workbench(run, device, reporter)
-        frozen = bench.frozen(bench.backbone())[0] if run.recipe.is_cached else None
-        for fold, path in paths.items():
-            if not path.exists():
-                _predict_fold(bench, frozen, fold, path)
-    tables = [_read_fold(path, ids) for path in paths.values()]
-    mean: NDArray[np.float64] = np.mean([table.to_numpy() for table in tables], axis=0)
+        fit = open_fit(run, find_device(device), reporter)
+        for fold in missing:
+            by_view = fit.logits(fold, fit.inputs.test_ids)
+            logits = np.mean(list(by_view.values()), axis=0)
+            write_table(paths[fold], pd.DataFrame({"id": fit.inputs.test_ids, "logit": logits}))
+    tables = [_read_fold(path, ids).to_numpy() for path in paths.values()]
+    mean: NDArray[np.float64] = np.mean(tables, axis=0)
     return pd.Series(mean, index=ids)
 
 
-def _predict_fold(bench: Workbench, frozen: Embedder | None, fold: int, path: Path) -> None:
-    logits = bench.logits(*bench.fitted(fold, frozen), bench.test_ids)
-    write_table(path, pd.DataFrame({"id": bench.test_ids, "logit": logits}))
-
-
-def _read_fold(path: Path, ids: list[str]) -> pd.Series:
+def _read_fold(path: Path, ids: list[str]) -> "pd.Series[float]":
     table = read_scores(path).set_index("id")["logit"]
     if set(table.index) != set(ids) or not table.index.is_unique or not np.isfinite(table).all():
         raise StaleError(
-            f"{path} does not hold one finite logit for each of {len(ids):,} test photos: delete it and predict again"
+            f"{path} does not contain one finite logit for each of {len(ids):,} test photos:"
+            " delete it and predict again"
         )
     return table.loc[ids]
+
+
+def predict_all(
+    workspace: Workspace,
+    competition: Competition,
+    recipes: Sequence[Recipe],
+    device: str | None,
+    reporter: Reporter,
+) -> Path:
+    """The folder of the run of `recipes`, which are trained: for several, that of their blend."""
+    names = [predict(workspace, competition, each, device, reporter).name for each in recipes]
+    if len(names) == 1:
+        return workspace.runs / names[0]
+    settings = settings_of(recipes[0].prediction, competition)
+    folder = blend_folder(workspace, names, ENSEMBLE_METHOD, settings)
+    if is_predicted(workspace, folder, settings.noise_rate):
+        reporter.say(f"{folder.name}: the blend of {', '.join(names)}; nothing to do")
+        print_losses(folder, reporter)
+        return folder
+    wanted = recipes[0].prediction
+    overrides = [f"{path}={getattr(wanted, path.partition('.')[2])}" for path in OPTIONS]
+    arguments = (ENSEMBLE_METHOD, overrides, device, reporter)
+    return blend_runs(workspace, competition, names, *arguments)
+
+
+def finished_folder(
+    workspace: Workspace, competition: Competition, recipes: Sequence[Recipe]
+) -> Path:
+    """The folder that `predict_all` made of `recipes`; StaleError if it did not yet."""
+    names = [trained_run(workspace, recipe).name for recipe in recipes]
+    if len(names) == 1:
+        return workspace.runs / names[0]
+    settings = settings_of(recipes[0].prediction, competition)
+    if all((workspace.runs / name / "test.csv").exists() for name in names):
+        folder = blend_folder(workspace, names, ENSEMBLE_METHOD, settings)
+        if is_predicted(workspace, folder, settings.noise_rate):
+            return folder
+    raise StaleError(
+        f"{', '.join(names)} are not blended yet: run `make predict` with the same RECIPE and SET"
+        " first"
+    )

@@ -22,8 +22,8 @@ def read_solution(path: Path) -> dict[str, int]:
         raise UserError(
             f"{path}: no solution ({error}); name a CSV with the columns id,label"
         ) from None
-    if labels.empty or not labels.isin(["0", "1"]).all():
-        raise UserError(f"{path}: no solution; its {len(labels)} labels must be 0 or 1")
+    if labels.empty or not (labels.isin(["0", "1"]).all() and labels.index.is_unique):
+        raise UserError(f"{path}: no solution; each id must have one label, 0 or 1")
     return {str(key): int(label) for key, label in labels.items()}
 
 
@@ -34,25 +34,24 @@ def score_csv(content: bytes, solution: Mapping[str, int], columns: tuple[str, s
     Kaggle would not score it.
     """
     texts = _values_by_id(content, columns)
-    missing = [key for key in solution if key not in texts.index]
-    unknown = [key for key in texts.index if key not in solution]
-    if missing or unknown:
+    wrong = sorted({*solution} ^ {*texts.index}) + texts.index[texts.index.duplicated()].tolist()
+    if wrong:
         raise UnscorableError(
-            f"Submission must have the {len(solution)} ids of the solution; {len(missing)} are "
-            f"missing and {len(unknown)} are unknown, such as '{(missing + unknown)[0]}'"
+            f"Submission must have the {len(solution)} ids of the solution, each once;"
+            f" {len(wrong)} are missing, unknown or repeated, such as '{wrong[0]}'"
         )
     probs = pd.to_numeric(texts, errors="coerce")
     bad = texts[~probs.between(0, 1)]
     if len(bad):
         raise UnscorableError(
-            f"Column '{columns[1]}' must hold numbers in [0, 1]: "
+            f"Column '{columns[1]}' must contain numbers in [0, 1]: "
             f"id '{bad.index[0]}' has '{bad.iloc[0]}'"
         )
     return log_loss(list(solution.values()), probs[list(solution)])
 
 
 def _values_by_id(content: bytes, columns: tuple[str, str]) -> pd.Series:
-    """The second of `columns` as text, indexed by the first; UnscorableError for anything odd."""
+    """The second of `columns` as text, indexed by the first."""
     key, value = columns
     try:
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
@@ -62,12 +61,5 @@ def _values_by_id(content: bytes, columns: tuple[str, str]) -> pd.Series:
     if sorted(table.columns) != sorted(columns):
         raise UnscorableError(
             f"Submission must have the columns {key},{value}; found {','.join(table.columns)}"
-        )
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes an extra value for an index
-        raise UnscorableError("Submission has rows with more than 2 values")
-    repeated = table.loc[table[key].duplicated(), key]
-    if len(repeated):
-        raise UnscorableError(
-            f"Submission has {len(repeated)} duplicate ids, such as '{repeated.iloc[0]}'"
         )
     return table.set_index(key)[value]

@@ -28,11 +28,11 @@ from socketserver import ThreadingTCPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from comp.board import archived_scores
 from comp.competition import COMPETITION, Competition
 from comp.errors import UserError
 from comp.rehearsal.scoring import UnscorableError, read_solution, score_csv
 from comp.store import read_json, write_json
+from comp.submit.leaderboard import archived_scores
 
 STORAGE_HOST = "storage.localhost"  # not localhost, so that requests drops Authorization on the way
 FIRST_REF = 40_000_001
@@ -99,10 +99,10 @@ class RehearsalServer(ThreadingTCPServer):
         self,
         archive: Path,
         solution: Path,
-        *,
         competition: Competition = COMPETITION,
+        *,
         journal: Path | None = None,
-        daily_limit: int = 5,  # submissions; days are those of UTC
+        daily_limit: int = 100,  # submissions, as a rehearsal is for trying things
     ) -> None:
         if not zipfile.is_zipfile(archive):
             raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")

@@ -1,8 +1,10 @@
 """The four stages, for real, against a stand-in for Kaggle, in a workspace of their own."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +15,7 @@ from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
 from comp.metric import log_loss, prior_logit, sigmoid
 from comp.network.preprocessing import geometry_of
-from comp.predict.ensemble import predict_all
+from comp.predict.stage import predict_all
 from comp.progress import Reporter
 from comp.recipe import FineTune, Recipe
 from comp.rehearsal.drawing import write_edition
@@ -25,8 +27,6 @@ from comp.train.run import Run
 from comp.train.stage import train
 
 N_TRAIN, N_TEST, SEED = 800, 200, 0  # drawn photos, when there is no archive
-DAILY_LIMIT = 100  # submissions; a rehearsal is for trying things
-WAIT_S = 60.0
 
 
 def rehearse(
@@ -51,37 +51,21 @@ def rehearse(
     competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # no flipped labels here
     workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
     if archive is None or solution is None:
-        archive, solution = write_edition(
-            workspace.root / "edition",
-            seed=SEED,
-            n_train=N_TRAIN,
-            n_test=N_TEST,
-            competition=competition,
-            reporter=reporter,
-        )
+        size = {"seed": SEED, "n_train": N_TRAIN, "n_test": N_TEST}
+        edition = workspace.root / "edition"
+        archive, solution = write_edition(edition, competition, reporter, **size)
     journal = workspace.root / "server" / "submissions.json"
-    with RehearsalServer(
-        archive, solution, competition=competition, journal=journal, daily_limit=DAILY_LIMIT
-    ) as server:
+    with RehearsalServer(archive, solution, competition, journal=journal) as server:
         kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
-        geometry = geometry_of(recipes[0])
-        prepare(
-            workspace,
-            competition,
-            lambda: kaggle.download(workspace.raw),
-            kaggle.is_real,
-            geometry,
-            reporter,
-        )
+        download, geometry = partial(kaggle.download, workspace.raw), geometry_of(recipes[0])
+        prepare(workspace, competition, download, kaggle.is_real, geometry, reporter)
         runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
         folder = predict_all(workspace, competition, recipes, device, reporter)
-        row = submit(workspace, competition, kaggle, folder, reporter, limit_s=WAIT_S)
+        row = submit(workspace, competition, kaggle, folder, reporter)
     for run in runs:
         check_learning(run)
-    names, place = ", ".join(recipe.name for recipe in recipes), workspace.root
+    names, place = ", ".join(recipe.name for recipe in recipes), os.path.relpath(workspace.root)
     reporter.say(f"rehearsal of {names} done; everything is under {place}")
-    if place.is_relative_to(Path.cwd()):
-        place = place.relative_to(Path.cwd())
     reporter.say(f"to continue there: make train predict forecast RECIPE=... WORKSPACE={place}")
     return row
 

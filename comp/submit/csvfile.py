@@ -10,6 +10,7 @@ import pandas as pd
 from comp.competition import Competition
 from comp.errors import SubmissionError
 from comp.metric import Floats, logit_log_loss
+from comp.predict.runs import FinishedRun
 from comp.store import write_table
 
 SIGNIFICANT = 3.0  # standard errors below zero at which the classes count as swapped, not as noise
@@ -18,7 +19,7 @@ ROUNDING = 1e-9  # by which a probability may exceed the clip, as a rounded 1 - 
 
 
 def write_submission(
-    path: Path, ids: Sequence[str], probs: Sequence[float] | Floats, competition: Competition
+    path: Path, ids: Sequence[str], probs: Sequence[float], competition: Competition
 ) -> None:
     """`ids` and `probs` in this order, without exponents, in digits that read back bit for bit."""
     id_column, prob_column = competition.columns
@@ -27,26 +28,21 @@ def write_submission(
 
 
 def check_submission(
-    predictions: pd.DataFrame,
+    run: FinishedRun,
     sample_ids: Sequence[str],
-    competition: Competition,
-    *,
-    clip: float,
-    oof: pd.DataFrame,
     train: pd.DataFrame,
     test: pd.DataFrame,
+    competition: Competition,
 ) -> list[str]:
     """Warnings that do not stop an upload. SubmissionError for the first problem that must.
 
-    `predictions` (id, prob), `oof` (label, logit: raw, out-of-fold), `train` (label, group) and
-    `test` (id, group) may have their rows in any order.
+    `train` and `test` are the manifests; their rows and those of `run` may be in any order.
     """
-    probs = predictions["prob"].to_numpy(np.float64)
-    check_ids(predictions["id"].tolist(), sample_ids)
-    check_probs(probs, clip)
-    labels, logits = (oof[column].to_numpy(np.float64) for column in ("label", "logit"))
-    warnings = check_oof(labels, logits, competition)
-    check_neighbours(labelled_neighbours(predictions, train, test), competition)
+    probs = run.predictions["prob"].to_numpy(np.float64)
+    check_ids(run.predictions["id"].tolist(), sample_ids)
+    check_probs(probs, run.settings.clip)
+    warnings = check_oof(run.oof, competition)
+    check_neighbours(labelled_neighbours(run.predictions, train, test), competition)
     if probs.size > 1 and np.ptp(probs) == 0:
         warnings.append(f"all {probs.size:,} predictions are {probs[0]:g}, a constant")
     return warnings
@@ -54,24 +50,12 @@ def check_submission(
 
 def check_ids(ids: Sequence[str], sample_ids: Sequence[str]) -> None:
     """Each id of the sample once, and no other."""
-    expected, given = set(sample_ids), set(ids)
-    faults = {
-        "missing": [name for name in sample_ids if name not in given],
-        "unexpected": sorted(given - expected),
-        "duplicated": [name for name, n in Counter(ids).items() if n > 1],
-    }
-    found = "; ".join(f"{_first(names)} {fault}" for fault, names in faults.items() if names)
-    if found:
+    wrong = sorted({*ids} ^ {*sample_ids}) + [id for id, n in Counter(ids).items() if n > 1]
+    if wrong:
         raise SubmissionError(
-            f"{len(ids):,} predictions for {len(sample_ids):,} ids: {found};"
-            " run `make data predict` again"
+            f"{len(ids):,} predictions for {len(sample_ids):,} ids: {len(wrong):,} are missing,"
+            f" unexpected or repeated, such as {wrong[0]}; run `make data predict` again"
         )
-
-
-def _first(names: Sequence[str]) -> str:
-    """How many, and the first three by name."""
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names):,} id{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more})"
 
 
 def check_probs(probs: Floats, clip: float) -> None:
@@ -84,12 +68,13 @@ def check_probs(probs: Floats, clip: float) -> None:
         )
 
 
-def check_oof(labels: Floats, logits: Floats, competition: Competition) -> list[str]:
+def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     """Refuse out-of-fold predictions that are significantly better when flipped; else warn.
 
     Flipping a prediction raises its log loss by the logit of the photo's own class, so the mean
     of that logit decides, by its standard error.
     """
+    labels, logits = (oof[column].to_numpy(np.float64) for column in ("label", "logit"))
     n_finite = int(np.count_nonzero(np.isfinite(logits)))
     if not n_finite or n_finite < logits.size:
         raise SubmissionError(

@@ -10,24 +10,25 @@ Only means over the whole test set are used, never a single test label.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from comp.board import archived_scores, ranks
 from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import Floats, per_photo_loss
-from comp.predict.finished import FinishedRun, groups_of, read_run, side_by_side
+from comp.predict.compare import groups_of, side_by_side
+from comp.predict.runs import FinishedRun, read_run
 from comp.progress import Reporter
 from comp.store import Workspace
+from comp.submit.leaderboard import archived_scores, ranks
 from comp.submit.ledger import LedgerRow, read_ledger
 
 N_DRAWS = 2000
-N_PAIRS = 20  # latest scores to learn from
-LEVEL = 0.9
+N_PAIRS = 20  # latest scores that are used
 # Relative deviation of a score from its simulation, one standard deviation: the average of five
 # heads scored 3 to 4 % below a single one.
 MISFIT = 0.03
@@ -47,7 +48,7 @@ class Estimate:
 
 
 def summarize(draws: Floats) -> Estimate:
-    low, high = (float(end) for end in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.quantile(draws, [0.05, 0.95]).tolist()
     return Estimate(mean=float(draws.mean()), spread=float(draws.std()), low=low, high=high)
 
 
@@ -98,7 +99,7 @@ class Forecast:
     score: Estimate
     noise_rate: Estimate
     gain: Estimate | None  # over the best score so far; None if there is none
-    n_pairs: int  # scores it learnt from
+    n_pairs: int  # scores that it uses
 
 
 def forecast(
@@ -132,12 +133,12 @@ def print_forecast(
     workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
 ) -> Forecast:
     """The forecast of a finished run; warns if its gain over the best submission is uncertain."""
-    rows = [row for row in read_ledger(workspace.ledger).rows if row.file != f"{run.folder}.csv"]
+    rows = [row for row in read_ledger(workspace.ledger) if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]
     best = min((score for _, score in scored), default=None)
     pairs = _comparable(workspace, run, scored)
-    photos, _ = side_by_side({run.folder: run.oof} | {past.folder: past.oof for past, _ in pairs})
     runs = [run, *(past for past, _ in pairs)]
+    photos, _ = side_by_side({each.folder: each.oof for each in runs})
     made = forecast(
         photos["label"].to_numpy(np.float64),
         np.column_stack([each.out_of_fold_probs().loc[photos["id"]] for each in runs]),
@@ -148,11 +149,12 @@ def print_forecast(
         len(read_manifest(workspace.manifest("test"))),
     )
     _print_table(competition, run, made, reporter)
-    if made.gain is not None and made.gain.mean < made.gain.spread:
+    gain = made.gain
+    if gain is not None and gain.mean < gain.spread:
         reporter.warn(
-            f"the expected gain over the best submission so far ({best:.5f}) is"
-            f" {made.gain.mean:+.5f}, less than its standard deviation of {made.gain.spread:.5f}:"
-            " it may not be worth a submission"
+            f"the expected gain over the best submission so far ({best:.5f}) is {gain.mean:+.5f},"
+            f" less than its standard deviation of {gain.spread:.5f}: it may not be worth a"
+            " submission"
         )
     return made
 
@@ -161,14 +163,12 @@ def _comparable(
     workspace: Workspace, run: FinishedRun, scored: Sequence[tuple[LedgerRow, float]]
 ) -> list[tuple[FinishedRun, float]]:
     """The latest scored runs that are still on disk and have the photos of `run`, each once."""
-    pairs: dict[str, tuple[FinishedRun, float]] = {}
+    pairs = {}
     for row, score in scored:
-        try:
+        with suppress(UserError):
             past = read_run(workspace.runs / f"{row.recipe}-{row.fingerprint}")
             side_by_side({run.folder: run.oof, past.folder: past.oof})
-        except UserError:
-            continue
-        pairs[past.folder] = (past, score)
+            pairs[past.folder] = (past, score)
     return list(pairs.values())[-N_PAIRS:]
 
 

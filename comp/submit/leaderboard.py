@@ -1,8 +1,8 @@
 """Where our best score stands on the current and the archived leaderboard, and the next medal.
 
-A playground competition awards no medals. The thresholds here are those of Kaggle's progression
-system (kaggle.com/progression) for 1,000 teams or more: gold for the top 10 and one more team per
-500, silver for the top 5 %, bronze for the top 10 %.
+A lower score is better. A playground competition awards no medals: the thresholds here are those
+of Kaggle's progression system (kaggle.com/progression) for 1,000 teams or more: gold for the top 10
+and one more team per 500, silver for the top 5 %, bronze for the top 10 %.
 """
 
 import time
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-from comp.board import archived_scores, ranks, sort_scores
 from comp.competition import Competition
 from comp.errors import DataError, KaggleError, SubmissionError
 from comp.kaggle import Kaggle
 from comp.metric import Floats
 from comp.progress import Reporter
 from comp.store import Workspace
-from comp.submit.ledger import read_rows
+from comp.submit.ledger import read_ledger
 
 FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded again
 MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
@@ -33,7 +33,36 @@ class Board:
 
     name: str
     scores: Floats
-    teams: tuple[str, ...] = ()  # in the order of `scores`; empty if unknown
+    teams: tuple[str, ...]  # in the order of `scores`; empty if unknown
+
+
+def read_board(path: Path, name: str, remedy: str) -> Board:
+    """The leaderboard in a CSV like Kaggle's. DataError unless it has a column of scores."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = table.astype({"Score": float}).sort_values("Score", kind="stable")
+        if table.empty or not np.isfinite(table["Score"]).all():
+            raise ValueError("a score is missing")
+    except (OSError, ValueError, KeyError) as error:  # pandas' own are ValueErrors
+        cause = " ".join(str(error).split())
+        raise DataError(
+            f"{path} is not a leaderboard with a column Score ({cause}): {remedy}"
+        ) from None
+    teams = tuple(table.get("TeamName", ()))
+    return Board(name=name, scores=table["Score"].to_numpy(np.float64), teams=teams)
+
+
+def archived_scores(competition: Competition) -> Floats:
+    """Public scores of all teams when the competition closed, best first; empty if not archived."""
+    if competition.archived_board is None:
+        return np.empty(0)
+    path = Path(__file__).parents[1] / competition.archived_board
+    return read_board(path, "archived", "restore it from git").scores
+
+
+def ranks(values: ArrayLike, scores: Floats) -> NDArray[np.int64]:
+    """The rank of each of `values` among `scores`, best first: 1 + the number of better ones."""
+    return np.searchsorted(scores, np.asarray(values, np.float64)).astype(np.int64) + 1
 
 
 def print_standings(
@@ -48,18 +77,18 @@ def print_standings(
 
     SubmissionError if no submission has a score.
     """
-    own = min(_own_scores(workspace, kaggle, reporter), key=itemgetter(0), default=None)
-    if own is None:
+    own = list(_own_scores(workspace, kaggle, reporter))
+    if not own:
         raise SubmissionError(
             "no submission has a score yet, in the ledger or on Kaggle: run `make submit`,"
             " or `make scores` if one is pending"
         )
-    score, source = own
+    score, source = min(own, key=itemgetter(0))  # the first, so the ledger's, of equal ones
     reporter.say(f"{competition.title}: own best {score:.5f} ({source})")
     boards = _current_board(workspace, kaggle, reporter, refresh)
     archived = archived_scores(competition)
     if archived.size:
-        boards.append(Board(name="archived", scores=archived))
+        boards.append(Board(name="archived", scores=archived, teams=()))
     columns = ("leaderboard", "rank", "of", "top", "next above", "next below")
     reporter.table("where it stands", columns, [standing(score, board) for board in boards])
     for board in boards:
@@ -83,19 +112,13 @@ def standing(score: float, board: Board) -> tuple[str, ...]:
     return (board.name, *numbers, neighbour(rank - 2), neighbour(n_not_worse))
 
 
-def medal_ranks(n_teams: int) -> dict[str, int]:
-    """The last rank of each medal, easiest first; empty where Kaggle has other rules."""
-    if n_teams < MEDALS_FROM:
-        return {}
-    return {"bronze": n_teams // 10, "silver": n_teams // 20, "gold": 10 + n_teams // 500}
-
-
 def next_medal(score: float, scores: Floats) -> str:
     """What the next medal would need, in words."""
-    medals = medal_ranks(scores.size)
-    if not medals:
-        return f"no medal thresholds for {scores.size:,} teams, fewer than {MEDALS_FROM:,}"
-    for medal, rank in medals.items():
+    n_teams = scores.size
+    if n_teams < MEDALS_FROM:
+        return f"no medal thresholds for {n_teams:,} teams, fewer than {MEDALS_FROM:,}"
+    last_ranks = {"bronze": n_teams // 10, "silver": n_teams // 20, "gold": 10 + n_teams // 500}
+    for medal, rank in last_ranks.items():
         if ranks(score, scores) > rank:
             need = scores[rank - 1]  # an equal score shares the rank
             return f"{medal} needs rank {rank:,}, a score of {need:.5f} ({score - need:.5f} better)"
@@ -106,7 +129,7 @@ def _own_scores(
     workspace: Workspace, kaggle: Kaggle, reporter: Reporter
 ) -> Iterator[tuple[float, str]]:
     """Scores of our submissions, each with its source."""
-    for row in read_rows(workspace, reporter):
+    for row in read_ledger(workspace.ledger, reporter):
         if row.public_score is not None:
             yield row.public_score, f"{row.file}, in the ledger"
     try:
@@ -130,27 +153,10 @@ def _current_board(
             reporter.warn(f"{error}; {kept}")
     if not path.exists():
         return []
-    age_s = _age_s(path)
-    age = f"{age_s / 60:.0f} min" if age_s < 2 * 3600 else f"{age_s / 3600:,.0f} h"
-    return [read_board(path, f"Kaggle, {age} old")]
+    name = f"Kaggle, {_age_s(path) / 60:,.0f} min old"
+    return [read_board(path, name, "run `make leaderboard REFRESH=1`")]
 
 
 def _age_s(path: Path) -> float:
     """Negative if there is no file, or if its time is in the future."""
     return time.time() - path.stat().st_mtime if path.exists() else -1.0
-
-
-def read_board(path: Path, name: str) -> Board:
-    """The leaderboard in a CSV of Kaggle's. DataError if it has no column of scores."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        table["Score"] = table["Score"].astype(float)
-    except (ValueError, KeyError) as error:  # pandas' own are ValueErrors
-        cause = " ".join(str(error).split())
-        raise DataError(
-            f"{path} is not a leaderboard with a column Score ({cause}):"
-            " run `make leaderboard REFRESH=1`"
-        ) from None
-    table = table.sort_values("Score", kind="stable")
-    teams = tuple(table.get("TeamName", ()))
-    return Board(name=name, scores=sort_scores(table["Score"].tolist()), teams=teams)

@@ -8,14 +8,14 @@ import pandas as pd
 
 from comp.errors import SubmissionError
 from comp.progress import Reporter
-from comp.store import Workspace, locked, write_table
+from comp.store import locked, write_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
     """One submission; the fields are the columns, in order. An unknown number is None (empty)."""
 
-    when: str  # of the upload: UTC, ISO 8601, to the second
+    when: str = ""  # of the upload: UTC, ISO 8601, to the second
     file: str  # name under submissions/
     sha256: str  # of the file
     recipe: str
@@ -24,9 +24,9 @@ class LedgerRow:
     cv_raw: float | None  # out-of-fold log loss of sigmoid(logit)
     cv_calibrated: float | None  # the same with the cross-fitted calibration
     cv_clipped: float | None  # and with noise rate and clip
-    public_score: float | None  # log loss on the public leaderboard
-    status: str  # pending | complete | error
-    ref: int | None  # Kaggle's number of the submission
+    public_score: float | None = None  # log loss on the public leaderboard
+    status: str = "pending"  # pending | complete | error
+    ref: int | None = None  # Kaggle's number of the submission
     message: str  # as uploaded; ends with the first 12 digits of sha256
 
 
@@ -35,39 +35,30 @@ _FLOATS = ("cv_raw", "cv_calibrated", "cv_clipped", "public_score")
 _NUMBERS: dict[str, type[float]] = {"ref": int, **dict.fromkeys(_FLOATS, float)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
-    """The contents of the file."""
+def read_ledger(path: Path, reporter: Reporter | None = None) -> list[LedgerRow]:
+    """All rows, oldest first; none if there is no file. SubmissionError if it is not a ledger.
 
-    rows: tuple[LedgerRow, ...]  # oldest first
-    remarks: tuple[str, ...]  # damaged cells and lines, one sentence each
+    `reporter` gets a warning for each damaged cell or line.
+    """
 
+    def remark(what: str) -> None:
+        if reporter:
+            reporter.warn(f"{path.name} line {what} and is ignored")
 
-def read_ledger(path: Path) -> Ledger:
-    """The ledger; empty if there is no file. SubmissionError if it cannot be read as a ledger."""
-    rows, remarks = [], []
+    rows = []
     for line, cells in enumerate(_read_cells(path).to_dict("records"), 2):
         if not any(cells.values()):
             continue
         if not cells["sha256"]:
-            remarks.append(f"{path.name} line {line} has no sha256 and is ignored")
+            remark(f"{line} has no sha256")
             continue
         values = {column: cells[column] for column in LEDGER_COLUMNS}
         for column, kind in _NUMBERS.items():
             values[column] = _number(cells[column], kind)
             if cells[column] and values[column] is None:
-                text = f"{column} {cells[column]!r} is not a number and is ignored"
-                remarks.append(f"{path.name} line {line}: {text}")
+                remark(f"{line}: {column} {cells[column]!r} is not a number")
         rows.append(LedgerRow(**values))
-    return Ledger(rows=tuple(rows), remarks=tuple(remarks))
-
-
-def read_rows(workspace: Workspace, reporter: Reporter) -> tuple[LedgerRow, ...]:
-    """The rows of the ledger, with a warning for each damaged cell or line."""
-    ledger = read_ledger(workspace.ledger)
-    for remark in ledger.remarks:
-        reporter.warn(remark)
-    return ledger.rows
+    return rows
 
 
 def write_row(path: Path, row: LedgerRow, reporter: Reporter) -> None:
@@ -96,11 +87,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=list(LEDGER_COLUMNS), dtype=str)
     try:
         table = pd.read_csv(
-            path,
-            header=None,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
+            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False
         ).map(str.strip)
     except ValueError as error:  # of pandas' parser, or bytes that are not UTF-8
         cause = " ".join(str(error).split())

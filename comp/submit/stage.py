@@ -9,24 +9,21 @@
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
 
 from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.data.sample import read_sample
 from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
-from comp.predict.finished import FinishedRun, check_current, read_run
+from comp.predict.runs import FinishedRun, check_current, read_run
 from comp.progress import Reporter
 from comp.store import Workspace, code_commit, file_sha256, locked
 from comp.submit.csvfile import check_submission, write_submission
 from comp.submit.forecast import print_forecast
-from comp.submit.ledger import LedgerRow, read_ledger, read_rows, write_row
+from comp.submit.ledger import LedgerRow, read_ledger, write_row
 
 CODE = Path(__file__).resolve().parents[1]
 SCORE_WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
@@ -42,9 +39,8 @@ def submit(
     reporter: Reporter,
     *,
     force: bool = False,
-    limit_s: float = SCORE_WAIT_S,
 ) -> LedgerRow:
-    """The ledger's row of this run's submission, with its score if that came within `limit_s`.
+    """The ledger's row of this run's submission, with its score if that came in time.
 
     A file that was submitted before is uploaded again only by `force`. SubmissionError if the
     file has a problem, no submission is left today, or Kaggle could not score it.
@@ -58,11 +54,11 @@ def submit(
     # Two runs of this stage at the same time must not both upload the file.
     with locked(workspace.submissions / ".submit.lock", reporter):
         path = workspace.submissions / f"{finished.folder}.csv"
-        probs = finished.predictions.set_index("id")["prob"].loc[ids].to_numpy(np.float64)
+        probs = finished.predictions.set_index("id")["prob"].loc[ids].tolist()
         write_submission(path, ids, probs, competition)
-        row = _upload_once(workspace, kaggle, finished, path, reporter, force=force)
+        row = _upload_once(workspace, kaggle, _draft_row(finished, path), reporter, force)
     if row.status == "pending":
-        row = _await_score(workspace, kaggle, row, reporter, limit_s)
+        row = _await_score(workspace, kaggle, row, reporter)
     scores = [("CV raw", row.cv_raw), ("CV calibrated", row.cv_calibrated)]
     scores += [("CV clipped", row.cv_clipped), ("public score", row.public_score)]
     cells = [(name, _or_dash(score)) for name, score in scores]
@@ -72,30 +68,25 @@ def submit(
 
 def fetch_scores(
     workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter
-) -> list[LedgerRow]:
-    """The rows of the ledger that were pending and now are not; prints the whole ledger."""
-    pending = [row for row in read_rows(workspace, reporter) if row.status == "pending"]
-    settled = []
+) -> None:
+    """Ask for the scores of all pending rows of the ledger, and print it."""
+    rows = read_ledger(workspace.ledger, reporter)
+    pending = [row for row in rows if row.status == "pending"]
     for row in pending:
         try:
-            answer = kaggle.submission(_ref(row))
+            _settle(workspace, row, kaggle.submission(_ref(row)), reporter)
         except (NotFoundError, SubmissionError) as error:
             reporter.warn(str(error))
-            continue
-        if answer.status == "error":
-            reporter.warn(_scoring_error(row, answer))
-        if answer.status != "pending":
-            settled.append(_record(workspace, row, answer, reporter))
-    n_left = len(pending) - len(settled)
+    rows = read_ledger(workspace.ledger)
+    n_left = sum(row.status == "pending" for row in rows)
     left = f"; {n_left:,} left for the next `make scores`" if n_left else ""
-    reporter.say(f"{len(pending):,} pending in the ledger, {len(settled):,} now settled{left}")
+    settled = f"{len(pending) - n_left:,} now settled"
+    reporter.say(f"{len(pending):,} pending in the ledger, {settled}{left}")
     cells = [
-        (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status)
-        for row in read_ledger(workspace.ledger).rows
+        (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status) for row in rows
     ]
     columns = ("submission", "CV clipped", "public score", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
-    return settled
 
 
 def _check_run(
@@ -108,52 +99,9 @@ def _check_run(
     ids = read_sample(sample.read_bytes(), competition)
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
     check_current(workspace, finished)
-    for warning in check_submission(
-        finished.predictions,
-        ids,
-        competition,
-        clip=finished.settings.clip,
-        oof=finished.oof,
-        train=train,
-        test=test,
-    ):
+    for warning in check_submission(finished, ids, train, test, competition):
         reporter.warn(warning)
     return ids
-
-
-def _upload_once(
-    workspace: Workspace,
-    kaggle: Kaggle,
-    finished: FinishedRun,
-    path: Path,
-    reporter: Reporter,
-    *,
-    force: bool,
-) -> LedgerRow:
-    """The row of the file `path`: that of an earlier upload, or that of an upload made now.
-
-    A file `mark` exists during an upload. If a crash leaves it behind, the next run gives Kaggle
-    time to list the submission.
-    """
-    rows = read_rows(workspace, reporter)
-    draft = _draft_row(finished, path)
-    earlier = [row for row in rows if row.sha256 == draft.sha256]
-    if earlier and not force:
-        return _explain_skip(earlier[-1], reporter)
-    mark = path.with_name(f".{draft.sha256[:12]}.uploading")
-    lost = _find_lost(kaggle, draft, rows, mark, reporter)
-    if lost:
-        row = replace(draft, when=_utc(lost.date), ref=lost.ref, message=lost.message)
-        reporter.say(
-            f"{row.file} has been on Kaggle since {row.when} (ref {row.ref}) but was not in the"
-            " ledger: added to it, not uploaded again"
-        )
-    else:
-        ref = _upload(kaggle, path, draft.message, mark, reporter)
-        row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
-    write_row(workspace.ledger, row, reporter)
-    mark.unlink(missing_ok=True)
-    return row
 
 
 def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
@@ -161,7 +109,6 @@ def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
     sha256, recipe, fingerprint = file_sha256(path), finished.recipe, finished.fingerprint
     cv = f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
     return LedgerRow(
-        when="",
         file=path.name,
         sha256=sha256,
         recipe=recipe,
@@ -170,50 +117,73 @@ def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
         cv_raw=round(finished.cv_raw, 6),
         cv_calibrated=round(finished.cv_calibrated, 6),
         cv_clipped=round(finished.cv_clipped, 6),
-        public_score=None,
-        status="pending",
-        ref=None,
         message=f"{recipe} {fingerprint} {cv} sha {sha256[:12]}",
     )
 
 
-def _explain_skip(row: LedgerRow, reporter: Reporter) -> LedgerRow:
-    """`row`, of an earlier upload of the file. SubmissionError if Kaggle could not score it."""
-    earlier = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref})"
-    if row.status == "error":
-        raise SubmissionError(
-            f"{earlier} and could not be scored: change the run, or upload it again with FORCE=1"
+def _upload_once(
+    workspace: Workspace, kaggle: Kaggle, draft: LedgerRow, reporter: Reporter, force: bool
+) -> LedgerRow:
+    """The row of the file in `draft`: that of an earlier upload, or that of an upload made now.
+
+    A file `mark` exists during an upload. If a crash leaves it behind, the next run gives Kaggle
+    time to list the submission.
+    """
+    rows = read_ledger(workspace.ledger, reporter)
+    earlier = [row for row in rows if row.sha256 == draft.sha256]
+    if earlier and not force:
+        _explain_skip(earlier[-1], reporter)
+        return earlier[-1]
+    mark = workspace.submissions / f".{draft.sha256[:12]}.uploading"
+    lost = _find_lost(kaggle, draft, {row.ref for row in rows}, mark, reporter)
+    if lost:
+        row = replace(draft, when=_utc(lost.date), ref=lost.ref, message=lost.message)
+        reporter.say(
+            f"{row.file} has been on Kaggle since {row.when} (ref {row.ref}) but was not in the"
+            " ledger: added to it, not uploaded again"
         )
-    score = row.public_score
-    result = "is waiting for its score" if score is None else f"scored {score:.5f}"
-    reporter.say(f"{earlier} and {result}: not uploaded again (FORCE=1 does)")
+    else:
+        ref = _upload(kaggle, workspace.submissions / draft.file, draft.message, mark, reporter)
+        row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
+    write_row(workspace.ledger, row, reporter)
+    mark.unlink(missing_ok=True)
     return row
 
 
+def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
+    """Say that the file of `row` was uploaded before. SubmissionError if it cannot be scored."""
+    results = {"pending": "is waiting for its score", "error": "could not be scored"}
+    result = results.get(row.status, f"scored {row.public_score}")
+    line = (
+        f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and {result}:"
+        " not uploaded again (FORCE=1 does)"
+    )
+    if row.status == "error":
+        raise SubmissionError(line)
+    reporter.say(line)
+
+
 def _find_lost(
-    kaggle: Kaggle, draft: LedgerRow, rows: Sequence[LedgerRow], mark: Path, reporter: Reporter
+    kaggle: Kaggle, draft: LedgerRow, known: set[int | None], mark: Path, reporter: Reporter
 ) -> Submission | None:
-    """A submission of this file that Kaggle lists and the ledger lacks.
+    """A submission of this file that Kaggle lists and whose ref is not among the `known` ones.
 
     While `mark` shows an upload that was just interrupted, Kaggle gets time to list it.
     """
-    age_s = time.time() - mark.stat().st_mtime if mark.exists() else LISTED_S
-    wait_s = LISTED_S - age_s if age_s >= 0 else 0.0  # a time in the future proves nothing
+    wait_s = LISTED_S - max(0.0, time.time() - mark.stat().st_mtime) if mark.exists() else 0.0
     deadline = time.monotonic() + wait_s
     if wait_s > 0:
         reporter.say(
             f"an upload of {draft.file} was interrupted:"
             f" looking for it in Kaggle's list for at most {wait_s:.0f} s"
         )
-    refs, ending = {row.ref for row in rows}, f"sha {draft.sha256[:12]}"
     while True:
         for each in kaggle.submissions():
-            if each.message.endswith(ending) and each.ref not in refs:
+            if each.message.endswith(f"sha {draft.sha256[:12]}") and each.ref not in known:
                 return each
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        if time.monotonic() >= deadline:
             return None
-        time.sleep(min(left_s, LOOK_EVERY_S))
+        time.sleep(LOOK_EVERY_S)
 
 
 def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Reporter) -> int:
@@ -236,35 +206,33 @@ def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Repo
 
 
 def _await_score(
-    workspace: Workspace, kaggle: Kaggle, row: LedgerRow, reporter: Reporter, limit_s: float
+    workspace: Workspace, kaggle: Kaggle, row: LedgerRow, reporter: Reporter
 ) -> LedgerRow:
-    uploaded, later = f"{row.file} is uploaded (ref {row.ref})", "run `make scores` later"
     try:
-        answer = kaggle.wait(_ref(row), limit_s)
+        answer = kaggle.wait(_ref(row), SCORE_WAIT_S)
     except UnavailableError as error:
-        reporter.warn(f"{uploaded}, but Kaggle did not answer about its score ({error}): {later}")
-        return row
-    if answer.status == "pending":
-        reporter.warn(f"{uploaded} and has no score after {limit_s:.0f} s: {later}")
-        return row
-    row = _record(workspace, row, answer, reporter)
-    if answer.status == "error":
-        raise SubmissionError(_scoring_error(row, answer))
+        problem = f"Kaggle did not answer about its score ({error})"
+    else:
+        if answer.status != "pending":
+            return _settle(workspace, row, answer, reporter)
+        problem = f"has no score after {SCORE_WAIT_S:.0f} s"
+    reporter.warn(f"{row.file} is uploaded (ref {row.ref}), but {problem}: run `make scores` later")
     return row
 
 
-def _record(
+def _settle(
     workspace: Workspace, row: LedgerRow, answer: Submission, reporter: Reporter
 ) -> LedgerRow:
+    """`row` with Kaggle's `answer`, in the ledger too. SubmissionError if it cannot be scored."""
     row = replace(row, status=answer.status, public_score=answer.public_score)
     write_row(workspace.ledger, row, reporter)
+    if answer.status == "error":
+        reason = " ".join(answer.error.split()).rstrip(".") or "no reason given"
+        raise SubmissionError(
+            f"Kaggle could not score {row.file} (ref {row.ref}): {reason};"
+            " recorded in the ledger as an error"
+        )
     return row
-
-
-def _scoring_error(row: LedgerRow, answer: Submission) -> str:
-    reason = " ".join(answer.error.split()).rstrip(".") or "no reason given"
-    recorded = "recorded in the ledger as an error"
-    return f"Kaggle could not score {row.file} (ref {row.ref}): {reason}; {recorded}"
 
 
 def _ref(row: LedgerRow) -> int:

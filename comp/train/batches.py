@@ -13,8 +13,7 @@ from comp.data.photos import n_cores
 from comp.network.device import Device
 from comp.network.views import Canvases, Crops
 from comp.recipe import Augmentation, FineTune
-from comp.seeds import derive_seed
-from comp.store import fingerprint
+from comp.store import derive_seed, fingerprint
 from comp.train.features import CachedRows
 
 # uint8 crops [b, s, s, 3], or cached arrays float32 [b, ...]; and labels float32 [b]

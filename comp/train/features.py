@@ -1,8 +1,7 @@
 """Outputs of a frozen network, computed once per photo and view, and cached on disk."""
 
 import math
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from comp.errors import DataError, StaleError
+from comp.errors import StaleError
 from comp.network.backbone import build
 from comp.network.boundary import Boundary
 from comp.network.device import Device
@@ -19,7 +18,7 @@ from comp.network.embedder import Embedder, make_embedder, weights_key
 from comp.network.heads import FeatureHead
 from comp.network.views import Look, View
 from comp.progress import Advance, Reporter
-from comp.store import fingerprint, whole
+from comp.store import fingerprint, require_room, whole
 from comp.train.inputs import Inputs
 from comp.train.run import check_weights
 
@@ -53,6 +52,11 @@ class CachedRows:
     def all(self) -> NDArray[np.float32]:
         return self.take(np.arange(len(self)))
 
+    def parts(self, size: int) -> Iterator[Tensor]:
+        """All arrays in order, up to `size` of them at once."""
+        for start in range(0, len(self), size):
+            yield torch.from_numpy(self.take(range(start, min(start + size, len(self)))))
+
 
 def in_memory(arrays: NDArray[np.float32]) -> CachedRows:
     return CachedRows([arrays], np.array([(0, row) for row in range(len(arrays))], np.int64))
@@ -66,26 +70,24 @@ class ArrayCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._shards = [_read_shard(path) for path in sorted(folder.glob("*.npy"))]
+        self._folder, self._shards = folder, list[NDArray[np.floating]]()
+        self._places: dict[str, tuple[int, int]] = {}
+        for path in sorted(folder.glob("*.npy")):
+            self._add(path)
 
-    def _places(self) -> dict[str, tuple[int, int]]:
-        return {
-            key: (shard, row)
-            for shard, (keys, _) in enumerate(self._shards)
-            for row, key in enumerate(keys)
-        }
+    def _add(self, path: Path) -> None:
+        keys, values = _read_shard(path)
+        self._places |= {key: (len(self._shards), row) for row, key in enumerate(keys)}
+        self._shards.append(values)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that have no array, each once, in order."""
-        places = self._places()
-        return [key for key in dict.fromkeys(keys) if key not in places]
+        return [key for key in dict.fromkeys(keys) if key not in self._places]
 
     def rows(self, keys: Sequence[str]) -> CachedRows:
         """The arrays of `keys`, none of which is missing."""
-        places = self._places()
-        wanted = np.array([places[key] for key in keys], np.int64).reshape(-1, 2)
-        return CachedRows([values for _, values in self._shards], wanted)
+        wanted = np.array([self._places[key] for key in keys], np.int64).reshape(-1, 2)
+        return CachedRows(self._shards, wanted)
 
     def append(self, keys: Sequence[str], arrays: NDArray[np.float32]) -> None:
         with np.errstate(over="ignore"):
@@ -95,7 +97,7 @@ class ArrayCache:
         with whole(self._folder / name) as scratch, scratch.open("wb") as file:
             np.save(file, np.array(keys, "S64"))
             np.save(file, values)
-        self._shards.append(_read_shard(self._folder / name))
+        self._add(self._folder / name)
 
 
 def _read_shard(path: Path) -> tuple[list[str], NDArray[np.floating]]:
@@ -126,33 +128,33 @@ class FrozenNetwork:
         boundary: Boundary | None = None,
     ) -> None:
         """`network`, if it is built already, is consumed; `boundary`: where it ends."""
-        self._inputs, self._device, self._reporter = inputs, device, reporter
+        self.inputs, self.device, self.reporter = inputs, device, reporter
         self._network, self._boundary = network, boundary
 
     @cached_property
     def embedder(self) -> Embedder:
         """Ready for inference. StaleError if the weights are not those the run began with."""
-        run, recipe = self._inputs.run, self._inputs.run.recipe
+        run, recipe = self.inputs.run, self.inputs.run.recipe
         network = self._network or build(recipe.model, size_px=recipe.pixels.size_px)
         self._network = None
         check_weights(run, weights_key(network))
-        preprocessing, example = self._inputs.preprocessing, self._inputs.example_crops()
-        embedder, why = make_embedder(network, preprocessing, self._device, example, self._boundary)
-        self._reporter.say(f"inference in {why}")
+        preprocessing, example = self.inputs.preprocessing, self.inputs.example_crops()
+        embedder, why = make_embedder(network, preprocessing, self.device, example, self._boundary)
+        self.reporter.say(f"inference in {why}")
         return embedder
 
     def outputs(self, ids: Sequence[str], look: Look) -> CachedRows:
         """Features, or activations, of `ids` under one view, computed where they are not cached."""
-        pixels = self._inputs.pixels
+        pixels = self.inputs.pixels
         key = fingerprint(self.embedder.key, pixels.store)
-        cache = ArrayCache(self._inputs.run.workspace.features / key / look.name)
+        cache = ArrayCache(self.inputs.run.workspace.features / key / look.name)
         rows = [int(row) for row in pixels.rows(ids)]
         keys = [pixels.sha256s[row] for row in rows]
         row_of = dict(zip(keys, rows, strict=True))
         missing = {key: row_of[key] for key in cache.missing(keys)}
         if missing:
             label = f"{self.embedder.output}, {look.name}"
-            with self._reporter.track(label, len(missing), "photos") as advance:
+            with self.reporter.track(label, len(missing), "photos") as advance:
                 self._compute(cache, missing, look, advance)
         return cache.rows(keys)
 
@@ -163,20 +165,20 @@ class FrozenNetwork:
             total += self.outputs(ids, view).all()
         return total / np.float32(len(views))
 
-    def logits(self, head: FeatureHead, ids: Sequence[str], view: View) -> NDArray[np.float64]:
-        """Logits [n] of `ids` under `view`, by a head on this network's outputs."""
-        rows = self.outputs(ids, view)
-        starts = range(0, len(rows), N_AT_ONCE)
-        parts = [rows.take(range(start, min(start + N_AT_ONCE, len(rows)))) for start in starts]
-        logits = [head.logits(torch.from_numpy(part)).numpy() for part in parts]
-        return np.concatenate(logits) if logits else np.empty(0)
+    def logits(self, head: FeatureHead, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Logits [n] of `ids` by a head on this network's outputs, under the recipe's views."""
+        by_view = {}
+        for view in self.inputs.views():
+            parts = [head.logits(part).numpy() for part in self.outputs(ids, view).parts(N_AT_ONCE)]
+            by_view[view.name] = np.concatenate([np.empty(0), *parts])
+        return by_view
 
     def _compute(
         self, cache: ArrayCache, missing: dict[str, int], look: Look, advance: Advance
     ) -> None:
         """Cache the outputs of the photos `missing`, whose rows in the pixels it maps to."""
         keys, waiting = list(missing), list[Tensor]()
-        pixels = self._inputs.pixels
+        pixels = self.inputs.pixels
         for batch in self.embedder.embed_photos(pixels, list(missing.values()), look):
             n_bad = int((~torch.isfinite(batch)).flatten(1).any(1).sum())
             if n_bad:
@@ -195,14 +197,8 @@ class FrozenNetwork:
 
     def check_disk(self, n_photos: int, n_views: int) -> None:
         """Say what caching all views takes on disk; DataError if there is not that much."""
-        folder = self._inputs.run.workspace.features
-        folder.mkdir(parents=True, exist_ok=True)
         n_bytes = n_photos * n_views * math.prod(self.embedder.shape) * HALF_BYTES
-        free = shutil.disk_usage(folder).free
-        line = (
-            f"{self.embedder.output} of {n_photos:,} photos in {n_views} views take"
-            f" {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
-        )
-        if n_bytes > free:
-            raise DataError(f"{line}: lower training.cached_views, or freeze more layers")
-        self._reporter.say(line)
+        what = f"{self.embedder.output} of {n_photos:,} photos in {n_views} views"
+        remedy = "lower training.cached_views, or freeze more layers"
+        folder = self.inputs.run.workspace.features
+        self.reporter.say(require_room(folder, n_bytes, what, remedy))

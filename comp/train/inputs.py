@@ -1,5 +1,6 @@
 """What the folds of a run are fitted to: photos with targets, their pixels, their preprocessing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,10 +13,17 @@ from torch import Tensor
 from comp.data.manifest import read_manifest, usable
 from comp.data.photos import in_order
 from comp.data.pixels import PixelStore, open_pixels
-from comp.network.preprocessing import Preprocessing, geometry_of, preprocessing_of
-from comp.network.views import CENTRE, Canvases
+from comp.errors import DataError
+from comp.network.preprocessing import (
+    Preprocessing,
+    canvas_ratio,
+    geometry_of,
+    preprocessing_of,
+)
+from comp.network.views import CENTRE, Canvases, View, views_of
 from comp.progress import Reporter
-from comp.train.labels import check_fixed_ids, chosen_label_fixes, count_fixes, select, targets
+from comp.recipe import ViewsName
+from comp.train.labels import chosen_label_fixes, select, targets
 from comp.train.labels import training_rows as rows_of
 from comp.train.run import Run
 
@@ -43,6 +51,12 @@ class Inputs:
     def held_out_ids(self, fold: int) -> list[str]:
         return list(self.photos["id"][self.photos["fold"] == fold])
 
+    def views(self, name: ViewsName | None = None) -> tuple[View, ...]:
+        """The views called `name`, or those that the recipe predicts with."""
+        recipe = self.run.recipe
+        has_room = canvas_ratio(recipe, self.preprocessing) > 1
+        return views_of(name or recipe.prediction.views, has_room=has_room)
+
     def example_crops(self) -> Tensor:
         """uint8 crops [n, s, s, 3] of some photos, on which the precision of inference is tried."""
         rows = range(min(N_EXAMPLES, len(self.pixels)))
@@ -68,13 +82,15 @@ def read_inputs(run: Run, reporter: Reporter, *, with_test: bool = True) -> Inpu
     photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
     used = train[train["id"].isin(photos["id"])]
     manifests = [used, test] if with_test else [used]
-    return Inputs(
+    inputs = Inputs(
         run=run,
         photos=photos,
         test_ids=list(usable(test)["id"]) if with_test else [],
         pixels=open_pixels(workspace, manifests, geometry_of(recipe), reporter),
         preprocessing=preprocessing_of(recipe),
     )
+    inputs.views()  # refuses a canvas without room for them before any work
+    return inputs
 
 
 def _targets(
@@ -84,14 +100,20 @@ def _targets(
     if wanted is None:
         return targets(photos, {})
     fixes = chosen_label_fixes(run.workspace.verdicts, wanted)
-    check_fixed_ids(fixes, all_ids)
-    ids = set(photos["id"])
-    here = {id: verdict for id, verdict in fixes.items() if id in ids}
+    unknown = sorted(set(fixes) - set(all_ids))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} verdicts are on no training photo, {unknown[0]} first: correct"
+            " data/verdicts.csv"
+        )
+    here = [fixes[id] for id in photos["id"] if id in fixes]
+    counts = Counter(verdict.partition(":")[0] for verdict in here)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     reporter.say(
         f"label fixes applied to {len(here)} of {len(photos):,} training photos:"
-        f" {count_fixes(here) or 'none of them is in this run'}"
+        f" {kinds or 'none of them is in this run'}"
     )
-    return targets(photos, here)
+    return targets(photos, fixes)
 
 
 def measure_colours(

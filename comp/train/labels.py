@@ -13,7 +13,6 @@ of all its photos, so that runs with and without it can be compared photo by pho
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from comp.errors import DataError
 from comp.recipe import Folds
 
 COLUMNS = ("id", "verdict", "reason", "by")
-KINDS = ("keep", "drop", "flip", "soft")
 
 
 def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
@@ -98,21 +96,14 @@ def read_label_fixes(path: Path) -> dict[str, str]:
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise DataError(f"{path} has more than one verdict on {twice.iloc[0]}: keep one")
-    for id, verdict in zip(table["id"], table["verdict"], strict=True):
-        if verdict not in ("keep", "drop", "flip") and not _is_soft(verdict):
-            raise DataError(
-                f"{path} says {verdict!r} of {id}: a verdict is keep, drop, flip or soft:P with P"
-                " from 0 to 1"
-            )
+    share = pd.to_numeric(table["verdict"].str.extract("^soft:(.*)$")[0], errors="coerce")
+    bad = table[~table["verdict"].isin(["keep", "drop", "flip"]) & ~share.between(0, 1)]
+    if len(bad):
+        raise DataError(
+            f"{path} says {bad['verdict'].iloc[0]!r} of {bad['id'].iloc[0]}: a verdict is keep,"
+            " drop, flip or soft:P with P from 0 to 1"
+        )
     return dict(zip(table["id"], table["verdict"], strict=True))
-
-
-def _is_soft(verdict: str) -> bool:
-    kind, _, share = verdict.partition(":")
-    try:
-        return kind == "soft" and 0 <= float(share) <= 1
-    except ValueError:
-        return False
 
 
 def chosen_label_fixes(path: Path, wanted: str) -> dict[str, str]:
@@ -144,19 +135,3 @@ def targets(photos: pd.DataFrame, fixes: Mapping[str, str]) -> NDArray[np.float6
         elif kind != "keep":
             learnt[row] = np.nan if kind == "drop" else 1 - learnt[row]
     return learnt
-
-
-def check_fixed_ids(fixes: Mapping[str, str], ids: "pd.Series[str]") -> None:
-    """DataError if a fix is of no training photo."""
-    unknown = sorted(set(fixes) - set(ids))
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} verdicts are on no training photo, {unknown[0]} first: correct"
-            " data/verdicts.csv"
-        )
-
-
-def count_fixes(fixes: Mapping[str, str]) -> str:
-    """How many fixes of each kind, such as "2 drop, 1 flip"."""
-    counts = Counter(verdict.partition(":")[0] for verdict in fixes.values())
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items())

@@ -7,12 +7,13 @@ smoothing, the end at a multiple of the least loss and the two suggestions are f
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from comp.errors import RecipeError, TrainingError
@@ -20,14 +21,13 @@ from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
 from comp.progress import Advance, Reporter
 from comp.recipe import FineTune, Recipe
-from comp.seeds import derive_seed
-from comp.store import Workspace
+from comp.store import Workspace, derive_seed
 from comp.train.batches import Batch
+from comp.train.features import FrozenNetwork
 from comp.train.finetune import Step
-from comp.train.fits import recipe_views
 from comp.train.inputs import read_inputs
 from comp.train.run import open_run
-from comp.train.tuning import NetworkFit
+from comp.train.tuning import NetworkFit, freeze_for
 
 LOWEST, HIGHEST = 1e-6, 1.0
 N_STEPS = 100
@@ -74,13 +74,9 @@ class RangeTest:
         return float(self.rates[self.least]) / 10
 
 
-def smooth(losses: ArrayLike) -> NDArray[np.float64]:
+def smooth(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Exponential moving averages of `losses [n]`, corrected so that a constant stays itself."""
-    total, means = 0.0, []
-    for step, loss in enumerate(np.asarray(losses, np.float64), start=1):
-        total = DECAY * total + (1 - DECAY) * float(loss)
-        means.append(total / (1 - DECAY**step))
-    return np.array(means)
+    return pd.Series(losses).ewm(alpha=1 - DECAY).mean().to_numpy()
 
 
 def range_test(
@@ -92,21 +88,21 @@ def range_test(
     """Up to `n_steps` steps from LOWEST to HIGHEST; TrainingError if the loss diverges at once."""
     rates, losses = np.geomspace(LOWEST, HIGHEST, n_steps), list[float]()
     for rate, (arrays, labels) in zip(rates, batches, strict=False):
-        losses.append(float(take_step(arrays, labels, float(rate))))
-        advance(note=f"lr {rate:.1e}, loss {losses[-1]:.4f}")
-        mean = smooth(losses)
-        if not math.isfinite(losses[-1]):
+        loss = float(take_step(arrays, labels, float(rate)))
+        advance(note=f"lr {rate:.1e}, loss {loss:.4f}")
+        if not math.isfinite(loss):
             break
+        losses.append(loss)
+        mean = smooth(losses)
         if len(mean) > N_NOISY and mean[-1] > DIVERGED * max(mean[N_NOISY:].min(), FLOOR):
             break
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if len(finite) <= N_NOISY:
+    n = len(losses)
+    if n <= N_NOISY:
         raise TrainingError(
-            f"the loss is not finite after {len(finite)} steps, at a learning rate of"
-            f" {rates[len(finite)]:.1e}: check the weights"
+            f"the loss is not finite after {n} steps, at a learning rate of {rates[n]:.1e}: check"
+            " the weights"
         )
-    diverged = len(losses) < n_steps or len(finite) < n_steps
-    return RangeTest(rates=rates[: len(finite)], losses=np.array(finite), diverged=diverged)
+    return RangeTest(rates=rates[:n], losses=np.array(losses), diverged=n < n_steps)
 
 
 def find_lr(
@@ -128,12 +124,13 @@ def find_lr(
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
     where = find_device(device)
     inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
-    fit = NetworkFit(inputs, recipe_views(inputs), where, reporter)
+    fit = NetworkFit(FrozenNetwork(inputs, where, reporter))
     n_training = int(inputs.training_rows(0).sum())
     per_epoch = n_training // min(training.batch_size, n_training)
     training = training.replace(epochs=math.ceil(n_steps / per_epoch))
     network = fit.start(0)
-    batches = fit.batches(0, network, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
+    freeze_for(training, network, 0, fit.frozen)
+    batches = fit.batches(0, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
     with torch.random.fork_rng(devices=[where.where] if where.is_cuda else []):
         torch.manual_seed(derive_seed(recipe.seed, "range test"))
         take_step = Step(network, training, inputs.preprocessing_for(0), where)

@@ -1,8 +1,7 @@
-"""Which backbone deserves a fine-tune: frozen features of each under a solved head, in a time budget.
+"""Which backbone deserves a fine-tune: frozen features of each under a solved head, in a budget.
 
-A backbone's features are computed once, without mirroring, and cached where `make train` looks for
-them. Then the features of the best ones are put side by side. The table is in runs/scout.csv, whole
-after each backbone.
+Features are computed without mirroring and cached where `make train` looks for them. Then those of
+the best backbones are put side by side. The table is in runs/scout.csv, whole after each backbone.
 """
 
 import re
@@ -19,17 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import bootstrap_interval, gain, per_photo_logit_loss
-from comp.network.backbone import build
+from comp.network.backbone import PACKAGED, build
 from comp.network.device import Device, find_device
 from comp.network.preprocessing import preprocessing_of
 from comp.network.views import CENTRE
-from comp.network.weights import PACKAGED
 from comp.options import override
 from comp.progress import Advance, Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Recipe
 from comp.store import Workspace, write_table
 from comp.train.features import FrozenNetwork
-from comp.train.inputs import Inputs, read_inputs
+from comp.train.inputs import read_inputs
 from comp.train.labels import select
 from comp.train.run import open_run
 from comp.train.solver import out_of_fold
@@ -60,7 +58,7 @@ class Tried:
 
     @property
     def loss(self) -> float:
-        return float(self.losses.mean()) if self.losses.size else np.inf
+        return float(self.losses.mean()) if self.losses.size else np.nan
 
 
 def scout(
@@ -78,7 +76,7 @@ def scout(
     pixels.size_px=320. A backbone that has no weights or does not fit into the `budget` keeps its
     row, with the reason. The budget may be overrun by one batch, one fold's head, or a download.
     """
-    clock, where = Clock(reporter, seconds_of(budget)), find_device(device)
+    clock, where = Clock(seconds_of(budget)), find_device(device)
     recipes = [_recipe(text, settings) for text in dict.fromkeys(backbones or PACKAGED)]
     for recipe in recipes:
         preprocessing_of(recipe)  # refuses unknown names before any work
@@ -87,7 +85,7 @@ def scout(
     for recipe in recipes:
         tried.append(_try(workspace, recipe, where, clock))
         _write(workspace, tried, photos)
-    singles = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
+    singles = _best_first(tried)
     if not singles:
         raise UserError(
             f"none of {len(tried)} backbones could be scored; {tried[0].name}: {tried[0].note}"
@@ -124,20 +122,21 @@ def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: "Clock") -
         n_parameters = sum(parameter.numel() for parameter in network.parameters())
         inputs = read_inputs(open_run(workspace, recipe), clock, with_test=False)
         frozen = FrozenNetwork(inputs, device, clock, network=network)
-        photo_s = _seconds_per_photo(inputs, frozen, clock)
+        photo_s = _seconds_per_photo(frozen, clock)
         features = frozen.mean_features(inputs.ids, [CENTRE])
         losses = _losses(features, inputs.photos, clock)
     except (UserError, torch.OutOfMemoryError) as error:
         return Tried(name=name, note=str(error).splitlines()[0])
-    figures = {"losses": losses, "features": features, "photo_s": photo_s}
-    return Tried(name=name, n_parameters=n_parameters, **figures)  # type: ignore[arg-type]
+    return Tried(
+        name=name, losses=losses, features=features, photo_s=photo_s, n_parameters=n_parameters
+    )
 
 
-def _seconds_per_photo(inputs: Inputs, frozen: FrozenNetwork, clock: "Clock") -> float:
+def _seconds_per_photo(frozen: FrozenNetwork, clock: "Clock") -> float:
     """From two batches after a first to warm up; cached features would take no time."""
-    size, ended = frozen.embedder.batch_size, []
-    rows = [row % len(inputs.pixels) for row in range(3 * size)]
-    for _ in frozen.embedder.embed_photos(inputs.pixels, rows, CENTRE):
+    pixels, size, ended = frozen.inputs.pixels, frozen.embedder.batch_size, []
+    rows = [row % len(pixels) for row in range(3 * size)]
+    for _ in frozen.embedder.embed_photos(pixels, rows, CENTRE):
         ended.append(time.monotonic())
         clock.check()
     return (ended[-1] - ended[0]) / (2 * size)
@@ -186,7 +185,6 @@ def _write(workspace: Workspace, tried: Sequence[Tried], photos: pd.DataFrame) -
         row |= {"photos_per_s": 1 / one.photo_s, "n_parameters": one.n_parameters}
         rows.append(row | {"front": on_front, "n_photos": len(photos), "note": one.note})
     table = pd.DataFrame(rows).sort_values("log_loss", kind="stable")
-    table = table.replace({"log_loss": np.inf}, np.nan)
     write_table(workspace.runs / "scout.csv", table)
     return table
 
@@ -203,20 +201,22 @@ def _print(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
         reporter.warn(f"{row['backbone']} is not scored: {row['note']}")
 
 
+def _best_first(tried: Sequence[Tried]) -> list[Tried]:
+    return sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
+
+
 def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
     """Whether features side by side beat the best backbone, and, last, which one to fine-tune."""
-    scored = sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
-    singles = [one for one in scored if one.n_together == 1]
-    together = [one for one in scored if one.n_together > 1]
-    best, lines = singles[0], []
+    scored, lines = _best_first(tried), []
+    best, *others = (one for one in scored if one.n_together == 1)
+    together = next((one for one in scored if one.n_together > 1), None)
     if together:
-        found = gain(best.losses, together[0].losses, groups)
-        outcome = "beats every single backbone"
-        if found.low <= 0:
-            outcome = f"does not measurably beat {best.name} alone"
-        lines.append(f"side by side, {together[0].name} {outcome}: a gain of {found}")
+        found = gain(best.losses, together.losses, groups)
+        worse = f"does not measurably beat {best.name} alone"
+        outcome = worse if found.low <= 0 else "beats every single backbone"
+        lines.append(f"side by side, {together.name} {outcome}: a gain of {found}")
     line = f"fine-tune {best.name}: log loss {best.loss:.5f}"
-    faster = [one for one in singles[1:] if FASTER * one.photo_s <= best.photo_s]
+    faster = [one for one in others if FASTER * one.photo_s <= best.photo_s]
     rivals = [one for one in faster if gain(one.losses, best.losses, groups).low <= 0]
     if rivals:
         fast = min(rivals, key=lambda one: one.photo_s)
@@ -235,11 +235,10 @@ def seconds_of(text: str) -> float:
 
 
 class Clock(Reporter):
-    """A reporter that passes everything on, and ends work that cannot end within `budget_s`."""
+    """A reporter that ends work that cannot end within `budget_s`."""
 
-    def __init__(self, reporter: Reporter, budget_s: float) -> None:
+    def __init__(self, budget_s: float) -> None:
         super().__init__()
-        self._reporter = reporter
         self._end = time.monotonic() + budget_s
 
     def check(self, needed_s: float = 0.0) -> None:
@@ -249,17 +248,11 @@ class Clock(Reporter):
             needed = f", about {needed_s:.0f} s needed" if needed_s else ""
             raise OutOfTimeError(f"no time: {max(left, 0):.0f} s of the budget left{needed}")
 
-    def say(self, line: str) -> None:
-        self._reporter.say(line)
-
-    def warn(self, line: str) -> None:
-        self._reporter.warn(line)
-
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """As the reporter's; the first step warms up and does not count for the rate."""
         done, first = 0, (0.0, 0)
-        with self._reporter.track(label, total, unit) as inner:
+        with super().track(label, total, unit) as inner:
 
             def advance(n: int = 1, note: str = "") -> None:
                 nonlocal done, first
@@ -268,7 +261,6 @@ class Clock(Reporter):
                 now = time.monotonic()
                 first = first if first[1] else (now, done)
                 took = now - first[0]
-                rest = took * (total - done) / (done - first[1]) if took > RATE_S else 0.0
-                self.check(rest)
+                self.check(took * (total - done) / (done - first[1]) if took > RATE_S else 0.0)
 
             yield advance

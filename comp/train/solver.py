@@ -12,7 +12,7 @@ from comp.errors import DataError
 from comp.network.heads import LinearHead
 from comp.progress import Reporter
 from comp.recipe import Head
-from comp.seeds import derive_seed
+from comp.store import derive_seed
 from comp.train.labels import training_rows
 
 MEMORY = 12  # pairs of steps that L-BFGS remembers

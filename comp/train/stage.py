@@ -71,15 +71,14 @@ def print_oof_table(run: Run, reporter: Reporter) -> None:
     """Log loss and accuracy of each fold, or of each part of a split, and of all."""
     oof = runs.read_scores(run.oof)
     losses = per_photo_logit_loss(oof["label"], oof["logit"])
-    is_right = ((oof["logit"] > 0) == (oof["label"] > 0.5)).to_numpy()
+    oof = oof.assign(loss=losses, is_right=(oof["logit"] > 0) == (oof["label"] > 0.5))
     is_split = run.recipe.folds.split is not None
     names = ("validation", "test") if is_split else [f"fold {fold}" for fold in run.folds]
-    rows = []
-    for fold, name in enumerate(names):
-        here = (oof["fold"] == fold).to_numpy()
-        accuracy = f"{is_right[here].mean():.2%}"
-        rows.append((name, f"{here.sum():,}", float(losses[here].mean()), accuracy))
-    rows.append(("all", f"{len(oof):,}", float(losses.mean()), f"{is_right.mean():.2%}"))
+    parts = [(name, oof[oof["fold"] == fold]) for fold, name in enumerate(names)]
+    rows = [
+        (name, f"{len(part):,}", float(part["loss"].mean()), f"{part['is_right'].mean():.2%}")
+        for name, part in (*parts, ("all", oof))
+    ]
     title = f"{run.name}, {'held out' if is_split else 'out of fold'}"
     reporter.table(title, ("", "photos", "log loss", "accuracy"), rows)
     groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]

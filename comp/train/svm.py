@@ -1,6 +1,7 @@
 """A support vector machine on features, with calibrated probabilities: a door to scikit-learn."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,18 +49,24 @@ def fit_svm(
     machine = SVC(C=training.cost, kernel=training.kernel, gamma=1 / x.shape[1])
     classifier = CalibratedClassifierCV(machine, method="sigmoid", cv=splits, ensemble=False)
     calibrated = classifier.fit(x, labels).calibrated_classifiers_[0]
-    fitted, sigmoid = calibrated.estimator, calibrated.calibrators[0]
+    return _as_head(calibrated.estimator, calibrated.calibrators[0], mean, scale)
+
+
+def _as_head(
+    machine: SVC, sigmoid: Any, mean: NDArray[np.float64], scale: NDArray[np.float64]
+) -> FeatureHead:
+    """`machine` and Platt's `sigmoid` on features standardised by `mean` and `scale`."""
     # scikit-learn's P is 1 / (1 + exp(a f + b)), so the logit is -(a f + b)
-    slope, bias = -sigmoid.a_, -sigmoid.b_ - sigmoid.a_ * fitted.intercept_[0]
-    if training.kernel == "linear":
-        weight = slope * fitted.coef_[0] / scale
+    slope, bias = -sigmoid.a_, -sigmoid.b_ - sigmoid.a_ * machine.intercept_[0]
+    if machine.kernel == "linear":
+        weight = slope * machine.coef_[0] / scale
         return LinearHead(weight=torch.tensor(weight), bias=torch.tensor(bias - mean @ weight))
     numbers = {
         "mean": mean,
         "scale": scale,
-        "support": fitted.support_vectors_,
-        "dual": fitted.dual_coef_[0],
-        "gamma": 1 / x.shape[1],
+        "support": machine.support_vectors_,
+        "dual": machine.dual_coef_[0],
+        "gamma": machine.gamma,
         "slope": slope,
         "bias": bias,
     }

@@ -15,17 +15,15 @@ from torch.utils.data import DataLoader
 
 from comp.network.boundary import Boundary, find_boundary, input_to, resume_from
 from comp.network.cpu import fuse_activations
-from comp.network.device import Device, has_fast_bf16
+from comp.network.device import has_fast_bf16
 from comp.network.embedder import make_embedder
-from comp.network.freezing import freeze, freeze_phases
 from comp.network.heads import N_AT_ONCE, ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
-from comp.network.views import CENTRE, View
-from comp.progress import Reporter
+from comp.network.surgery import freeze
+from comp.network.views import CENTRE
 from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
-from comp.seeds import derive_seed
-from comp.store import write_table
+from comp.store import derive_seed, write_table
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
 from comp.train.checkpoints import load_network, new_network
 from comp.train.features import CachedRows, FrozenNetwork
@@ -33,25 +31,28 @@ from comp.train.finetune import Point, fine_tune, set_training_mode
 from comp.train.inputs import Inputs
 from comp.train.solver import solve_fold
 
-BatchesOf = Callable[[FineTune, int], DataLoader[Batch]]  # of a phase and a seed
+BatchesOf = Callable[[int, FineTune, int], DataLoader[Batch]]  # of a fold, a phase and a seed
 
 
 def train_phases(
-    inputs: Inputs,
+    frozen: FrozenNetwork,
     fold: int,
     network: nn.Module,
     make_batches: BatchesOf,
-    preprocessing: Preprocessing | None,
-    device: Device,
-    reporter: Reporter,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Train `network`, perhaps a head alone, through the recipe's phases; keep the history."""
+    """Train `network`, perhaps a head alone, through the recipe's phases; keep the history.
+
+    `preprocessing` normalises crops; None: the batches hold cached arrays.
+    """
+    inputs, device, reporter = frozen.inputs, frozen.device, frozen.reporter
     history: list[Point] = []
     n_training, recipe = int(inputs.training_rows(fold).sum()), inputs.run.recipe
     with torch.random.fork_rng(devices=[device.where] if device.is_cuda else []):
         for number, phase in enumerate(fine_tuning(inputs).phases()):
+            freeze_for(phase, network, fold, frozen)
             seed = derive_seed(recipe.seed, "fine-tune", fold, number)
-            batches = make_batches(phase, seed)
+            batches = make_batches(fold, phase, seed)
             # of dropout and stochastic depth; a GPU's order of summation is not seeded
             torch.manual_seed(derive_seed(seed, "dropout"))
             n_steps, n_photos = len(batches), min(phase.batch_size, n_training)
@@ -59,11 +60,19 @@ def train_phases(
                 points = fine_tune(network, batches, n_steps, phase, preprocessing, device, advance)
             before = history[-1].step if history else 0
             history += [replace(point, step=before + point.step) for point in points]
-    columns = {name: [getattr(point, name) for point in history] for name in ("step", "loss", "lr")}
-    write_table(inputs.run.history(fold), pd.DataFrame(columns))
-    reporter.say(
-        f"fold {fold}: training loss {history[0].loss:.4f} at first, {history[-1].loss:.4f} at the"
-        " end"
+    write_table(inputs.run.history(fold), pd.DataFrame(history))
+    first, last = history[0].loss, history[-1].loss
+    reporter.say(f"fold {fold}: training loss {first:.4f} at first, {last:.4f} at the end")
+
+
+def freeze_for(phase: FineTune, network: nn.Module, fold: int, frozen: FrozenNetwork) -> None:
+    """Freeze what `phase` freezes, and say how much trains; all of a head that is trained alone."""
+    total = sum(parameter.numel() for parameter in network.parameters())
+    is_whole = hasattr(network, "pretrained_cfg")
+    trained = freeze(network, phase.trainable)[0] if is_whole else total
+    n_photos = frozen.inputs.training_rows(fold).sum()
+    frozen.reporter.say(
+        f"fold {fold}: {trained:,} of {total:,} parameters train on {n_photos:,} photos"
     )
 
 
@@ -73,30 +82,34 @@ def fine_tuning(inputs: Inputs) -> FineTune:
     return training
 
 
+def start_from_solved(
+    head: nn.Module, inputs: Inputs, fold: int, features: NDArray[np.float32]
+) -> None:
+    """Give `head`, which is linear, the weights of a head solved on `features [n, d]`."""
+    seed = inputs.run.recipe.seed
+    start_from(head, solve_fold(features, inputs.photos, fold, Head(), seed))
+
+
+def _untrained(inputs: Inputs, fold: int) -> Any:
+    recipe = inputs.run.recipe
+    return new_network(recipe, seed=derive_seed(recipe.seed, "head", fold))
+
+
 class NetworkFit:
     """All layers, or those that the recipe names, trained on freshly augmented photos."""
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        views: Sequence[View],
-        device: Device,
-        reporter: Reporter,
-        network: nn.Module | None = None,
-    ) -> None:
-        """`network`: the untrained backbone, if it is built already; consumed."""
-        self.inputs, self._views, self._device, self._reporter = inputs, views, device, reporter
-        self._frozen = FrozenNetwork(inputs, device, reporter, network=network)
+    def __init__(self, frozen: FrozenNetwork) -> None:
+        self.frozen, self.inputs = frozen, frozen.inputs
 
     def announce(self, folds: Sequence[int]) -> None:
         """On a CPU, warn how long fitting `folds` will take."""
-        if not self._device.is_cpu:
+        if not self.frozen.device.is_cpu:
             return
         n_photos = sum(int(self.inputs.training_rows(fold).sum()) for fold in folds)
         phases = fine_tuning(self.inputs).phases()
         seconds = sum(n_photos * phase.epochs * self._step_seconds(phase) for phase in phases)
         took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-        self._reporter.warn(
+        self.frozen.reporter.warn(
             f"no GPU: {self.inputs.run.recipe.name} will train for about {took} on this CPU;"
             f" RECIPE={ON_CPU} is made for CPUs"
         )
@@ -118,16 +131,14 @@ class NetworkFit:
     @cached_property
     def _features(self) -> NDArray[np.float32]:
         """From which the heads are solved that training starts with."""
-        return self._frozen.mean_features(self.inputs.ids, [CENTRE])
+        return self.frozen.mean_features(self.inputs.ids, [CENTRE])
 
     def start(self, fold: int) -> nn.Module:
         """The network that training of `fold` starts with."""
-        training, recipe = fine_tuning(self.inputs), self.inputs.run.recipe
-        network = new_network(recipe, seed=derive_seed(recipe.seed, "head", fold))
+        training, network = fine_tuning(self.inputs), _untrained(self.inputs, fold)
         if training.head_start:
-            head = solve_fold(self._features, self.inputs.photos, fold, Head(), recipe.seed)
-            start_from(network.get_classifier(), head)
-        if self._device.is_cpu and not training.compile:
+            start_from_solved(network.get_classifier(), self.inputs, fold, self._features)
+        if self.frozen.device.is_cpu and not training.compile:
             self._fuse(network, half=training.fuse_batch_norm and has_fast_bf16())
         return network  # type: ignore[no-any-return]  # timm's networks are untyped
 
@@ -136,45 +147,35 @@ class NetworkFit:
         size_px, rng = self.inputs.preprocessing.size_px, torch.Generator().manual_seed(0)
         example = torch.rand(1, 3, size_px, size_px, generator=rng)
         if half and fuse_activations(network, example, half=True):
-            self._reporter.say("convolutions train in bfloat16, their weights in float32")
+            self.frozen.reporter.say("convolutions train in bfloat16, their weights in float32")
         else:
             fuse_activations(network, example)
 
-    def batches(
-        self, fold: int, network: nn.Module, phase: FineTune, seed: int
-    ) -> DataLoader[Batch]:
-        """Freeze what `phase` freezes, say so, and give its batches."""
+    def batches(self, fold: int, phase: FineTune, seed: int) -> DataLoader[Batch]:
+        """Freshly augmented photos that train for `fold`."""
         inputs = self.inputs
         photos = inputs.photos[inputs.training_rows(fold)]
         rows = [int(row) for row in inputs.pixels.rows(list(photos["id"]))]
-        _freeze(network, phase, fold, len(rows), self._reporter)
         size_px, targets = inputs.preprocessing.size_px, list(photos["target"])
         augmented = AugmentedPhotos(inputs.pixels, rows, targets, phase.augment, size_px, seed)
-        return batches_of(augmented, len(rows), phase, seed, self._device)
+        return batches_of(augmented, len(rows), phase, seed, self.frozen.device)
 
     def fit(self, fold: int) -> dict[str, Tensor]:
-        network = self.start(fold)
-
-        def make_batches(phase: FineTune, seed: int) -> DataLoader[Batch]:
-            return self.batches(fold, network, phase, seed)
-
-        preprocessing = self.inputs.preprocessing_for(fold)
-        arguments = (make_batches, preprocessing, self._device, self._reporter)
-        train_phases(self.inputs, fold, network, *arguments)
+        network, preprocessing = self.start(fold), self.inputs.preprocessing_for(fold)
+        train_phases(self.frozen, fold, network, self.batches, preprocessing)
         return dict(network.state_dict())
 
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """A tuned network's outputs are of use once, so that none is cached."""
-        inputs, run = self.inputs, self.inputs.run
-        network = load_network(run.checkpoint(fold), run.recipe, self._device)
+        inputs, run, device = self.inputs, self.inputs.run, self.frozen.device
+        network = load_network(run.checkpoint(fold), run.recipe, device)
         head = trained_head(network.get_classifier())
         preprocessing, example = inputs.preprocessing_for(fold), inputs.example_crops()
-        embedder, _ = make_embedder(network, preprocessing, self._device, example)
-        rows = [int(row) for row in inputs.pixels.rows(ids)]
+        embedder, _ = make_embedder(network, preprocessing, device, example)
+        rows, views = [int(row) for row in inputs.pixels.rows(ids)], inputs.views()
         by_view = {}
-        total = len(rows) * len(self._views)
-        with self._reporter.track("predicting", total, "views") as advance:
-            for view in self._views:
+        with self.frozen.reporter.track("predicting", len(rows) * len(views), "views") as advance:
+            for view in views:
                 parts = []
                 for batch in embedder.embed_photos(inputs.pixels, rows, view):
                     parts.append(head.logits(batch))
@@ -189,86 +190,76 @@ class TailFit:
     The activations are those of some draws of the augmentation, which epochs use in turn.
     """
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        views: Sequence[View],
-        device: Device,
-        reporter: Reporter,
-        network: nn.Module | None = None,
-    ) -> None:
-        """`network`: the untrained backbone, if it is built already; consumed."""
-        self.inputs, self._views, self._device, self._reporter = inputs, views, device, reporter
-        self._size_px = inputs.preprocessing.size_px
-        trained: Any = new_network(inputs.run.recipe)
-        freeze_phases(trained, fine_tuning(inputs))
-        self.boundary: Boundary = find_boundary(trained, self._size_px)
-        self._frozen = FrozenNetwork(
-            inputs, device, reporter, network=network, boundary=self.boundary
-        )
+    def __init__(self, frozen: FrozenNetwork, boundary: Boundary) -> None:
+        """`boundary`: where the network is cut; `frozen` ends there."""
+        self.frozen, self.inputs, self._boundary = frozen, frozen.inputs, boundary
 
     def announce(self, folds: Sequence[int]) -> None:
         """Say what the activations take on disk; DataError if there is not that much."""
         if folds:
-            n_views = fine_tuning(self.inputs).cached_views + len(self._views)
-            self._frozen.check_disk(len(self.inputs.photos), n_views)
+            n_views = fine_tuning(self.inputs).cached_views + len(self.inputs.views())
+            self.frozen.check_disk(len(self.inputs.photos), n_views)
+
+    def _cut(self, network: nn.Module) -> None:
+        """Make `network` take activations."""
+        resume_from(network, self._boundary, self.inputs.preprocessing.size_px)
 
     @cached_property
-    def draws(self) -> list[CachedRows]:
+    def _draws(self) -> list[CachedRows]:
         """The activations of all training photos, draw by draw."""
         training = fine_tuning(self.inputs)
         seed = derive_seed(self.inputs.run.recipe.seed, "draws")
         draws = [Draw(training.augment, seed, n) for n in range(training.cached_views)]
-        return [self._frozen.outputs(self.inputs.ids, draw) for draw in draws]
+        return [self.frozen.outputs(self.inputs.ids, draw) for draw in draws]
 
     @cached_property
     def _features(self) -> NDArray[np.float32]:
         """Pooled features [n, d]: cached activations through the untrained rest of the network."""
-        activations = self._frozen.outputs(self.inputs.ids, CENTRE)
-        network = new_network(self.inputs.run.recipe).to(self._device.where)
-        resume_from(network, self.boundary, self._size_px)
+        activations = self.frozen.outputs(self.inputs.ids, CENTRE)
+        where = self.frozen.device.where
+        network = new_network(self.inputs.run.recipe).to(where)
+        self._cut(network)
         head = network.pretrained_cfg["classifier"]
-        parts = []
         with torch.inference_mode():
-            for start in range(0, len(activations), N_AT_ONCE):
-                rows = range(start, min(start + N_AT_ONCE, len(activations)))
-                part = torch.from_numpy(activations.take(rows)).to(self._device.where)
-                parts.append(input_to(network, head, part).cpu())
-        return torch.cat(parts).numpy()
+            parts = activations.parts(N_AT_ONCE)
+            return torch.cat(
+                [input_to(network, head, part.to(where)).cpu() for part in parts]
+            ).numpy()
 
     def start(self, fold: int) -> nn.Module:
         """The network that training of `fold` starts with; it takes activations."""
-        recipe = self.inputs.run.recipe
-        network = new_network(recipe, seed=derive_seed(recipe.seed, "head", fold))
+        network = _untrained(self.inputs, fold)
         if fine_tuning(self.inputs).head_start:
-            head = solve_fold(self._features, self.inputs.photos, fold, Head(), recipe.seed)
-            start_from(network.get_classifier(), head)
-        resume_from(network, self.boundary, self._size_px)
+            start_from_solved(network.get_classifier(), self.inputs, fold, self._features)
+        self._cut(network)
         return network  # type: ignore[no-any-return]  # timm's networks are untyped
 
+    def _batches(self, fold: int, phase: FineTune, seed: int) -> DataLoader[Batch]:
+        return cached_batches(self._draws, self.inputs, fold, phase, seed)
+
     def fit(self, fold: int) -> dict[str, Tensor]:
-        draws, network = self.draws, self.start(fold)
-        rows = np.flatnonzero(self.inputs.training_rows(fold))
-        cached = CachedPhotos(draws, rows.tolist(), list(self.inputs.photos["target"].iloc[rows]))
-
-        def make_batches(phase: FineTune, seed: int) -> DataLoader[Batch]:
-            _freeze(network, phase, fold, len(rows), self._reporter)
-            return batches_of(cached, len(rows), phase, seed)
-
-        arguments = (make_batches, None, self._device, self._reporter)
-        train_phases(self.inputs, fold, network, *arguments)
+        network = self.start(fold)
+        train_phases(self.frozen, fold, network, self._batches)
         return dict(network.state_dict())
 
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         run = self.inputs.run
-        network = load_network(run.checkpoint(fold), run.recipe, self._device)
-        resume_from(network, self.boundary, self._size_px)
-        head = ModuleHead(module=network)
-        return {view.name: self._frozen.logits(head, ids, view) for view in self._views}
+        network = load_network(run.checkpoint(fold), run.recipe, self.frozen.device)
+        self._cut(network)
+        return self.frozen.logits(ModuleHead(module=network), ids)
 
 
-def _freeze(
-    network: nn.Module, phase: FineTune, fold: int, n_photos: int, reporter: Reporter
-) -> None:
-    trained, total = freeze(network, phase.trainable)
-    reporter.say(f"fold {fold}: {trained:,} of {total:,} parameters train on {n_photos:,} photos")
+def tail_boundary(inputs: Inputs) -> Boundary:
+    """Where the network is cut: nothing before it trains in any phase."""
+    network: Any = new_network(inputs.run.recipe)
+    freeze(network, *(phase.trainable for phase in fine_tuning(inputs).phases()))
+    return find_boundary(network, inputs.preprocessing.size_px)
+
+
+def cached_batches(
+    draws: Sequence[CachedRows], inputs: Inputs, fold: int, phase: FineTune, seed: int
+) -> DataLoader[Batch]:
+    """Batches of the photos that train for `fold`, from cached `draws` of all training photos."""
+    rows = np.flatnonzero(inputs.training_rows(fold)).tolist()
+    photos = CachedPhotos(draws, rows, list(inputs.photos["target"].iloc[rows]))
+    return batches_of(photos, len(rows), phase, seed)

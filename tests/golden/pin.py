@@ -32,7 +32,7 @@ REHEARSED = {  # golden: recipe and options
     "lite0_tail": "lite0_tail --set pixels.size_px=96 training.epochs=1"
     " training.cached_views=2 training.batch_size=8 training.wise_ft=0.5",
     "lite0_finetune": "lite0_finetune --set pixels.size_px=64 folds.n=2 training.batch_size=8"
-    " training.head_start=false training.peak_lr=1e-3",
+    " training.head_start=false training.peak_lr=1e-3 training.epochs=4",
     "vgg16_last_layer": "vgg16_last_layer --set pixels.size_px=32 folds.n=2 training.epochs=3"
     " training.batch_size=8 training.peak_lr=1 model.weights=random",
     "svm": "vgg19_block4_svm --set pixels.size_px=128 model.backbone=tf_efficientnet_lite0"

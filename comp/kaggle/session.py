@@ -1,0 +1,286 @@
+"""Calls through Kaggle's SDK: authenticated, in bounded time, their failures as KaggleErrors.
+
+`kaggle`, the dependency that users know, is a command line: when it is imported, it authenticates,
+prints and may exit; it sets no time-outs and returns a failed upload like any other answer. So we
+call the SDK that it brings along: `kagglesdk` only sends requests and raises errors.
+"""
+
+import io
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+import urllib3
+from kagglesdk import KaggleClient, KaggleCredentials, KaggleEnv
+from kagglesdk.common.types.http_redirect import HttpRedirect
+from kagglesdk.competitions.types import competition_api_service
+from kagglesdk.kaggle_http_client import KaggleHttpClient
+from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
+from requests.adapters import HTTPAdapter
+from requests.utils import should_bypass_proxies
+
+from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
+from comp.kaggle.credentials import RENEW
+
+if TYPE_CHECKING:
+    from comp.kaggle.client import Kaggle, Patience
+
+DOWNLOAD = "DownloadDataFiles"
+SERVICE = "competitions.CompetitionApiService"
+ENVIRONMENTS = {
+    "PROD": (KaggleEnv.PROD, "https://api.kaggle.com"),
+    "LOCALHOST": (KaggleEnv.LOCAL, "http://localhost"),
+}
+N_WORDS = 300  # characters of someone else's words that fit into a message
+
+
+class AnswerError(requests.RequestException):
+    """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
+
+
+class Transport(HTTPAdapter):
+    """Sends requests in bounded time, through the proxies of `env`."""
+
+    def __init__(self, env: Mapping[str, str], patience: "Patience") -> None:
+        super().__init__()
+        self.link_headers: dict[str, str] = {}  # for GETs, which only follow signed links
+        self.clock_skew_s: float | None = None
+        self._patience = patience
+        self._ca_bundle = env.get("REQUESTS_CA_BUNDLE") or env.get("CURL_CA_BUNDLE")
+        self._proxies = {  # sorted: a name in lower case comes last and wins
+            name.lower().removesuffix("_proxy"): value
+            for name, value in sorted(env.items())
+            if name.lower().endswith("_proxy")
+        }
+
+    def carry(self, session: requests.Session) -> None:
+        """Takes over all requests of `session`."""
+        session.mount("http://", self)
+        session.mount("https://", self)
+        session.verify = self._ca_bundle or True
+        session.trust_env = False  # else entries of ~/.netrc would be sent to signed links
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
+        if request.method == "GET":
+            request.headers.update(self.link_headers)
+        is_direct = should_bypass_proxies(request.url or "", self._proxies.get("no", ""))
+        options["proxies"] = {} if is_direct else self._proxies
+        options["timeout"] = (self._patience.connect_s, self._patience.read_s)
+        response = super().send(request, **options)
+        self.clock_skew_s = _seconds_until(response.headers.get("Date", ""))
+        is_archive = request.method == "GET" or (request.url or "").endswith(f"/{DOWNLOAD}")
+        if not is_archive or response.status_code not in (200, 206):
+            response.raw = io.BytesIO(self._body(response.raw))
+        return response
+
+    def _body(self, raw: Any) -> bytes:
+        """A whole body. `requests` would wait forever for one that trickles."""
+        start, blocks = time.monotonic(), []
+        with closing(raw):
+            while block := raw.read1(1 << 20, decode_content=True):
+                blocks.append(block)
+                if time.monotonic() - start > self._patience.answer_s:
+                    raise requests.ReadTimeout(f"no end after {self._patience.answer_s:.0f} s")
+        return b"".join(blocks)
+
+
+class Session:
+    """Calls to Kaggle's API, each made once."""
+
+    def __init__(self, kaggle: "Kaggle") -> None:
+        self._kaggle = kaggle
+        self.transport = Transport(kaggle.env, kaggle.patience)
+
+    def call(self, method: str, **fields: Any) -> dict[str, Any]:
+        """The answer as JSON, without secrets."""
+        with self._answer(method, **fields) as response:
+            return self._json(response)
+
+    def content(self, method: str) -> bytes:
+        """The answer as it is."""
+        with self._answer(method) as response:
+            return response.content
+
+    @contextmanager
+    def archive(self, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """The answer to a download of the archive, its body unread.
+
+        `headers` are sent to the signed link only, to which Kaggle redirects.
+        """
+        self.transport.link_headers = headers
+        try:
+            with self._answer(DOWNLOAD) as response, response:
+                yield response
+        finally:
+            self.transport.link_headers = {}
+
+    def put(self, link: str, path: Path) -> None:
+        """Uploads a file to a signed link, which must not get our credentials."""
+        with self._errors(), requests.Session() as session, path.open("rb") as file:
+            self.transport.carry(session)
+            response = session.put(link, data=file)
+            if response.status_code not in (200, 201):
+                raise requests.HTTPError(response=response)
+
+    @cached_property
+    def login(self) -> tuple[str, Any]:
+        """The user name, and what authenticates a call as `requests` takes it.
+
+        CredentialsError unless Kaggle accepts the token; a key is checked by the first call.
+        """
+        found = self._kaggle.credentials
+        if found.kind == "key":
+            return found.username, (found.username, found.secret)
+        token = found.secret
+        if found.kind == "login":
+            with self._sdk(None) as sdk:
+                stored = KaggleCredentials(sdk, refresh_token=found.secret)
+                token = str(stored.generate_access_token().token)
+            self._kaggle.credentials = replace(found, secrets=found.secrets | {token})
+        request = IntrospectTokenRequest()
+        request.token = token
+        auth = KaggleHttpClient.BearerAuth(token)
+        about: dict[str, Any] = {}
+        with self._sdk(auth) as sdk:
+            try:
+                service, method = "security.OAuthService", "IntrospectToken"
+                about = self._json(_send(sdk, service, method, request))
+            except requests.HTTPError as error:
+                if error.response is None or error.response.status_code not in (400, 403, 404):
+                    raise
+        if not (about.get("active") and about.get("username")):
+            refused = f"Kaggle does not accept the {found.kind} from {found.source}"
+            raise CredentialsError(f"{refused}: {RENEW}")
+        return str(about["username"]), auth
+
+    @contextmanager
+    def _answer(self, method: str, **fields: Any) -> Iterator[requests.Response]:
+        request = getattr(competition_api_service, f"Api{method}Request")()
+        if hasattr(request, "competition_name"):
+            request.competition_name = self._kaggle.competition.slug
+        for name, value in fields.items():
+            setattr(request, name, value)
+        _, auth = self.login
+        with self._sdk(auth) as sdk:
+            yield _send(sdk, SERVICE, method, request)
+
+    @contextmanager
+    def _sdk(self, auth: Any) -> Iterator[Any]:
+        """The SDK's client, with nothing taken from this process's environment or files."""
+        name = self._kaggle.env.get("KAGGLE_API_ENVIRONMENT") or "PROD"
+        if name not in ENVIRONMENTS:
+            remedy = "unset it to ask Kaggle, or set it to LOCALHOST to ask a stand-in"
+            raise KaggleError(f"KAGGLE_API_ENVIRONMENT={name} is not supported: {remedy}")
+        environment, endpoint = ENVIRONMENTS[name]
+        # The empty token keeps the SDK from looking for one of its own.
+        with self._errors(), KaggleClient(environment, api_token="") as sdk:
+            http = sdk.http_client()
+            if http._endpoint != endpoint:
+                raise AssertionError(f"the SDK would send calls for {name} to {http._endpoint}")
+            http._session.auth = auth
+            self.transport.carry(http._session)
+            yield sdk
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """KaggleErrors of one line, chosen by HTTP status and never by words."""
+        try:
+            yield
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise self._error(error) from None
+
+    def _json(self, response: requests.Response) -> dict[str, Any]:
+        answer = response.json()
+        if not isinstance(answer, dict):
+            raise AnswerError("no JSON object")
+        return dict(self._kaggle.credentials.scrub(answer))
+
+    def _error(self, error: Exception) -> KaggleError:
+        """It names no address, whose query may be a signature."""
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            return self._refusal(error.response)
+        if isinstance(error, (AnswerError, requests.JSONDecodeError)):
+            came = self._told(error) if isinstance(error, AnswerError) else "no JSON object"
+            sent = "Kaggle, or a proxy in between, sent something else than was asked for"
+            return UnavailableError(f"{sent} ({came})", link_refused=True)
+        root: BaseException = error
+        while below := root.__cause__ or root.__context__:
+            root = below
+        words = "the answer broke off"
+        if isinstance(root, OSError):
+            words = self._told(root.strerror or str(root) or type(root).__name__)
+        is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
+        if is_refused or isinstance(error, requests.ConnectTimeout):
+            return UnavailableError(f"Kaggle cannot be reached ({words})", not_done=True)
+        if isinstance(root, TimeoutError) or isinstance(error, requests.Timeout):
+            return UnavailableError(f"Kaggle does not answer ({words})")
+        return UnavailableError(f"the connection to Kaggle broke ({words})")
+
+    def _refusal(self, response: requests.Response) -> KaggleError:
+        status, words = _status_and_words(response)
+        answer = f'{status}, "{self._told(words)}"' if words else str(status)
+        competition, credentials = self._kaggle.competition, self._kaggle.credentials
+        retry_after = response.headers.get("Retry-After", "")  # seconds; a date is ignored
+        wait_s = float(retry_after) if re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
+        if response.history or response.request.method == "PUT":  # a signed link, perhaps expired
+            return UnavailableError(
+                f"the storage behind Kaggle refuses ({answer})",
+                retry_after_s=wait_s,
+                link_refused=status < 500 and status != 429,
+            )
+        if status == 401:
+            used = f"the {credentials.kind} from {credentials.source}"
+            return CredentialsError(f"Kaggle refuses {used} ({answer}): {RENEW}")
+        if status == 403:
+            rules = f"accept the rules at {competition.rules_url} with this account"
+            typo = f"the answer for a wrong name is the same, so check '{competition.slug}' too"
+            return RulesError(f"Kaggle refuses access ({answer}): {rules}; {typo}")
+        if status == 404:
+            check = f"check the competition's name, '{competition.slug}'"
+            return NotFoundError(f"Kaggle does not have what was asked for ({answer}): {check}")
+        if status == 429:
+            message = f"Kaggle asks for fewer requests ({answer})"
+            return UnavailableError(message, retry_after_s=wait_s, not_done=True)
+        if status >= 500:
+            return UnavailableError(f"Kaggle failed ({answer})", retry_after_s=wait_s)
+        return KaggleError(f"Kaggle refuses the request ({answer})")
+
+    def _told(self, words: object) -> str:
+        """Someone else's words: on one line, without secrets, cut short."""
+        return str(self._kaggle.credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
+
+
+def _send(sdk: Any, service: str, method: str, request: Any) -> requests.Response:
+    """The HTTP response, as of a redirect: other types raise KeyError for an unknown status."""
+    try:
+        answer: requests.Response = sdk.http_client().call(service, method, request, HttpRedirect)
+    except TypeError as error:  # the SDK looks for a code in any JSON, even in a number
+        raise AnswerError("no JSON object") from error
+    return answer
+
+
+def _status_and_words(response: requests.Response) -> tuple[int, Any]:
+    """Kaggle's own words, and the status, which may be in the body alone."""
+    try:
+        body = response.json()
+    except requests.JSONDecodeError:
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    status = response.status_code if response.status_code >= 400 else int(body.get("code") or 0)
+    return status, body.get("message") or response.reason
+
+
+def _seconds_until(date: str) -> float | None:
+    """From now to the date of an HTTP header; None if it is not a date."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return None

@@ -1,0 +1,250 @@
+"""Finished runs: the files that `predict` and `blend` end with, and how later stages read them.
+
+oof.csv           id, label, fold and logit of each out-of-fold photo
+test.csv          id, logit and prob of each test photo
+calibration.json  how logits become probabilities, what that gains, and what it was made from
+run.json          name, fingerprint, and the recipe, or the members of a blend
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from pydantic import ConfigDict
+
+from comp.data.manifest import read_manifest
+from comp.errors import RecipeError, StaleError, SubmissionError
+from comp.metric import prior_logit, sigmoid
+from comp.options import Options, restored
+from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
+from comp.progress import Reporter
+from comp.recipe import Recipe
+from comp.recipes import RECIPES
+from comp.store import Workspace, file_sha256, read_json, write_json, write_table
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """A run whose test photos are predicted."""
+
+    folder: str  # <recipe>-<fingerprint>
+    recipe: str
+    fingerprint: str
+    settings: Settings  # of the calibration behind its probabilities
+    cv_raw: float  # out-of-fold log loss of sigmoid(logit)
+    cv_calibrated: float  # after calibration, cross-fitted
+    cv_clipped: float  # and after noise rate and clip
+    predictions: pd.DataFrame  # id, logit (NaN: the photo cannot be decoded), prob
+    oof: pd.DataFrame  # id, label, fold, logit
+    oof_sha256: str  # of the file that `oof` is read from
+    # start of the SHA-256 of the files behind `predictions`; None: not recorded
+    made_from: Mapping[str, str] | None
+
+    def out_of_fold_probs(self) -> pd.Series:
+        """Probabilities of the out-of-fold photos, by id, as they would be submitted.
+
+        Each is calibrated on the other folds.
+        """
+        oof = self.oof
+        probs = cross_fitted(oof["logit"], oof["label"], oof["fold"], self.settings)
+        return pd.Series(probs, index=oof["id"])
+
+
+def source_keys(workspace: Workspace, oof_sha256: str) -> dict[str, str]:
+    """Start of the SHA-256 of the files that predictions made now depend on."""
+    test_sha256 = file_sha256(workspace.manifest("test"))
+    return {"test": test_sha256[:10], "oof": oof_sha256[:10]}
+
+
+def is_predicted(workspace: Workspace, folder: Path, noise_rate: float) -> bool:
+    """Whether the run in `folder` has predictions of today's photos, with this `noise_rate`.
+
+    The competition's noise rate may have changed since; everything else is in the fingerprint.
+    """
+    paths = [folder / name for name in ("oof.csv", "test.csv", "calibration.json")]
+    if not all(path.exists() for path in paths):
+        return False
+    figures = read_json(folder / "calibration.json")
+    now = source_keys(workspace, file_sha256(folder / "oof.csv"))
+    return (figures["of"], figures["noise_rate"]) == (now, noise_rate)
+
+
+def write_predictions(
+    workspace: Workspace,
+    folder: Path,
+    oof: pd.DataFrame,
+    logits: "pd.Series[float]",
+    settings: Settings,
+    reporter: Reporter,
+) -> None:
+    """Write test.csv and calibration.json of the run in `folder`, which has its oof.csv.
+
+    `logits` are by id; a test photo without one gets the prior and a warning.
+    """
+    labels, ids = oof["label"].to_numpy(), list(read_manifest(workspace.manifest("test"))["id"])
+    curve = fit_curve(settings.method, oof["logit"], labels)
+    table = pd.DataFrame({"id": ids, "logit": logits.reindex(ids).to_numpy(np.float64)})
+    unseen = table["logit"].isna().to_numpy()
+    prior = sigmoid([prior_logit(labels)]).clip(settings.clip, 1 - settings.clip)
+    probs = np.full(len(table), prior)
+    probs[~unseen] = settings.finish(curve.probs(table["logit"][~unseen]))
+    if unseen.any():
+        reporter.warn(
+            f"{unseen.sum():,} test photos cannot be decoded, {table['id'][unseen].iloc[0]} first:"
+            " each gets the prior"
+        )
+    write_table(folder / "test.csv", table.assign(prob=probs))
+    figures = {
+        **settings.model_dump(),
+        **out_of_fold_losses(oof["logit"], labels, oof["fold"], settings),
+        "curve": curve,
+        "says": str(curve),
+        "of": source_keys(workspace, file_sha256(folder / "oof.csv")),
+        "n_without_photo": int(unseen.sum()),
+    }
+    write_json(folder / "calibration.json", figures)
+
+
+def print_losses(folder: Path, reporter: Reporter) -> None:
+    """The out-of-fold log loss of the run in `folder`: raw, calibrated, and as submitted."""
+    figures = read_json(folder / "calibration.json")
+    rows = [("raw", figures["cv_raw"])]
+    if figures["method"] != "none":
+        rows.append((figures["says"], figures["cv_calibrated"]))
+    last = f"with noise rate {figures['noise_rate']:g} and clip {figures['clip']:g}"
+    rows.append((last, figures["cv_clipped"]))
+    reporter.table("out-of-fold log loss, calibration cross-fitted", ("", "log loss"), rows)
+
+
+def find_run(workspace: Workspace, name: str) -> Path:
+    """The folder of the run called `name`, in full or by its recipe alone.
+
+    A recipe's name means its only run, or else its only run without changed options.
+    """
+    known = sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
+    found = [path for path in known if path.name == name]
+    found = found or [path for path in known if path.name.rpartition("-")[0] == name]
+    if len(found) > 1 and name in RECIPES:
+        recipe = RECIPES[name]()
+        found = [path for path in found if recipe_of(path) == recipe] or found
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(path.name for path in found or known)
+    if found:
+        raise RecipeError(f"{name} has {len(found)} runs, name one of them in full: {names}")
+    raise RecipeError(
+        f"no run {name!r}; there {'is ' + names if known else 'are none'}:"
+        " run `make train predict RECIPE=...` first"
+    )
+
+
+def recipe_of(folder: Path) -> Recipe | None:
+    """The recipe of the run in `folder`; None for a blend, or for options that no longer exist."""
+    values = read_json(folder / "run.json").get("recipe", {})
+    try:
+        return restored(Recipe, values) if "training" in values else None
+    except RecipeError:
+        return None
+
+
+def check_current(workspace: Workspace, run: FinishedRun) -> None:
+    """StaleError unless `run` was predicted from the files that are there now."""
+    if run.made_from not in (None, source_keys(workspace, run.oof_sha256)):
+        raise StaleError(
+            f"the predictions of {run.folder} were made from other photos or other out-of-fold"
+            " logits than those there now: run `make predict` again"
+        )
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """The run in `folder`.
+
+    SubmissionError if a file is missing or damaged, StaleError if the folder was renamed.
+    """
+    if not folder.is_dir():
+        raise SubmissionError(
+            f"there is no run {folder.name} in {folder.parent.name}/: run `make train predict`"
+            " first"
+        )
+    origin = _read(folder, "run.json", lambda path: restored(_Origin, read_json(path)))
+    name = f"{origin.name}-{origin.fingerprint}"
+    if folder.name != name:
+        raise StaleError(
+            f"the folder {folder.name} contains the run {name}: rename it back, or delete it"
+        )
+    figures = _read(folder, "calibration.json", lambda path: restored(_Figures, read_json(path)))
+    return FinishedRun(
+        folder=folder.name,
+        recipe=origin.name,
+        fingerprint=origin.fingerprint,
+        settings=Settings(method=figures.method, noise_rate=figures.noise_rate, clip=figures.clip),
+        cv_raw=figures.cv_raw,
+        cv_calibrated=figures.cv_calibrated,
+        cv_clipped=figures.cv_clipped,
+        predictions=_read(folder, "test.csv", lambda path: _parse_table(path, "logit", "prob")),
+        oof=read_oof(folder),
+        oof_sha256=file_sha256(folder / "oof.csv"),
+        made_from=figures.of,
+    )
+
+
+def read_oof(folder: Path) -> pd.DataFrame:
+    """oof.csv of the run in `folder`; with several views, also the logits of each."""
+    columns = ("label", "fold", "logit")
+    return _read(folder, "oof.csv", lambda path: _parse_table(path, *columns))
+
+
+class _Origin(Options):
+    """What is read of run.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    fingerprint: str
+
+
+class _Figures(Settings):
+    """What is read of calibration.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    cv_raw: float
+    cv_calibrated: float
+    cv_clipped: float
+    of: dict[str, str] | None = None
+
+
+def _parse_table(path: Path, *needed: str) -> pd.DataFrame:
+    """`id` as text, all else as float64, bit for bit; NaN for a cell that is not a number."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table[["id", *needed]]  # a KeyError names what is missing
+    for column in table.columns.drop("id"):
+        table[column] = [_float(cell) for cell in table[column]]
+    return table
+
+
+def _float(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
+
+
+def _read(folder: Path, name: str, parse: Callable[[Path], Parsed]) -> Parsed:
+    """The parsed file `name` of the run in `folder`; SubmissionError if that fails."""
+    stage = "train" if name in ("run.json", "oof.csv") else "predict"
+    remedy = f"run `make {stage}` with the same RECIPE and SET"
+    if not (folder / name).exists():
+        raise SubmissionError(f"the run {folder.name} has no {name}: {remedy} first")
+    try:
+        return parse(folder / name)
+    except (ValueError, KeyError, RecipeError) as error:  # pandas raises ValueErrors
+        cause = " ".join(str(error).split())
+        raise SubmissionError(
+            f"{folder.name}/{name} is damaged ({cause}): delete it and {remedy}"
+        ) from None

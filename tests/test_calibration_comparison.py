@@ -1,0 +1,186 @@
+"""The comparison of calibrations: formulas, held-out labels, and a model that is understood."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from finished_run import TINY_HEAD, make_trained_run, make_workspace
+from heard import Heard
+
+from comp.competition import COMPETITION
+from comp.data.manifest import read_manifest, write_manifest
+from comp.errors import DataError, StaleError
+from comp.metric import Floats, log_loss, logit_log_loss, sigmoid
+from comp.predict.calibrate import Settings, board_losses
+from comp.predict.calibration_comparison import (
+    CandidateScore,
+    candidates_of,
+    compare_calibrations,
+    fold_means,
+    leave_two_out_logits,
+    nested_choice,
+    score_candidates,
+    view_means,
+)
+from comp.progress import Reporter
+from comp.recipe import Folds
+from comp.recipes import named
+from comp.store import Workspace
+from comp.train.stage import train
+
+CHOICE = Settings(noise_rate=0.004, clip=0.005)
+
+
+def overconfident(n: int) -> pd.DataFrame:
+    """An out-of-fold table of two views; their mean is twice as certain as it should be."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 4, n)
+    views = 2 * z[:, None] + rng.normal(0, 1, (n, 2))
+    labels = (rng.random(n) < sigmoid(z)).astype(np.int64)
+    table = pd.DataFrame(
+        {"id": [str(i) for i in range(n)], "label": labels, "fold": np.arange(n) % 5}
+    )
+    return table.assign(logit=views.mean(1), centre=views[:, 0], mirrored=views[:, 1])
+
+
+def scored(oof: pd.DataFrame) -> dict[str, CandidateScore]:
+    candidates, labels = candidates_of(oof, "flip", CHOICE), oof["label"].to_numpy()
+    scores = score_candidates(candidates, labels, oof["fold"], np.arange(len(oof)), 0.004)
+    return {score.name: score for score in scores}
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, CandidateScore]:
+    return scored(overconfident(1500))
+
+
+def test_the_first_row_is_the_plain_mean_with_the_losses_of_the_metric(
+    scores: dict[str, CandidateScore],
+) -> None:
+    oof, first = overconfident(1500), next(iter(scores.values()))
+    board = board_losses(oof["label"], sigmoid(oof["logit"]), 0.004).mean()
+    assert first.clean == pytest.approx(logit_log_loss(oof["label"], oof["logit"]), rel=1e-9)
+    assert first.board == pytest.approx(board, rel=1e-9)
+    assert (first.clean_gain.mean, first.board_gain.low, first.board_gain.high) == (0, 0, 0)
+
+
+def test_the_table_shows_what_is_known_of_the_model(scores: dict[str, CandidateScore]) -> None:
+    for method in ("temperature", "platt", "beta", "isotonic"):
+        assert scores[f"{method} alone"].clean_gain.low > 0
+    best = scores["recipe's choice"]
+    assert best.board_gain.low > 0
+    for other in ("none", "noise rate 0", "clip 0.03", "views none"):
+        assert best.board < scores[f"recipe's, but {other}"].board
+    assert scores["temperature alone"].clean < best.clean
+    assert scores["best of these, chosen by inner folds"].board <= best.board + 0.002
+    for score in scores.values():
+        assert score.board_gain.low <= score.board_gain.mean <= score.board_gain.high
+
+
+def test_the_labels_of_a_fold_do_not_affect_what_is_chosen_for_it() -> None:
+    oof = overconfident(400)
+    labels, folds = oof["label"].to_numpy(), oof["fold"].to_numpy(np.float64)
+    candidates = list(candidates_of(oof, "flip", CHOICE).values())
+    honest = nested_choice(candidates, labels, folds, 0.004)
+    after = nested_choice(candidates, np.where(folds == 3, 1 - labels, labels), folds, 0.004)
+    assert np.array_equal(honest[folds == 3], after[folds == 3])
+    assert all((honest[folds == fold] != after[folds == fold]).any() for fold in (0, 1, 2, 4))
+
+
+def test_inner_folds_choose_the_candidate_that_is_clearly_best() -> None:
+    oof = overconfident(400)
+    candidates = candidates_of(oof, "flip", CHOICE)
+    pair = {name: candidates[name] for name in ("recipe's choice", "recipe's, but clip 0.03")}
+    labels = oof["label"].to_numpy()
+    best, worse, choice = score_candidates(pair, labels, oof["fold"], np.arange(400), 0.004)
+    assert choice.board == best.board < worse.board
+
+
+def test_two_folds_are_enough_for_every_row_but_the_choice() -> None:
+    oof = overconfident(200)
+    assert list(scored(oof.assign(fold=oof["fold"] % 2))) == list(scored(oof))[:-1]
+
+
+def test_means_over_folds_are_of_logits_and_of_probabilities_and_are_not_chosen_from() -> None:
+    oof = overconfident(400)
+    labels = oof["label"].to_numpy()
+    perfect = np.where(labels == 1, 9.0, -9.0)[:, None] + np.array([-1.0, 1.0])
+    others = fold_means(perfect, CHOICE)
+    of_logits, of_probs = (logits for logits, _ in others.values())
+    np.testing.assert_allclose(of_logits, perfect.mean(1))
+    np.testing.assert_allclose(sigmoid(of_probs), sigmoid(perfect).mean(1))
+    arguments = candidates_of(oof, "flip", CHOICE), labels, oof["fold"], np.arange(400), 0.004
+    scores, without = score_candidates(*arguments, others), score_candidates(*arguments)
+    assert scores[:-3] + scores[-1:] == without
+    assert [score.name for score in scores[-3:-1]] == list(others)
+    assert scores[-2].board < scores[1].board - 0.05
+
+
+def test_view_means_are_of_the_views_that_they_name() -> None:
+    views: Floats = np.random.default_rng(0).normal(0, 2, (6, 4))
+    oof = pd.DataFrame({"id": list("abcdef"), "label": 0, "fold": 0, "logit": views.mean(1)})
+    found = view_means(oof.assign(**{f"v{i}": views[:, i] for i in range(4)}), "multi_scale")
+    none, flip, flip_probs, all_probs = (
+        f"views {name}"
+        for name in (
+            "none",
+            "flip",
+            "flip, mean of probabilities",
+            "multi_scale, mean of probabilities",
+        )
+    )
+    assert list(found) == [none, flip, flip_probs, all_probs]
+    np.testing.assert_allclose(found[none], views[:, 0])
+    np.testing.assert_allclose(found[flip], views[:, :2].mean(1))
+    np.testing.assert_allclose(sigmoid(found[all_probs]), sigmoid(views).mean(1))
+    assert view_means(oof, "none") == {}
+
+
+def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "comp.predict.calibration_comparison"
+    monkeypatch.setattr(f"{module}.leave_two_out_logits", lambda *_: None)
+    workspace, heard = make_workspace(tmp_path), Heard()
+    arguments = workspace, COMPETITION, named("lite0_head"), "cpu", heard
+    with pytest.raises(StaleError, match="make train"):
+        compare_calibrations(*arguments)
+    path = make_trained_run(workspace, named("lite0_head")) / "oof.csv"
+    oof = pd.read_csv(path, dtype={"id": str})
+    plain = compare_calibrations(*arguments)[0]
+    assert plain.clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))
+    assert "the recipe's choice (none, noise rate 0.004, clip 0.005) gains" in str(heard)
+    oof[:12].to_csv(path, index=False)
+    with pytest.raises(DataError, match="12 out-of-fold photos are too few"):
+        compare_calibrations(*arguments)
+
+
+def leave_two_out(workspace: Workspace) -> pd.DataFrame:
+    run = train(workspace, TINY_HEAD, "cpu", Reporter())
+    logits = leave_two_out_logits(workspace, TINY_HEAD, "cpu", Reporter())
+    assert logits is not None
+    assert logits.shape == (79, 4)
+    return pd.read_csv(run.oof)[["id", "fold"]].join(pd.DataFrame(logits))
+
+
+def test_the_labels_of_a_fold_do_not_affect_the_logits_by_the_heads_without_it(
+    drawn_copy: Workspace,
+) -> None:
+    before = leave_two_out(drawn_copy)
+    manifest = read_manifest(drawn_copy.manifest("train"))
+    flipped = manifest["id"].isin(before["id"][before["fold"] == 1])
+    labels = manifest["label"].where(~flipped, 1 - manifest["label"])
+    write_manifest(drawn_copy.manifest("train"), manifest.assign(label=labels))
+    after, here = leave_two_out(drawn_copy), before["fold"] == 1
+    assert before[here].equals(after[here])
+    assert ((before[~here] != after[~here]).sum()[list(range(4))] > 0).all()
+    assert before[list(range(4))].nunique(axis=1).eq(4).all()
+
+
+@pytest.mark.parametrize("folds", [Folds(n=2), Folds(n=5, fit=2), Folds(split=(0.2, 0.2)), None])
+def test_runs_without_heads_or_without_enough_folds_have_no_means_over_folds(
+    folds: Folds | None, tmp_path: Path
+) -> None:
+    recipe = TINY_HEAD.replace(folds=folds) if folds else named("lite0_finetune")
+    assert leave_two_out_logits(Workspace(tmp_path), recipe, "cpu", Reporter()) is None

@@ -1,0 +1,137 @@
+"""Cached outputs of the frozen part: shards on disk, and nothing frozen is computed twice."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import CPU, TINY
+
+from comp.competition import COMPETITION
+from comp.errors import DataError, RecipeError, StaleError
+from comp.network.views import CENTRE
+from comp.options import override
+from comp.predict.stage import predict
+from comp.progress import Reporter
+from comp.recipe import FineTune
+from comp.recipes import named
+from comp.store import Workspace
+from comp.train.features import ArrayCache, FrozenNetwork
+from comp.train.inputs import read_inputs
+from comp.train.run import open_run
+from comp.train.stage import train
+from comp.train.tuning import NetworkFit
+
+TAIL = TINY.replace(
+    training=FineTune(trainable="last:2", cached_views=2, epochs=2, batch_size=8, peak_lr=1e-3)
+)
+
+
+def test_a_tail_is_trained_scored_and_predicted_without_the_frozen_part_running_twice(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def completed() -> tuple[pd.DataFrame, pd.DataFrame]:
+        run = train(drawn_copy, TAIL, "cpu", Reporter())
+        predict(drawn_copy, COMPETITION, TAIL, "cpu", Reporter())
+        return pd.read_csv(run.oof), pd.read_csv(run.folder / "test.csv")
+
+    oof, test = completed()
+    assert np.isfinite(oof["logit"]).all()
+    assert oof["logit"].std() > 0
+    shutil.rmtree(drawn_copy.runs)
+    again = "the frozen part ran again"
+    monkeypatch.setattr(FrozenNetwork, "_compute", lambda *_: pytest.fail(again))
+    for before, after in zip((oof, test), completed(), strict=True):
+        assert after.equals(before)
+    other_rate = override(TAIL, ["training.peak_lr=1e-4", "folds.fit=1"])
+    train(drawn_copy, other_rate, "cpu", Reporter())
+
+
+def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
+    """Cached activations through a fold's tail give the logits of its checkpoint on pixels."""
+    recipe = override(TAIL, ["folds.n=2", "prediction.views=none", "training.fuse_batch_norm=true"])
+    run = train(drawn_copy, recipe, "cpu", Reporter())
+    inputs = read_inputs(run, Reporter())
+    oof = pd.read_csv(run.oof, dtype={"id": str}).set_index("id")["logit"]
+    ids = inputs.held_out_ids(0)
+    whole = NetworkFit(FrozenNetwork(inputs, CPU, Reporter()))
+    (logits,) = whole.logits(0, ids).values()
+    np.testing.assert_allclose(oof[ids], logits, atol=0.02)
+
+
+def test_cached_features_are_those_that_are_computed_in_the_order_of_the_ids(
+    drawn_copy: Workspace,
+) -> None:
+    settings = ["model.layer=blocks.3", "model.pool=flatten", "model.weights=random"]
+    recipe = override(named("lite0_head"), [*settings, "pixels.size_px=64"])
+    inputs = read_inputs(open_run(drawn_copy, recipe), Reporter())
+    frozen, ids = FrozenNetwork(inputs, CPU, Reporter()), inputs.ids
+    first, again = (frozen.outputs(order, CENTRE).all() for order in (ids, ids[::-1]))
+    assert np.array_equal(first, again[::-1])
+    rows = [int(row) for row in inputs.pixels.rows(ids)]
+    crops = torch.from_numpy(CENTRE.crops(inputs.pixels, rows, 64))
+    with torch.inference_mode():
+        computed = frozen.embedder(crops).float().numpy()
+    assert first.shape == computed.shape == (len(ids), 4 * 4 * 80)
+    assert np.abs(first - computed).max() <= 1e-2 * np.abs(computed).max()
+
+
+def test_activations_that_do_not_fit_on_disk_are_refused_before_any_work(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(drawn_copy.root)
+    full = shutil._ntuple_diskusage(usage.total, usage.total - 1000, 1000)  # type: ignore[attr-defined]
+    read_inputs(open_run(drawn_copy, TAIL), Reporter())  # the pixels fit
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(FrozenNetwork, "_compute", lambda *_: pytest.fail("work was done"))
+    says = (
+        r"activations before .* in 4 views take .* are free under .*: lower training\.cached_views"
+    )
+    with pytest.raises(DataError, match=says):
+        train(drawn_copy, TAIL, "cpu", Reporter())
+
+
+def test_arrays_come_back_from_their_shards_in_any_order(tmp_path: Path) -> None:
+    cache, rng = ArrayCache(tmp_path), np.random.default_rng(0)
+    small = rng.normal(size=(3, 2, 2)).astype(np.float32)
+    large = np.full((2, 2, 2), 1e6, np.float32)  # overflows half precision
+    cache.append(["a", "b", "c"], small)
+    cache.append(["d", "e"], large)
+    for each in (cache, ArrayCache(tmp_path)):
+        rows = each.rows(["e", "a", "c", "a"])
+        np.testing.assert_allclose(rows.take([1, 2, 3]), small[[0, 2, 0]], rtol=1e-3)
+        assert rows.take([0])[0, 0, 0] == 1e6
+        assert rows.shape == rows.all().shape == (4, 2, 2)
+        assert each.missing(["f", "a", "f", "e"]) == ["f"]
+
+
+def test_two_processes_can_add_shards_at_once(tmp_path: Path) -> None:
+    caches = {name: ArrayCache(tmp_path) for name in "xy"}
+    for step in range(3):
+        for name, cache in caches.items():
+            value = step + 10 * (name == "y")
+            cache.append([f"{name}{step}"], np.full((1, 2), value, np.float32))
+    rows = ArrayCache(tmp_path).rows(["y0", "x0", "y2", "x2", "x1"])
+    assert rows.all()[:, 0].tolist() == [10, 0, 12, 2, 1]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "one key less"])
+def test_a_damaged_shard_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
+    ArrayCache(tmp_path).append(["a", "b", "c"], np.zeros((3, 4), np.float32))
+    (path,) = tmp_path.glob("*.npy")
+    if damage == "one key less":
+        with path.open("wb") as file:
+            np.save(file, np.array(["a", "b"], "S64"))
+            np.save(file, np.zeros((3, 4), np.float16))
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -4])
+    with pytest.raises(StaleError, match=f"{path.name} is damaged .*: delete it"):
+        ArrayCache(tmp_path)
+
+
+def test_caching_is_refused_where_everything_trains() -> None:
+    says = r"training\.cached_views must be 0 where all layers train, got 2"
+    with pytest.raises(RecipeError, match=says):
+        override(TAIL, ["training.trainable=all"])
