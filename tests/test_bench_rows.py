@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import mmap
 import multiprocessing
 import os
 import subprocess
@@ -13,11 +14,10 @@ from typing import Any
 
 import pytest
 from heard import Heard
+from tiny import MODEL
 
 from comp.data.manifest import read_manifest
 from comp.errors import DataError, UserError
-from comp.recipe import Model
-from comp.rehearsal.drawing import write_edition
 from comp.store import Workspace
 from tests.bench import ours, peers, rows
 from tests.bench.__main__ import bench, main
@@ -26,20 +26,14 @@ from tests.bench.photos import lay_out, read_photos
 from tests.bench.rows import OURS, Evaluation, Measured, Row, Setup, Spent
 from tests.bench.targets import TARGETS
 
-TINY = Model(backbone="mobilenetv3_small_050", weights="random")
-SMALL = {"n": 2, "n_before": 1, "model": TINY, "batch": 4, "device": "cpu", "n_photos": 150}
-
-
-@pytest.fixture(scope="module")
-def edition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_edition(tmp_path_factory.mktemp("edition"), seed=3, n_train=60, n_test=20)
+SMALL = {"n": 2, "n_before": 1, "model": MODEL, "batch": 4, "device": "cpu", "n_photos": 150}
 
 
 @pytest.fixture(scope="module")
 def setup(edition: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setup:
     root = lay_out(tmp_path_factory.mktemp("home"), *edition, 2000, Heard())
     sizes: dict[str, Any] = {"size_px": 32, "batch": 8, "peer_photos": 8, "epochs": 2}
-    return Setup(root=root, model=TINY, tail="from:blocks.5", **sizes)
+    return Setup(root=root, model=MODEL, tail="from:blocks.5", **sizes)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +84,8 @@ def test_a_process_ends_when_the_benchmark_is_killed(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these figures")
 def test_peak_memory_includes_what_was_freed_again() -> None:
     def allocate() -> None:
-        block = bytearray(200 * 2**20)
-        block[::4096] = b"x" * len(block[::4096])
+        block = mmap.mmap(-1, 200 * 2**20)  # new pages, whatever malloc keeps from other tests
+        np.frombuffer(block, np.uint8)[::4096] = 1
         time.sleep(0.1)
 
     before, peaks = ours.read_memory(), ours._with_peaks(allocate, 1)().figures

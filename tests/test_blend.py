@@ -18,7 +18,6 @@ from comp.predict.blend import (
     WEIGHERS,
     blend_runs,
     effect,
-    error_correlations,
     gains_by_run,
     greedy,
     mix,
@@ -26,7 +25,7 @@ from comp.predict.blend import (
     simplex,
 )
 from comp.predict.compare import compare_runs
-from comp.predict.runs import find_run, read_run
+from comp.predict.runs import find_run, read_run, recipe_of
 from comp.recipes import named
 from comp.store import Workspace, read_json
 from comp.submit.forecast import print_forecast
@@ -101,9 +100,6 @@ def test_a_run_with_errors_of_its_own_helps_and_a_copy_adds_nothing() -> None:
     assert [effect(found) for found in three] == ["helps", "adds nothing", "adds nothing"]
     assert effect(two[1]) == "helps"
     assert effect(Gain(mean=-2.0, low=-3.0, high=-1.0)) == "harms"
-    alike = error_correlations(logits[:, [0, 0, 1]], labels)
-    assert alike[0, 1] == pytest.approx(1)
-    assert abs(alike[0, 2]) < 0.5
 
 
 @pytest.fixture
@@ -209,6 +205,14 @@ def test_the_name_of_a_recipe_with_several_runs_means_the_one_without_changed_op
     edit_json(runs[2] / "run.json", recipe=plain.model_dump(mode="json"))
     with pytest.raises(RecipeError, match=f"2 runs, .*: {runs[1].name}, {runs[2].name}"):
         find_run(workspace, "lite0_head")
+
+
+def test_a_run_with_options_that_no_longer_exist_has_no_recipe(workspace: Workspace) -> None:
+    values, run = named("lite0_head").model_dump(mode="json"), workspace.runs / "a-0000000000"
+    edit_json(run / "run.json", recipe=values)
+    assert recipe_of(run) == named("lite0_head")
+    edit_json(run / "run.json", recipe=values | {"folds": {"n_left_out": 3}})
+    assert recipe_of(run) is None
 
 
 def test_a_blend_calibrates_as_its_runs_do_or_by_its_own_options_and_has_no_others(

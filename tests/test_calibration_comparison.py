@@ -46,8 +46,7 @@ def overconfident(n: int) -> pd.DataFrame:
 
 def scored(oof: pd.DataFrame) -> dict[str, CandidateScore]:
     candidates, labels = candidates_of(oof, "flip", CHOICE), oof["label"].to_numpy()
-    scores = score_candidates(candidates, labels, oof["fold"], np.arange(len(oof)), 0.004)
-    return {score.name: score for score in scores}
+    return score_candidates(candidates, labels, oof["fold"], np.arange(len(oof)), 0.004)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,8 @@ def test_inner_folds_choose_the_candidate_that_is_clearly_best() -> None:
     candidates = candidates_of(oof, "flip", CHOICE)
     pair = {name: candidates[name] for name in ("recipe's choice", "recipe's, but clip 0.03")}
     labels = oof["label"].to_numpy()
-    best, worse, choice = score_candidates(pair, labels, oof["fold"], np.arange(400), 0.004)
+    scores = score_candidates(pair, labels, oof["fold"], np.arange(400), 0.004)
+    best, worse, choice = scores.values()
     assert choice.board == best.board < worse.board
 
 
@@ -112,9 +112,9 @@ def test_means_over_folds_are_of_logits_and_of_probabilities_and_are_not_chosen_
     np.testing.assert_allclose(sigmoid(of_probs), sigmoid(perfect).mean(1))
     arguments = candidates_of(oof, "flip", CHOICE), labels, oof["fold"], np.arange(400), 0.004
     scores, without = score_candidates(*arguments, others), score_candidates(*arguments)
-    assert scores[:-3] + scores[-1:] == without
-    assert [score.name for score in scores[-3:-1]] == list(others)
-    assert scores[-2].board < scores[1].board - 0.05
+    assert {name: score for name, score in scores.items() if name not in others} == without
+    assert list(scores)[-3:-1] == list(others)
+    assert scores[list(others)[1]].board < scores["recipe's choice"].board - 0.05
 
 
 def test_view_means_are_of_the_views_that_they_name() -> None:
@@ -148,7 +148,7 @@ def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_the
         compare_calibrations(*arguments)
     path = make_trained_run(workspace, named("lite0_head")) / "oof.csv"
     oof = pd.read_csv(path, dtype={"id": str})
-    plain = compare_calibrations(*arguments)[0]
+    plain = compare_calibrations(*arguments)["plain mean of logits"]
     assert plain.clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))
     assert "the recipe's choice (none, noise rate 0.004, clip 0.005) gains" in str(heard)
     oof[:12].to_csv(path, index=False)

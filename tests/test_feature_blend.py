@@ -16,7 +16,7 @@ from comp.predict.feature_blend import shared_head
 from comp.predict.runs import read_run
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipe import Folds, Head, Model, Prediction, Svm
+from comp.recipe import Folds, Head, Model, Prediction, Svm, ViewsName
 from comp.store import Workspace, read_json
 from comp.train.fits import HeadFit, open_fit
 from comp.train.run import Run
@@ -57,14 +57,14 @@ def test_heads_see_the_features_of_all_runs_and_no_photo_of_their_own_fold(
     fits = [open_fit(run, find_device("cpu"), Reporter()) for run in runs]
     inputs = fits[0].inputs
 
-    def stacked(ids: list[str], **views: str) -> np.ndarray:
+    def stacked(ids: list[str], views: ViewsName | None = None) -> np.ndarray:
         parts = []
         for fit in fits:
             assert isinstance(fit, HeadFit)
-            parts.append(fit.mean_features(ids, fit.views(**views)))  # type: ignore[arg-type]
+            parts.append(fit.mean_features(ids, views))
         return np.hstack(parts)
 
-    learnt, scored = stacked(inputs.ids, name="none"), stacked(inputs.ids)
+    learnt, scored = stacked(inputs.ids, "none"), stacked(inputs.ids)
     test = torch.from_numpy(stacked(inputs.test_ids))
     options = Head(penalties=PENALTIES, n_inner=3)
     heads = [solve_fold(learnt, inputs.photos, fold, options, 0) for fold in (0, 1)]

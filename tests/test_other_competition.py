@@ -69,4 +69,4 @@ def test_the_four_stages_run_and_score_by_another_competition_object_alone(tmp_p
     assert list(csv["image"]) == test_ids
     assert row.public_score is not None
     assert row.public_score < 0.65  # a constant .5 scores .693
-    assert read_ledger(workspace.ledger).rows == (row,)
+    assert read_ledger(workspace.ledger) == [row]

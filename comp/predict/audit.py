@@ -80,7 +80,7 @@ def audit_labels(
     else:
         reporter.say("leak: not measured, it takes new heads: name a run of a head recipe in RUNS")
     path = workspace.runs / "audit.html"
-    sections = _sections(table, pairs, len(folders), competition.classes)
+    sections = _sections(table, pairs)
     n_shown = write_gallery(path, "Audit of labels", sections, workspace)
     reporter.say(
         f"{len(table):,} photos in {workspace.runs / 'audit.csv'}, {n_shown:,} pictures in {path};"
@@ -175,45 +175,40 @@ def _print_doubts(table: pd.DataFrame, n_photos: int, n_runs: int, reporter: Rep
 def _print_lists(
     votes: pd.DataFrame, n_lists: Mapping[str, int], n_runs: int, reporter: Reporter
 ) -> None:
-    named = np.array([n_lists.get(id, 0) for id in votes["id"]])
-    rows = []
-    for n in range(max(n_lists.values(), default=0), -1, -1):
-        here = votes["votes"][named == n]
-        rows.append((n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_runs).sum()))
+    by_lists = votes["votes"].groupby(votes["id"].map(n_lists).fillna(0).astype(int))
+    rows = [
+        (n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_runs).sum())
+        for n, here in sorted(by_lists, reverse=True)
+    ]
     columns = ("on lists", "photos", "doubted by a run", "by all")
     reporter.table("doubts by the number of published lists", columns, rows)
 
 
-def _sections(
-    table: pd.DataFrame, pairs: pd.DataFrame, n_runs: int, classes: Sequence[str]
-) -> dict[str, list[Captioned]]:
-    def captioned(rows: "pd.Series[bool]") -> list[Captioned]:
-        return [
-            ("train", row["id"], _caption(row, n_runs, classes))
-            for _, row in table[rows].iterrows()
-        ]
-
+def _sections(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, list[Captioned]]:
+    evidence_of = table.drop(columns=["id", "label"]).round({"p_other": 4}).to_dict("records")
+    photos = pd.Series(
+        [
+            (
+                "train",
+                id,
+                ", ".join([id, *(f"{name} {value}" for name, value in of.items() if value)]),
+            )
+            for id, of in zip(table["id"], evidence_of, strict=True)
+        ],
+        dtype=object,
+    )
     beside: list[Captioned] = []
     for id, test_id in pairs.itertuples(index=False):
         beside += [("train", id, id), ("test", test_id, f"test {test_id}, like {id}")]
+    is_doubted = table["votes"] > 0
     return {
-        "Labels that runs doubt": captioned(table["votes"] > 0),
-        "Near-duplicates with different labels": captioned(table["conflict"] != ""),
+        "Labels that runs doubt": list(photos[is_doubted]),
+        "Near-duplicates with different labels": list(photos[table["conflict"] != ""]),
         "Training photos beside their near-duplicates among the test photos": beside,
-        "On a published list, and no run doubts them": captioned(
-            (table["votes"] == 0) & (table["n_lists"] > 0)
+        "On a published list, and no run doubts them": list(
+            photos[~is_doubted & (table["n_lists"] > 0)]
         ),
     }
-
-
-def _caption(row: "pd.Series", n_runs: int, classes: Sequence[str]) -> str:
-    other = classes[1 - row["label"]]
-    caption = f"{row['id']}, {row['votes']} of {n_runs} votes, P({other}) {row['p_other']:.4f}"
-    if row["n_lists"]:
-        caption += f", on {row['n_lists']} lists"
-    if row["conflict"]:
-        caption += f", like {row['conflict']}"
-    return caption + f", label fix {row['verdict']}" * bool(row["verdict"])
 
 
 def measure_leak(

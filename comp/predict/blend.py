@@ -172,11 +172,6 @@ def effect(found: Gain) -> str:
     return "adds nothing" if found.low <= 0 <= found.high else "helps" if found.low > 0 else "harms"
 
 
-def error_correlations(logits: Floats, labels: Floats) -> NDArray[np.float64]:
-    """Correlations [m, m] of the errors label - probability of each pair of runs."""
-    return np.asarray(np.corrcoef(labels - sigmoid(logits.T)), np.float64)
-
-
 def blend_runs(
     workspace: Workspace,
     competition: Competition,
@@ -257,7 +252,7 @@ def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Re
     cells = (names, alone, [f"{weight:.3f}" for weight in weights], gains, map(effect, gains))
     columns = ("", "log loss alone", "weight", "gain by including it, 95 %", "")
     reporter.table("blend", columns, list(zip(*cells, strict=True)))
-    correlations = error_correlations(members.logits, members.labels)
+    correlations = np.atleast_2d(np.corrcoef(members.labels - sigmoid(members.logits.T)))
     rows = [
         (name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, correlations, strict=True)
     ]

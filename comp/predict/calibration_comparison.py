@@ -11,9 +11,8 @@ they are compared and not chosen from.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -44,16 +43,14 @@ from comp.train.solver import solve_fold
 METHODS: tuple[Method, ...] = get_args(Method)
 NOISE_RATES = (0.0, 0.002, 0.004, 0.008)
 CLIPS = (0.0005, 0.002, 0.005, 0.01, 0.03)
-
+OWN = "recipe's choice"
 
 Candidate = tuple[Floats, Settings]  # out-of-fold logits [n], and how they become probabilities
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateScore:
+class CandidateScore(NamedTuple):
     """Log loss of a candidate and its gain over the first, on clean labels and the leaderboard."""
 
-    name: str
     clean: float
     clean_gain: Gain
     board: float  # expected, with a share of the labels flipped
@@ -67,7 +64,7 @@ def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> di
     changes: dict[str, dict[str, Any]] = {method: {"method": method} for method in METHODS}
     changes |= {f"noise rate {rate:g}": {"noise_rate": rate} for rate in NOISE_RATES}
     changes |= {f"clip {clip:g}": {"clip": clip} for clip in CLIPS}
-    found = {"plain mean of logits": (logits, plain), "recipe's choice": (logits, settings)}
+    found = {"plain mean of logits": (logits, plain), OWN: (logits, settings)}
     for method in METHODS[1:]:
         found[f"{method} alone"] = logits, plain.replace(method=method)
     for name, mean in view_means(oof, views).items():
@@ -116,7 +113,7 @@ def score_candidates(
     groups: ArrayLike,
     noise_rate: float,
     others: Mapping[str, Candidate] | None = None,
-) -> list[CandidateScore]:
+) -> dict[str, CandidateScore]:
     """The scores of `candidates`, of `others` and, with three folds or more, of the choice.
 
     Only `candidates` can be chosen. `noise_rate` is the leaderboard's.
@@ -130,17 +127,12 @@ def score_candidates(
         probs["best of these, chosen by inner folds"] = nested_choice(*choice)
     clean = {name: per_photo_loss(labels, p) for name, p in probs.items()}
     board = {name: board_losses(labels, p, noise_rate) for name, p in probs.items()}
-    first = next(iter(candidates))
-    return [
-        CandidateScore(
-            name=name,
-            clean=float(clean[name].mean()),
-            clean_gain=gain(clean[first], clean[name], groups),
-            board=float(board[name].mean()),
-            board_gain=gain(board[first], board[name], groups),
-        )
-        for name in probs
-    ]
+    first, scores = next(iter(candidates)), {}
+    for name in probs:
+        of_clean = float(clean[name].mean()), gain(clean[first], clean[name], groups)
+        of_board = float(board[name].mean()), gain(board[first], board[name], groups)
+        scores[name] = CandidateScore(*of_clean, *of_board)
+    return scores
 
 
 def nested_choice(
@@ -209,7 +201,7 @@ def compare_calibrations(
     recipe: Recipe,
     device: str | None,
     reporter: Reporter,
-) -> list[CandidateScore]:
+) -> dict[str, CandidateScore]:
     """Print the scores for the fitted run of `recipe`; its own choice is what `predict` applies."""
     run = trained_run(workspace, recipe)
     oof, settings = read_oof(run.folder), settings_of(recipe.prediction, competition)
@@ -222,13 +214,10 @@ def compare_calibrations(
     title = f"{run.name}: {len(oof):,} photos, cross-fitted"
     board = f"leaderboard, {noise_rate:.2%} flipped"
     columns = ("", "log loss", "gain, 95 %", board, "gain, 95 %")
-    rows = [
-        (each.name, each.clean, each.clean_gain, each.board, each.board_gain) for each in scores
-    ]
-    reporter.table(title, columns, rows)
+    reporter.table(title, columns, [(name, *score) for name, score in scores.items()])
     chosen = f"{settings.method}, noise rate {settings.noise_rate:g}, clip {settings.clip:g}"
     reporter.say(
-        f"the recipe's choice ({chosen}) gains {scores[1].board_gain} over the plain mean on the"
+        f"the recipe's choice ({chosen}) gains {scores[OWN].board_gain} over the plain mean on the"
         " leaderboard"
     )
     return scores

@@ -45,10 +45,8 @@ def fit_on_features(
                 " folds: train both with the same folds.* options"
             )
     learnt = _stack(fits, inputs.ids, [head.views for head in heads])
-    scored, test = (
-        torch.from_numpy(_stack(fits, ids, [None] * len(fits)))
-        for ids in (inputs.ids, inputs.test_ids)
-    )
+    views = [None] * len(fits)
+    scored, test = _stack(fits, inputs.ids, views), _stack(fits, inputs.test_ids, views)
     logits, test_logits = np.full(len(scored), np.nan), np.zeros(len(test))
     alone = [float(losses.mean()) for losses in members.losses()]
     rows = list(zip(members.names, alone, strict=True))
@@ -58,8 +56,8 @@ def fit_on_features(
         for fold in folds:
             held_out = (inputs.photos["fold"] == fold).to_numpy()
             head = solve_fold(learnt, inputs.photos, fold, shared_head(heads), recipes[0].seed)
-            logits[held_out] = head.logits(scored[held_out]).numpy()
-            test_logits += head.logits(test).numpy()
+            logits[held_out] = head.logits(torch.from_numpy(scored[held_out])).numpy()
+            test_logits += head.logits(torch.from_numpy(test)).numpy()
             advance()
     out_of_fold = pd.Series(logits, index=inputs.ids).loc[members.photos["id"]]
     return out_of_fold.to_numpy(np.float64), pd.Series(test_logits / len(folds), inputs.test_ids)
