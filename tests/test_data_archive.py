@@ -129,32 +129,16 @@ def test_an_interrupted_unpack_leaves_nothing_that_looks_finished_and_the_next_c
     assert len(tree(photos)) == len(TRAIN) + len(TEST)
 
 
-HOSTILE_NAMES = [
-    "/tmp/evil.jpg",
-    "../evil.jpg",
-    "train/../../evil.jpg",
-    "train/./cat.9.jpg",
-    "train//cat.9.jpg",
-    "..\\evil.jpg",
-    "train\\cat.9.jpg",
-    "C:/evil.jpg",
-    "train/CAT.0.JPG",
-    "train/cat.0.jpg",
-    "TRAIN/cat.0.jpg",
-    "train/cat.00.jpg",
-    "train/cow.0.jpg",
-    "train/cat.0.jpg.exe",
-    "train/deep/cat.9.jpg",
-    "cat.9.jpg",
-    "test/1.jpg",
-    "train/cat.٣.jpg",
-]
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     "name",
-    [*HOSTILE_NAMES, "train/cat.9.jpg\n", "train/cat.9.jpg\0.png", "train/\x1b[2J.jpg"],
+    [
+        *("/tmp/evil.jpg", "../evil.jpg", "train/../../evil.jpg", "..\\evil.jpg", "C:/evil.jpg"),
+        *("train/./cat.9.jpg", "train//cat.9.jpg", "train\\cat.9.jpg", "train/deep/cat.9.jpg"),
+        *("cat.9.jpg", "test/1.jpg", "train/cow.0.jpg", "train/cat.00.jpg", "train/cat.\u0663.jpg"),
+        *("train/cat.0.jpg", "TRAIN/cat.0.jpg", "train/CAT.0.JPG", "train/cat.0.jpg.exe"),
+        *("train/cat.9.jpg\n", "train/cat.9.jpg\0.png", "train/\x1b[2J.jpg"),
+    ],
 )
 def test_a_name_that_is_not_that_of_a_photo_is_refused(tmp_path: Path, name: str) -> None:
     assert "train.zip" in refused(with_extra((named(name), b"evil")), tmp_path)
@@ -181,7 +165,6 @@ def without(name: str) -> dict[str, bytes]:
 BOMB = HONEST_TRAIN | {"train/cat.9.jpg": bytes(8 * 2**20)}
 OTHER_SAMPLE = sample_csv([*list(TEST)[2:], "77"])
 CATS = {id: photo for id, photo in TRAIN.items() if id.startswith("cat")}
-LINK = named("readme", stat.S_IFLNK)
 REFUSED: list[tuple[dict[str, bytes] | bytes, str]] = [
     (b"", "cut or corrupt"),
     (b"<html>429 Too Many Requests</html>", "cut or corrupt"),
@@ -189,17 +172,12 @@ REFUSED: list[tuple[dict[str, bytes] | bytes, str]] = [
     (zipped(HONEST)[:2000], "cut or corrupt"),
     (HONEST | {"test.zip": HONEST["test.zip"][:-50]}, "cut or corrupt"),
     *((without(name), f"lacks {name}") for name in HONEST),
+    (with_extra((named("train/cat.9.jpg", stat.S_IFLNK), b"/etc/passwd")), "a link"),
+    (zipped([*HONEST.items(), (named("readme", stat.S_IFLNK), b"/etc/passwd")]), "a link"),
     *(
-        (with_extra((named("train/cat.9.jpg", kind), b"/etc/passwd")), fault)
-        for kind, fault in [
-            (stat.S_IFLNK, "a link"),
-            (stat.S_IFIFO, "neither"),
-            (stat.S_IFCHR, "neither"),
-            (stat.S_IFBLK, "neither"),
-            (stat.S_IFSOCK, "neither"),
-        ]
+        (with_extra((named("train/cat.9.jpg", kind), b"")), "neither a file nor a folder")
+        for kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK)
     ),
-    (zipped([*HONEST.items(), (LINK, b"/etc/passwd")]), "a link"),
     (with_inner_train(zipped(HONEST_TRAIN, zipfile.ZIP_BZIP2)), "compression method"),
     (with_inner_train(zipped(HONEST_TRAIN, zipfile.ZIP_LZMA)), "compression method"),
     (with_inner_train(zipped(BOMB, zipfile.ZIP_DEFLATED)), "no photo compresses to"),

@@ -64,16 +64,12 @@ def test_singletons_are_spread_as_evenly_as_possible(
         assert np.ptp(np.bincount(part, minlength=n_folds)) <= 1
 
 
-def test_singletons_even_out_what_large_groups_leave_uneven() -> None:
+def test_singletons_even_out_large_groups_and_shares_set_the_sizes_of_folds() -> None:
     ids, labels = photos(400)
     groups = [0 if index < 40 else 1 if index < 60 else index for index in range(400)]
     folds = assign_folds(ids, labels, groups, n_folds=5, seed=1)
     assert np.bincount(folds).tolist() == [80] * 5
     assert np.bincount(folds, weights=labels).tolist() == [40] * 5
-
-
-def test_shares_set_the_relative_sizes_of_folds() -> None:
-    ids, labels = photos(400)
     folds = assign_folds(ids, labels, range(400), n_folds=3, seed=0, shares=[0.1, 0.2, 0.7])
     assert np.bincount(folds) == pytest.approx([40, 80, 280], abs=2)
     assert np.bincount(folds, weights=labels) == pytest.approx([20, 40, 140], abs=1)

@@ -157,15 +157,12 @@ def test_half_a_photo_is_truncated(whole: bytes, closed: bool) -> None:
     assert photo.width
 
 
-def test_a_photo_cut_in_its_header_is_truncated() -> None:
+def test_a_cut_in_the_header_or_in_another_format_makes_a_photo_unusable() -> None:
     for n_bytes in (3, 20, 100, 300):
         assert decode(WHOLE[:n_bytes]).decode_status == "truncated"
-
-
-@pytest.mark.parametrize("format", ["PNG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_half_of_another_format_is_unusable(format: str) -> None:
-    data = encoded(scene(5), format)
-    assert decode(data[: len(data) // 2]).decode_status in ("truncated", "undecodable")
+    for format in ("PNG", "GIF", "WEBP", "BMP", "TIFF"):
+        data = encoded(scene(5), format)
+        assert decode(data[: len(data) // 2]).decode_status in ("truncated", "undecodable")
 
 
 def test_a_whole_photo_that_ends_in_the_grey_of_a_cut_one_is_usable() -> None:
@@ -207,6 +204,7 @@ def test_a_huge_photo_is_refused_by_its_header() -> None:
 @pytest.mark.parametrize(
     "data",
     [
+        b"",
         b"<html>404</html>",
         bytes(1000),
         b"\xff\xd8\xff" + b"x" * 100,
@@ -216,12 +214,8 @@ def test_a_huge_photo_is_refused_by_its_header() -> None:
 )
 def test_what_is_not_a_photo_is_unusable(data: bytes) -> None:
     photo = decode(data)
-    assert photo.decode_status in ("undecodable", "truncated")
+    assert photo.decode_status in (("undecodable", "truncated") if data else ("empty",))
     assert (photo.width, photo.height, photo.pixels) == (0, 0, None)
-
-
-def test_an_empty_file_is_empty() -> None:
-    assert decode(b"").decode_status == "empty"
 
 
 @settings(max_examples=150, deadline=None)

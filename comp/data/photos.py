@@ -53,30 +53,22 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhotoHeader:
-    """What can be known of a photo before it is decoded."""
+class DecodedPhoto:
+    """What is known of a photo; without pixels as far as its header tells, or if it is unusable."""
 
-    decode_status: DecodeStatus  # as far as the header tells: a cut further on shows in `decode`
+    decode_status: DecodeStatus
     width: int = 0  # px of the upright photo; 0 if the header cannot be read
     height: int = 0
-    orientation: int = 1  # EXIF, 1 to 8
+    pixels: Canvas | None = None  # upright
+    orientation: int = 1  # in the file: EXIF, 1 to 8
     is_jpeg: bool = False
     is_progressive: bool = False  # a JPEG whose scans each refine the whole picture
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedPhoto:
-    """Decode status, upright size (0 if unknown) and, of a usable photo, its upright pixels."""
-
-    decode_status: DecodeStatus
-    width: int
-    height: int
-    pixels: Canvas | None
-
-
-def read_header(data: bytes) -> PhotoHeader:
+def read_header(data: bytes) -> DecodedPhoto:
+    """The photo without pixels, usable unless its header is broken: `decode` finds later cuts."""
     if not data:
-        return PhotoHeader(decode_status="empty")
+        return DecodedPhoto(decode_status="empty")
     is_jpeg = data.startswith(b"\xff\xd8\xff")
     try:
         with _opened(data) as image:
@@ -86,7 +78,7 @@ def read_header(data: bytes) -> PhotoHeader:
     except _PILLOW_ERRORS:
         # A JPEG that ends before its first scan was cut there.
         is_cut = is_jpeg and b"\xff\xda" not in data
-        return PhotoHeader(decode_status="truncated" if is_cut else "undecodable")
+        return DecodedPhoto(decode_status="truncated" if is_cut else "undecodable")
     status: DecodeStatus = "ok"
     if width * height > MAX_PIXELS:
         status = "huge"
@@ -98,7 +90,7 @@ def read_header(data: bytes) -> PhotoHeader:
         status = "rotated"
     elif mode == "L":
         status = "grey"
-    return PhotoHeader(
+    return DecodedPhoto(
         decode_status=status,
         width=width,
         height=height,
@@ -134,17 +126,19 @@ def _orientation(exif: bytes) -> int:
 
 
 def decode(data: bytes) -> DecodedPhoto:
-    """The photo in `data`, upright. Thread-safe; most of it runs without Python's lock."""
+    """The photo in `data`. Thread-safe; most of it runs without Python's lock."""
     header = read_header(data)
-    status, pixels = header.decode_status, None
-    if status in USABLE:
-        is_fast = header.is_jpeg and status != "cmyk"
-        status, pixels = _decode_fast(data, header) if is_fast else _decode_slow(data, header)
-    height, width = (header.height, header.width) if pixels is None else pixels.shape[:2]
-    return DecodedPhoto(decode_status=status, width=width, height=height, pixels=pixels)
+    if header.decode_status not in USABLE:
+        return header
+    is_fast = header.is_jpeg and header.decode_status != "cmyk"
+    status, pixels = _decode_fast(data, header) if is_fast else _decode_slow(data, header)
+    if pixels is None:
+        return replace(header, decode_status=status)
+    height, width, _ = pixels.shape
+    return replace(header, decode_status=status, width=width, height=height, pixels=pixels)
 
 
-def _decode_fast(data: bytes, header: PhotoHeader) -> tuple[DecodeStatus, Canvas | None]:
+def _decode_fast(data: bytes, header: DecodedPhoto) -> tuple[DecodeStatus, Canvas | None]:
     try:
         # The operation behind torchvision.io.decode_jpeg, which warns since 0.29 at each call that
         # TorchCodec will replace it. requirements.txt pins both; once it is gone, change this line
@@ -162,7 +156,7 @@ def _decode_fast(data: bytes, header: PhotoHeader) -> tuple[DecodeStatus, Canvas
     return header.decode_status, _upright(pixels, header.orientation)
 
 
-def _decode_slow(data: bytes, header: PhotoHeader) -> tuple[DecodeStatus, Canvas | None]:
+def _decode_slow(data: bytes, header: DecodedPhoto) -> tuple[DecodeStatus, Canvas | None]:
     try:
         pixels = _pillow_pixels(data)
     except _PILLOW_ERRORS as error:
