@@ -18,7 +18,7 @@ from comp.recipes import ON_CPU, listed, members
 from comp.store import Workspace
 
 
-def data(call: Call) -> None:
+def _data(call: Call) -> None:
     """download, check and unpack the photos; manifest, folds and pixels"""
     from comp.data.stage import prepare
     from comp.network.preprocessing import geometry_of
@@ -31,7 +31,7 @@ def data(call: Call) -> None:
     prepare(call.workspace, COMPETITION, download, kaggle.is_real, geometry, call.reporter)
 
 
-def train(call: Call) -> None:
+def _train(call: Call) -> None:
     """fit the recipe's folds; out-of-fold log loss"""
     from comp.train.stage import train
 
@@ -39,21 +39,21 @@ def train(call: Call) -> None:
         train(call.workspace, recipe, call.device, call.reporter)
 
 
-def predict(call: Call) -> None:
+def _predict(call: Call) -> None:
     """predict the test photos; calibrate and clip"""
     from comp.predict.stage import predict_all
 
     predict_all(call.workspace, COMPETITION, call.recipes, call.device, call.reporter)
 
 
-def calibrate(call: Call) -> None:
+def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.calibration_comparison import compare_calibrations
 
     compare_calibrations(call.workspace, COMPETITION, call.one_recipe, call.device, call.reporter)
 
 
-def blend(call: Call) -> None:
+def _blend(call: Call) -> None:
     """a run made of others: by weights on their logits, or one head on all their features"""
     from comp.predict.blend import blend_runs
 
@@ -61,7 +61,7 @@ def blend(call: Call) -> None:
     blend_runs(call.workspace, COMPETITION, *how, call.reporter)
 
 
-def ablate(call: Call) -> None:
+def _ablate(call: Call) -> None:
     """compare two runs photo by photo: a run, and the one that it is compared with"""
     from comp.predict.compare import compare_runs
 
@@ -71,7 +71,7 @@ def ablate(call: Call) -> None:
     compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
 
 
-def forecast(call: Call) -> None:
+def _forecast(call: Call) -> None:
     """the score and rank that a run can expect, with intervals"""
     from comp.predict.runs import read_run
     from comp.submit.forecast import print_forecast
@@ -79,7 +79,7 @@ def forecast(call: Call) -> None:
     print_forecast(call.workspace, COMPETITION, read_run(call.run_folder), call.reporter)
 
 
-def submit(call: Call) -> None:
+def _submit(call: Call) -> None:
     """check, upload and score the submission; a row in the ledger"""
     from comp.submit.stage import submit
 
@@ -87,14 +87,14 @@ def submit(call: Call) -> None:
     submit(call.workspace, COMPETITION, kaggle, folder, call.reporter, force=call.force)
 
 
-def scores(call: Call) -> None:
+def _scores(call: Call) -> None:
     """pick up scores that were pending"""
     from comp.submit.stage import fetch_scores
 
     fetch_scores(call.workspace, COMPETITION, call.kaggle, call.reporter)
 
 
-def leaderboard(call: Call) -> None:
+def _leaderboard(call: Call) -> None:
     """your best, rank and neighbours, now and on the archived board"""
     from comp.submit.leaderboard import print_standings
 
@@ -102,7 +102,7 @@ def leaderboard(call: Call) -> None:
     print_standings(call.workspace, COMPETITION, call.kaggle, call.reporter, refresh=refresh)
 
 
-def doctor(call: Call) -> None:
+def _doctor(call: Call) -> None:
     """what a run needs, line by line: fine, or what to do"""
     from comp.doctor import PATIENCE, Quiet, examine
     from comp.kaggle import Kaggle
@@ -111,7 +111,7 @@ def doctor(call: Call) -> None:
     examine(call.workspace, COMPETITION, kaggle, call.reporter)
 
 
-def rehearsal(call: Call) -> None:
+def _rehearsal(call: Call) -> None:
     """all four stages against a stand-in for Kaggle on this machine"""
     from comp.rehearsal.stage import rehearse
 
@@ -120,7 +120,7 @@ def rehearsal(call: Call) -> None:
     rehearse(root, COMPETITION, call.recipes, call.device, *photos, call.reporter)
 
 
-def scout(call: Call) -> None:
+def _scout(call: Call) -> None:
     """try backbones by their frozen features; say which to fine-tune"""
     from comp.train.scout import scout
 
@@ -128,7 +128,7 @@ def scout(call: Call) -> None:
     scout(call.workspace, call.backbones, call.device, call.reporter, **options)  # type: ignore[arg-type]
 
 
-def lr(call: Call) -> None:
+def _lr(call: Call) -> None:
     """find a learning rate for the recipe's fine-tune"""
     from comp.train.lr_finder import find_lr
 
@@ -136,14 +136,14 @@ def lr(call: Call) -> None:
     find_lr(call.workspace, recipe, call.device, call.reporter, n_steps=steps)
 
 
-def audit(call: Call) -> None:
+def _audit(call: Call) -> None:
     """labels that runs, near-duplicates and published lists contradict"""
     from comp.predict.audit import audit_labels
 
     audit_labels(call.workspace, COMPETITION, call.runs, call.device, call.reporter)
 
 
-def judge(call: Call) -> None:
+def _judge(call: Call) -> None:
     """train a recipe with and without label fixes; compare"""
     from comp.predict.compare import compare_runs
     from comp.predict.stage import predict
@@ -160,30 +160,30 @@ def judge(call: Call) -> None:
     compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
 
 
-def recipes(call: Call) -> None:
+def _recipes(call: Call) -> None:
     """list the recipes, what each claims and which to take"""
     for line in listed():
         call.reporter.say(line)
 
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
-    data: "recipe set",
-    train: "recipe set device",
-    predict: "recipe set device",
-    calibrate: "recipe set device",
-    blend: "runs method set device",
-    ablate: "runs",
-    forecast: "recipe set run",
-    submit: "recipe set run force",
-    scores: "",
-    leaderboard: "refresh",
-    doctor: "",
-    rehearsal: f"recipe={ON_CPU} set device archive solution",
-    scout: "backbones budget set device",
-    lr: "recipe set steps device",
-    audit: "runs device",
-    judge: "verdicts recipe set device",
-    recipes: "",
+    _data: "recipe set",
+    _train: "recipe set device",
+    _predict: "recipe set device",
+    _calibrate: "recipe set device",
+    _blend: "runs method set device",
+    _ablate: "runs",
+    _forecast: "recipe set run",
+    _submit: "recipe set run force",
+    _scores: "",
+    _leaderboard: "refresh",
+    _doctor: "",
+    _rehearsal: f"recipe={ON_CPU} set device archive solution",
+    _scout: "backbones budget set device",
+    _lr: "recipe set steps device",
+    _audit: "runs device",
+    _judge: "verdicts recipe set device",
+    _recipes: "",
 }
 
 

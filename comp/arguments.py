@@ -95,7 +95,7 @@ def make_parser(commands: Mapping[Callable[[Call], None], str]) -> argparse.Argu
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for command, names in commands.items():
         text = command.__doc__ or ""
-        stage = stages.add_parser(command.__name__, help=text, description=text)
+        stage = stages.add_parser(command.__name__.strip("_"), help=text, description=text)
         stage.set_defaults(command=command)
         folder = "folder of data/, runs/ and submissions/; default: here"
         stage.add_argument("--workspace", type=Path, default=Path(), help=folder)

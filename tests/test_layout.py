@@ -72,9 +72,6 @@ def test_imports_flow_one_way_and_heavy_libraries_stay_behind_their_doors(
 def test_no_public_name_is_defined_in_two_modules() -> None:
     places = defaultdict(list)
     for name, tree in TREES.items():
-        # a command is named as its user types it, and calls the stage of the same name
-        if name == "__main__.py":
-            continue
         for node in tree.body:
             is_definition = isinstance(node, ast.FunctionDef | ast.ClassDef)
             if is_definition and not node.name.startswith("_"):
