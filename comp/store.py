@@ -111,6 +111,7 @@ def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iter
             f"another run has been using {path.parent} for {time.monotonic() - started:,.0f} s:"
             " wait for it or end it, then run this again"
         ) from None
+    # without flock filelock raises NotImplementedError, the kernel one of NO_LOCKS
     except (NotImplementedError, OSError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
             raise

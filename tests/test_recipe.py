@@ -1,10 +1,14 @@
 """Options are typed, bounded where they are defined, and overridden by name."""
 
 import json
+import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from comp.errors import RecipeError
+from comp.arguments import words_of
+from comp.errors import RecipeError, UserError
 from comp.options import override, restored
 from comp.recipe import FineTune, Head, Recipe, Svm
 from comp.recipes import RECIPES, named
@@ -115,3 +119,16 @@ def test_a_new_option_leaves_fingerprints_as_they_are() -> None:
 
     assert Extended().changed() == Head().changed()
     assert Extended(new_option=4).changed() != Head().changed()
+
+
+def test_make_passes_settings_and_paths_with_spaces_and_quotes_as_one_word() -> None:
+    words = ["SET=seed=3 pixels.mean='[0.1, 0.2, 0.3]'", "ARCHIVE=a b.zip", "SOLUTION=it's.csv"]
+    make = ["make", "--dry-run", "--old-file=.venv/done", "rehearsal", *words]
+    root = Path(__file__).parents[1]
+    shown = subprocess.run(make, cwd=root, capture_output=True, text=True, check=True).stdout
+    given = shlex.split(shown.splitlines()[-1])
+    for word in words:
+        assert word.partition("=")[2] in given
+    assert words_of([words[0].partition("=")[2]]) == ["seed=3", "pixels.mean=[0.1, 0.2, 0.3]"]
+    with pytest.raises(UserError, match="SET cannot be read: no closing quotation"):
+        words_of(["name='open"])
