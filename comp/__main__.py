@@ -20,15 +20,17 @@ from comp.store import Workspace
 
 def _data(call: Call) -> None:
     """download, check and unpack the photos; manifest, folds and pixels"""
+    from comp.data.identity import check_server
     from comp.data.stage import prepare
     from comp.network.preprocessing import geometry_of
 
     kaggle, geometry = call.kaggle, geometry_of(call.recipes[0])
+    check_server(call.workspace, kaggle)
 
     def download() -> Path:
         return kaggle.download(call.workspace.raw)
 
-    prepare(call.workspace, COMPETITION, download, kaggle.is_real, geometry, call.reporter)
+    prepare(call.workspace, call.competition, download, kaggle.is_real, geometry, call.reporter)
 
 
 def _train(call: Call) -> None:
@@ -43,14 +45,14 @@ def _predict(call: Call) -> None:
     """predict the test photos; calibrate and clip"""
     from comp.predict.stage import predict_all
 
-    predict_all(call.workspace, COMPETITION, call.recipes, call.device, call.reporter)
+    predict_all(call.workspace, call.competition, call.recipes, call.device, call.reporter)
 
 
 def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.calibration_comparison import compare_calibrations
 
-    compare_calibrations(call.workspace, COMPETITION, call.one_recipe, call.device, call.reporter)
+    compare_calibrations(call.workspace, call.competition, call.one_recipe, call.device, call.reporter)
 
 
 def _blend(call: Call) -> None:
@@ -58,7 +60,7 @@ def _blend(call: Call) -> None:
     from comp.predict.blend import blend_runs
 
     how = (members(call.runs), call.method, call.set, call.device)
-    blend_runs(call.workspace, COMPETITION, *how, call.reporter)
+    blend_runs(call.workspace, call.competition, *how, call.reporter)
 
 
 def _ablate(call: Call) -> None:
@@ -68,7 +70,7 @@ def _ablate(call: Call) -> None:
     if len(call.runs) != 2:
         raise UserError(f"two runs are compared, got {len(call.runs)}")
     name, against = call.runs
-    compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
+    compare_runs(call.workspace, call.competition, name, against, call.reporter)
 
 
 def _forecast(call: Call) -> None:
@@ -76,7 +78,7 @@ def _forecast(call: Call) -> None:
     from comp.predict.runs import read_run
     from comp.submit.forecast import print_forecast
 
-    print_forecast(call.workspace, COMPETITION, read_run(call.run_folder), call.reporter)
+    print_forecast(call.workspace, call.competition, read_run(call.run_folder), call.reporter)
 
 
 def _submit(call: Call) -> None:
@@ -84,14 +86,14 @@ def _submit(call: Call) -> None:
     from comp.submit.stage import submit
 
     folder, kaggle = call.run_folder, call.kaggle
-    submit(call.workspace, COMPETITION, kaggle, folder, call.reporter, force=call.force)
+    submit(call.workspace, call.competition, kaggle, folder, call.reporter, force=call.force)
 
 
 def _scores(call: Call) -> None:
     """pick up scores that were pending"""
     from comp.submit.stage import fetch_scores
 
-    fetch_scores(call.workspace, COMPETITION, call.kaggle, call.reporter)
+    fetch_scores(call.workspace, call.competition, call.kaggle, call.reporter)
 
 
 def _leaderboard(call: Call) -> None:
@@ -99,7 +101,7 @@ def _leaderboard(call: Call) -> None:
     from comp.submit.leaderboard import print_standings
 
     refresh = call.refresh
-    print_standings(call.workspace, COMPETITION, call.kaggle, call.reporter, refresh=refresh)
+    print_standings(call.workspace, call.competition, call.kaggle, call.reporter, refresh=refresh)
 
 
 def _doctor(call: Call) -> None:
@@ -140,7 +142,7 @@ def _audit(call: Call) -> None:
     """labels that runs, near-duplicates and published lists contradict"""
     from comp.predict.audit import audit_labels
 
-    audit_labels(call.workspace, COMPETITION, call.runs, call.device, call.reporter)
+    audit_labels(call.workspace, call.competition, call.runs, call.device, call.reporter)
 
 
 def _judge(call: Call) -> None:
@@ -154,10 +156,10 @@ def _judge(call: Call) -> None:
     for recipe in (fixed, plain):
         train(call.workspace, recipe, call.device, call.reporter)
     name, against = (
-        predict(call.workspace, COMPETITION, recipe, call.device, call.reporter).name
+        predict(call.workspace, call.competition, recipe, call.device, call.reporter).name
         for recipe in (fixed, plain)
     )
-    compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
+    compare_runs(call.workspace, call.competition, name, against, call.reporter)
 
 
 def _recipes(call: Call) -> None:

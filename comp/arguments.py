@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from comp.competition import COMPETITION
+from comp.competition import COMPETITION, Competition
 from comp.errors import UserError
 from comp.options import override
 from comp.progress import Reporter
@@ -50,6 +50,13 @@ class Call:
         return override(named(self.recipe), self.set)
 
     @property
+    def competition(self) -> Competition:
+        """As the workspace knows it."""
+        from comp.data.identity import competition_of
+
+        return competition_of(self.workspace, COMPETITION)
+
+    @property
     def kaggle(self) -> "Kaggle":
         from comp.kaggle import Kaggle
 
@@ -63,7 +70,7 @@ class Call:
 
         if self.run:
             return find_run(self.workspace, self.run)
-        return finished_folder(self.workspace, COMPETITION, self.recipes)
+        return finished_folder(self.workspace, self.competition, self.recipes)
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -1,11 +1,15 @@
 """How an uploaded CSV is scored: a log loss, or the reason why there is none."""
 
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from comp.competition import Competition
+from comp.data.sample import read_sample
+from comp.data.zips import open_zip, read_member
 from comp.errors import UserError
 from comp.metric import log_loss
 
@@ -25,6 +29,26 @@ def read_solution(path: Path) -> dict[str, int]:
     if labels.empty or not (labels.isin(["0", "1"]).all() and labels.index.is_unique):
         raise UserError(f"{path}: no solution; each id must have one label, 0 or 1")
     return {str(key): int(label) for key, label in labels.items()}
+
+
+def labels_of(archive: Path, solution: Path, competition: Competition) -> dict[str, int]:
+    """The labels in `solution`. UserError unless they are of the ids that `archive` asks for."""
+    if not zipfile.is_zipfile(archive):
+        raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
+    labels = read_solution(solution)
+    with open_zip(archive, archive.name) as bundle:
+        if competition.sample not in bundle.namelist():
+            return labels  # the stage that unpacks the archive refuses it and says so
+        sample = b"".join(read_member(bundle, bundle.getinfo(competition.sample), archive.name))
+    ids = read_sample(sample, competition)
+    n_without, n_unknown = len({*ids} - {*labels}), len({*labels} - {*ids})
+    if n_without or n_unknown:
+        raise UserError(
+            f"{solution} does not fit {archive}: {n_without:,} of {len(ids):,} ids in"
+            f" {competition.sample} have no label, and {n_unknown:,} of {len(labels):,} labels"
+            " are of other ids; name the SOLUTION of this ARCHIVE"
+        )
+    return labels
 
 
 def score_csv(content: bytes, solution: Mapping[str, int], columns: tuple[str, str]) -> float:

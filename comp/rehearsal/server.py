@@ -29,8 +29,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from comp.competition import COMPETITION, Competition
-from comp.errors import UserError
-from comp.rehearsal.scoring import UnscorableError, read_solution, score_csv
+from comp.rehearsal.scoring import UnscorableError, labels_of, score_csv
 from comp.store import read_json, write_json
 from comp.submit.leaderboard import archived_scores
 
@@ -104,8 +103,7 @@ class RehearsalServer(ThreadingTCPServer):
         journal: Path | None = None,
         daily_limit: int = 100,  # submissions, as a rehearsal is for trying things
     ) -> None:
-        if not zipfile.is_zipfile(archive):
-            raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
+        self._solution = labels_of(archive, solution, competition)
         self.token = f"rehearsal-{secrets.token_hex(16)}"  # the account's; the client must send it
         self.archive = archive
         self.daily_limit = daily_limit
@@ -113,7 +111,6 @@ class RehearsalServer(ThreadingTCPServer):
         if journal and journal.exists():
             self.journal = read_json(journal)
         self._journal_file = journal
-        self._solution = read_solution(solution)
         self._competition = competition
         self._links: dict[tuple[str, str], str] = {}  # upload tokens, by method and signed URL
         self._uploads: dict[str, tuple[str, bytes]] = {}  # file name and content, by token

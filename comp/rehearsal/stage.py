@@ -3,13 +3,13 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from comp.competition import Competition
+from comp.data.identity import account_home, mark_rehearsal
 from comp.data.stage import prepare
 from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
@@ -19,6 +19,7 @@ from comp.predict.stage import predict_all
 from comp.progress import Reporter
 from comp.recipe import FineTune, Recipe
 from comp.rehearsal.drawing import write_edition
+from comp.rehearsal.scoring import labels_of
 from comp.rehearsal.server import RehearsalServer
 from comp.store import Workspace, read_json
 from comp.submit.ledger import LedgerRow
@@ -48,15 +49,17 @@ def rehearse(
         raise UserError(
             "a rehearsal on your own photos needs both ARCHIVE and SOLUTION; only one was given"
         )
-    competition = replace(competition, noise_rate=0.0, noise_spread=0.0)  # no flipped labels here
+    if archive and solution:
+        labels_of(archive, solution, competition)  # before anything is written
     workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
+    competition = mark_rehearsal(workspace, competition)
     if archive is None or solution is None:
         size = {"seed": SEED, "n_train": N_TRAIN, "n_test": N_TEST}
         edition = workspace.root / "edition"
         archive, solution = write_edition(edition, competition, reporter, **size)
     journal = workspace.root / "server" / "submissions.json"
     with RehearsalServer(archive, solution, competition, journal=journal) as server:
-        kaggle = Kaggle(competition, reporter, env=server.environment(workspace.root / "home"))
+        kaggle = Kaggle(competition, reporter, env=server.environment(account_home(workspace)))
         download, geometry = partial(kaggle.download, workspace.raw), geometry_of(recipes[0])
         prepare(workspace, competition, download, kaggle.is_real, geometry, reporter)
         runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
