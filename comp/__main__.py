@@ -52,7 +52,7 @@ def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.calibration_comparison import compare_calibrations
 
-    compare_calibrations(call.workspace, call.competition, call.one_recipe, call.device, call.reporter)
+    compare_calibrations(call.workspace, call.competition, call.one_recipe, call.reporter)
 
 
 def _blend(call: Call) -> None:
@@ -142,7 +142,7 @@ def _audit(call: Call) -> None:
     """labels that runs, near-duplicates and published lists contradict"""
     from comp.predict.audit import audit_labels
 
-    audit_labels(call.workspace, call.competition, call.runs, call.device, call.reporter)
+    audit_labels(call.workspace, call.competition, call.runs, call.reporter)
 
 
 def _judge(call: Call) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +21,11 @@ from rich.progress import (
 from rich.table import Table
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Such as "1 photo" and "2,000 photos"."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 class Advance(Protocol):
@@ -44,14 +51,26 @@ class Reporter:
         self._err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Columns after the first are right-aligned; a float is shown to five places."""
+        """Columns after the first are right-aligned; a float is shown to five places.
+
+        A terminal's lines are wrapped between words, never in them; a file's are not wrapped.
+        """
         table = Table(title=title, title_justify="left", title_style="bold")
+        texts = [[f"{x:.5f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in rows:
-            cells = (f"{x:.5f}" if isinstance(x, float) else escape(str(x)) for x in row)
-            table.add_row(*cells)
-        self._out.print(table)
+            words = " ".join([column, *(row[index] for row in texts)]).split()
+            table.add_column(
+                escape(column),
+                justify="left" if index == 0 else "right",
+                min_width=max(map(cell_len, words), default=0),
+            )
+        for row in texts:
+            table.add_row(*map(escape, row))
+        needed = Measurement.get(self._out, self._out.options.update(max_width=10_000), table)
+        table.width = needed.maximum
+        if self._out.is_terminal:
+            table.width = min(needed.maximum, max(self._out.width, needed.minimum))
+        self._out.print(table, crop=False)
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:

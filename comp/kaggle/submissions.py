@@ -37,6 +37,7 @@ class Submission:
     message: str
     status: Literal["pending", "complete", "error"]
     public_score: float | None
+    private_score: float | None = None  # on the rest of the test set; known after the deadline
     error: str  # Kaggle's reason, where the status is error
 
 
@@ -153,5 +154,6 @@ def submission_of(row: dict[str, Any]) -> Submission:
         message=str(row.get("description") or ""),
         status="complete" if "complete" in status else "error" if "error" in status else "pending",
         public_score=float(row["publicScore"]) if row.get("publicScore") else None,
+        private_score=float(row["privateScore"]) if row.get("privateScore") else None,
         error=str(row.get("errorDescription") or ""),
     )

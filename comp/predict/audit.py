@@ -1,12 +1,12 @@
 """The audit of labels: what finished runs, near-duplicates and published lists say against them.
 
-1. Votes. A run doubts a label if the out-of-fold probability of the other class is as high as it is
-   on average for photos of that class: confident learning, Northcutt et al. 2021, "Confident
-   learning: estimating uncertainty in dataset labels", section 3.1.
+1. Votes. A recipe doubts a label if the out-of-fold probability of the other class is as high as
+   it is on average for photos of that class: confident learning, Northcutt et al. 2021,
+   "Confident learning: estimating uncertainty in dataset labels", section 3.1. Runs of one recipe
+   make the same mistakes, so they share a vote; a blend repeats its members and has none.
 2. Near-duplicates with different labels, of which one must be wrong, and pairs of a training photo
    and a test photo that are near-duplicates.
-3. The leak: how much better the log loss looks if folds split near-duplicates.
-4. comp/suspects.csv: 138 training photos on five lists of odd or mislabelled photos that
+3. comp/suspects.csv: 138 training photos on five lists of odd or mislabelled photos that
    competitors published, and on how many. Two of the lists seem to be made by models: one list is
    no reason to drop a photo.
 
@@ -24,19 +24,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
 from comp.data.manifest import SPLITS, read_manifest
-from comp.errors import DataError, RecipeError, StaleError
-from comp.metric import Gain, gain, per_photo_logit_loss, sigmoid
-from comp.network.device import find_device
+from comp.errors import DataError, StaleError
+from comp.metric import sigmoid
 from comp.predict.compare import side_by_side
 from comp.predict.gallery import Captioned, write_gallery
-from comp.predict.runs import find_run, read_oof, recipe_of
-from comp.progress import Reporter
-from comp.recipe import Head, Recipe
-from comp.store import Workspace, write_table
-from comp.train.fits import HeadFit, open_fit
+from comp.predict.runs import find_run, read_oof
+from comp.progress import Reporter, counted
+from comp.store import Workspace, read_json, write_table
 from comp.train.labels import read_label_fixes
-from comp.train.run import open_run
-from comp.train.solver import out_of_fold, solve_fold
 
 MIN_OF_CLASS = 10  # photos; the average of fewer means nothing
 N_PRINTED = 20  # doubted labels
@@ -51,11 +46,7 @@ def read_suspects(competition: Competition) -> dict[str, int]:
 
 
 def audit_labels(
-    workspace: Workspace,
-    competition: Competition,
-    names: Sequence[str],
-    device: str | None,
-    reporter: Reporter,
+    workspace: Workspace, competition: Competition, names: Sequence[str], reporter: Reporter
 ) -> pd.DataFrame:
     """The rows of runs/audit.csv, most doubted first, by the runs called `names`, or by all."""
     folders = [find_run(workspace, name) for name in names]
@@ -63,41 +54,56 @@ def audit_labels(
     if not folders:
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
-    votes = _count_votes(folders, photos)
+    recipes = by_recipe(folders)
+    votes = _count_votes(recipes, photos)
     n_lists = read_suspects(competition)
     table = evidence(votes, photos, read_label_fixes(workspace.verdicts), n_lists)
     write_table(workspace.runs / "audit.csv", table)
-    _print_doubts(table, len(votes), len(folders), reporter)
-    _print_lists(votes, n_lists, len(folders), reporter)
+    if len(recipes) < len(folders):
+        reporter.say(
+            f"{counted(len(folders), 'run')}, {counted(len(recipes), 'vote')}: runs of one recipe"
+            " share a vote, a blend has none beside its members"
+        )
+    _print_doubts(table, len(votes), len(recipes), reporter)
+    _print_lists(votes, n_lists, len(recipes), reporter)
     pairs = pairs_across(photos, test)
     n_conflicts = int((table["conflict"] != "").sum())
-    reporter.say(f"{n_conflicts:,} photos have a near-duplicate with another label")
-    reporter.say(f"{len(pairs):,} pairs of a training and a test photo are near-duplicates")
-    recipes = [recipe_of(folder) for folder in folders]
-    of_heads = [each for each in recipes if each and isinstance(each.training, Head)]
-    if of_heads:
-        measure_leak(workspace, of_heads[0], device, reporter)
-    else:
-        reporter.say("leak: not measured, it takes new heads: name a run of a head recipe in RUNS")
+    counts = counted(n_conflicts, "photo has", "photos have"), counted(len(pairs), "pair")
+    reporter.say(f"{counts[0]} a near-duplicate with another label")
+    reporter.say(f"{counts[1]} of near-duplicates across training and test photos")
     path = workspace.runs / "audit.html"
-    sections = _sections(table, pairs)
-    n_shown = write_gallery(path, "Audit of labels", sections, workspace)
+    n_shown = write_gallery(path, "Audit of labels", _sections(table, pairs), workspace)
     reporter.say(
-        f"{len(table):,} photos in {workspace.runs / 'audit.csv'}, {n_shown:,} pictures in {path};"
-        f" label fixes go into {workspace.verdicts}"
+        f"{counted(len(table), 'photo')} in {workspace.runs / 'audit.csv'}, {n_shown:,} shown in"
+        f" {path}; label fixes go into {workspace.verdicts}"
     )
     return table
 
 
-def _count_votes(folders: Sequence[Path], manifest: pd.DataFrame) -> pd.DataFrame:
-    """id, label, number of runs that doubt it, mean logit. All runs need the same photos."""
-    photos, logits = side_by_side({folder.name: read_oof(folder) for folder in folders})
+def by_recipe(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Runs by the name of their recipe. Blends are left out if there are any other runs."""
+    single = [folder for folder in folders if "members" not in read_json(folder / "run.json")]
+    found: dict[str, list[Path]] = {}
+    for folder in single or folders:
+        found.setdefault(folder.name.rpartition("-")[0], []).append(folder)
+    return found
+
+
+def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) -> pd.DataFrame:
+    """id, label, number of recipes that doubt it, mean logit. All runs need the same photos.
+
+    The logit of a recipe is the mean over its runs.
+    """
+    folders = [folder for runs in recipes.values() for folder in runs]
+    photos, by_run = side_by_side({folder.name: read_oof(folder) for folder in folders})
+    ends = np.cumsum([len(runs) for runs in recipes.values()])
+    logits = np.column_stack([part.mean(1) for part in np.split(by_run, ends[:-1], axis=1)])
     now = manifest.set_index("id")["label"].reindex(photos["id"]).fillna(-1)
     n_off = int((now.to_numpy() != photos["label"].to_numpy()).sum())
     if n_off:
         raise StaleError(
-            f"{n_off:,} photos of {folders[0].name} are not in data/train.csv with the same label:"
-            " train it again"
+            f"{counted(n_off, 'photo')} of {folders[0].name} not in data/train.csv with the same"
+            " label: train it again"
         )
     votes = np.sum([doubted(photos["label"], column) for column in logits.T], axis=0)
     return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=logits.mean(1))
@@ -164,96 +170,43 @@ def pairs_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     return photos[["id", "group"]].merge(others, on="group")[["id", "test_id"]]
 
 
-def _print_doubts(table: pd.DataFrame, n_photos: int, n_runs: int, reporter: Reporter) -> None:
+def _print_doubts(table: pd.DataFrame, n_photos: int, n_recipes: int, reporter: Reporter) -> None:
     doubts = table[table["votes"] > 0]
     cells = doubts[["id", "votes", "p_other", "n_lists", "conflict", "verdict"]].head(N_PRINTED)
-    title = f"{len(doubts):,} of {n_photos:,} labels are doubted by one or more of {n_runs} runs"
+    by = ("by " if n_recipes == 1 else "by one or more of ") + counted(n_recipes, "recipe")
+    title = f"{len(doubts):,} of {n_photos:,} labels are doubted {by}"
     columns = ("photo", "votes", "P(other)", "lists", "near-duplicate, other label", "label fix")
     reporter.table(title, columns, list(cells.itertuples(index=False)))
 
 
 def _print_lists(
-    votes: pd.DataFrame, n_lists: Mapping[str, int], n_runs: int, reporter: Reporter
+    votes: pd.DataFrame, n_lists: Mapping[str, int], n_recipes: int, reporter: Reporter
 ) -> None:
     by_lists = votes["votes"].groupby(votes["id"].map(n_lists).fillna(0).astype(int))
     rows = [
-        (n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_runs).sum())
+        (n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_recipes).sum())
         for n, here in sorted(by_lists, reverse=True)
     ]
-    columns = ("on lists", "photos", "doubted by a run", "by all")
+    columns = ("on lists", "photos", "doubted by a recipe", "by all")
     reporter.table("doubts by the number of published lists", columns, rows)
 
 
 def _sections(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, list[Captioned]]:
     evidence_of = table.drop(columns=["id", "label"]).round({"p_other": 4}).to_dict("records")
-    photos = pd.Series(
-        [
-            (
-                "train",
-                id,
-                ", ".join([id, *(f"{name} {value}" for name, value in of.items() if value)]),
-            )
-            for id, of in zip(table["id"], evidence_of, strict=True)
-        ],
-        dtype=object,
-    )
+    captions = [
+        ", ".join([id, *(f"{name} {value}" for name, value in of.items() if value)])
+        for id, of in zip(table["id"], evidence_of, strict=True)
+    ]
+    photos = pd.Series([("train", *each) for each in zip(table["id"], captions, strict=True)])
     beside: list[Captioned] = []
     for id, test_id in pairs.itertuples(index=False):
         beside += [("train", id, id), ("test", test_id, f"test {test_id}, like {id}")]
     is_doubted = table["votes"] > 0
     return {
-        "Labels that runs doubt": list(photos[is_doubted]),
+        "Labels in doubt": list(photos[is_doubted]),
         "Near-duplicates with different labels": list(photos[table["conflict"] != ""]),
         "Training photos beside their near-duplicates among the test photos": beside,
-        "On a published list, and no run doubts them": list(
+        "On a published list, not in doubt here": list(
             photos[~is_doubted & (table["n_lists"] > 0)]
         ),
     }
-
-
-def measure_leak(
-    workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter
-) -> Gain:
-    """What splitting near-duplicates over folds seems to gain, by new heads on cached features.
-
-    RecipeError if `recipe` solves no heads.
-    """
-    training = recipe.training
-    if not isinstance(training, Head):
-        raise RecipeError(f"{recipe.name} solves no head: measure the leak by a head recipe")
-    recipe = recipe.replace(folds=recipe.folds.replace(split=None))
-    fit = open_fit(open_run(workspace, recipe), find_device(device), reporter, with_test=False)
-    assert isinstance(fit, HeadFit)
-    photos = fit.inputs.photos
-    alike = photos["group"].duplicated(keep=False).to_numpy()
-    if not alike.any():
-        reporter.say(f"leak: none, {len(photos):,} training photos have no near-duplicates")
-        return Gain(mean=0.0, low=0.0, high=0.0)
-    features = fit.mean_features(fit.inputs.ids, training.views)
-    # One penalty for both: a new choice varies with the inner folds by more than the leak.
-    penalty = solve_fold(features, photos.assign(fold=0), 1, training, recipe.seed).penalty
-    once = training.replace(penalties=(penalty,))
-    together, split = (
-        per_photo_logit_loss(
-            dealt["label"], out_of_fold(features, dealt, once, recipe.seed, reporter)
-        )
-        for dealt in (photos, ungrouped(photos))
-    )
-    found = gain(together, split, photos["group"])
-    reporter.say(
-        f"leak of {recipe.name}: log loss {together.mean():.5f} with near-duplicates kept together,"
-        f" {split.mean():.5f} with them split over folds, an apparent gain of {found}; on the"
-        f" {int(alike.sum()):,} photos that have one, {together[alike].mean():.5f} and"
-        f" {split[alike].mean():.5f}"
-    )
-    return found
-
-
-def ungrouped(photos: pd.DataFrame) -> pd.DataFrame:
-    """`photos` (fold, group) with each in a group of its own.
-
-    The photos of a group are dealt over the folds in turn. All others keep their fold, so that the
-    groups make the only difference.
-    """
-    turn, n_folds = photos.groupby("group").cumcount(), photos["fold"].max() + 1
-    return photos.assign(fold=(photos["fold"] + turn) % n_folds, group=np.arange(len(photos)))

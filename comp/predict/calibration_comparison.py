@@ -3,26 +3,17 @@
 A candidate says which views are averaged and how, and the settings of the calibration. Each is
 cross-fitted. The last row of the table is what choosing among the candidates is worth: the choice
 is made for each fold anew, by cross-fitting on the other folds.
-
-A test photo gets the mean over the heads of all folds, an out-of-fold photo only one logit. To
-compare means over folds too, heads are solved without two folds and predict both, so that a photo
-has a logit from each head that saw neither it nor its fold. These heads have less to learn from, so
-they are compared and not chosen from.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
 from comp.metric import Floats, Gain, gain, per_photo_loss, sigmoid
-from comp.network.device import find_device
-from comp.network.heads import LinearHead
 from comp.predict.calibrate import (
     Settings,
     board_losses,
@@ -34,11 +25,9 @@ from comp.predict.calibrate import (
 from comp.predict.compare import groups_of
 from comp.predict.runs import read_oof
 from comp.progress import Reporter
-from comp.recipe import Head, Method, Recipe, ViewsName
+from comp.recipe import Method, Recipe, ViewsName
 from comp.store import Workspace
-from comp.train.fits import HeadFit, open_fit
-from comp.train.run import open_run, trained_run
-from comp.train.solver import solve_fold
+from comp.train.run import trained_run
 
 METHODS: tuple[Method, ...] = get_args(Method)
 NOISE_RATES = (0.0, 0.002, 0.004, 0.008)
@@ -97,30 +86,20 @@ def mean_of_probs(logits: Floats) -> Floats:
     return np.asarray(np.log(p.mean(1)) - np.log((1 - p).mean(1)), np.float64)
 
 
-def fold_means(logits: Floats, settings: Settings) -> dict[str, Candidate]:
-    """The two means over `logits [n, folds - 1]` of `leave_two_out_logits`."""
-    name = f"mean of {logits.shape[1]} folds' "
-    return {
-        name + "logits": (logits.mean(1), settings),
-        name + "probabilities": (mean_of_probs(logits), settings),
-    }
-
-
 def score_candidates(
     candidates: Mapping[str, Candidate],
     labels: NDArray[np.int64],
     folds: ArrayLike,
     groups: ArrayLike,
     noise_rate: float,
-    others: Mapping[str, Candidate] | None = None,
 ) -> dict[str, CandidateScore]:
-    """The scores of `candidates`, of `others` and, with three folds or more, of the choice.
+    """The scores of `candidates` and, with three folds or more, of the choice among them.
 
-    Only `candidates` can be chosen. `noise_rate` is the leaderboard's.
+    `noise_rate` is the leaderboard's.
     """
     probs = {
         name: cross_fitted(logits, labels, folds, settings)
-        for name, (logits, settings) in {**candidates, **(others or {})}.items()
+        for name, (logits, settings) in candidates.items()
     }
     if np.unique(folds).size > 2:
         choice = list(candidates.values()), labels, np.asarray(folds), noise_rate
@@ -161,45 +140,10 @@ def nested_choice(
     return over_folds(folds, choose)
 
 
-def leave_two_out_logits(
-    workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter
-) -> Floats | None:
-    """Logits [n, folds - 1] of the photos of oof.csv, by heads that saw nothing of their fold.
-
-    Their penalty is the median of those that the run chose. None if the recipe solves no heads,
-    or has too few folds to leave out two.
-    """
-    training, folds = recipe.training, recipe.folds
-    all_folds = folds.split is None and folds.fit is None and folds.n > 2
-    if not isinstance(training, Head) or not all_folds:
-        return None
-    run = open_run(workspace, recipe)
-    fit = open_fit(run, find_device(device), reporter, with_test=False)
-    assert isinstance(fit, HeadFit)
-    heads = [fit.head(fold) for fold in run.folds]
-    penalty = float(np.median([head.penalty for head in heads if isinstance(head, LinearHead)]))
-    once, photos = training.replace(penalties=(penalty,)), fit.inputs.photos
-    learnt = fit.mean_features(fit.inputs.ids, training.views)
-    scored = fit.mean_features(fit.inputs.ids)
-    logits: list[list[float]] = [[] for _ in fit.inputs.ids]
-    pairs = list(combinations(run.folds, 2))
-    with reporter.track("heads without two folds", len(pairs), "heads") as advance:
-        for pair in pairs:
-            held_out = photos["fold"].isin(pair).to_numpy()
-            two_parts = photos.assign(fold=held_out.astype(int))
-            head = solve_fold(learnt, two_parts, 1, once, recipe.seed)
-            found = head.logits(torch.from_numpy(scored[held_out])).tolist()
-            for row, logit in zip(np.flatnonzero(held_out), found, strict=True):
-                logits[row].append(logit)
-            advance()
-    return np.array(logits)
-
-
 def compare_calibrations(
     workspace: Workspace,
     competition: Competition,
     recipe: Recipe,
-    device: str | None,
     reporter: Reporter,
 ) -> dict[str, CandidateScore]:
     """Print the scores for the fitted run of `recipe`; its own choice is what `predict` applies."""
@@ -207,12 +151,10 @@ def compare_calibrations(
     oof, settings = read_oof(run.folder), settings_of(recipe.prediction, competition)
     groups = groups_of(workspace, oof)
     candidates = candidates_of(oof, recipe.prediction.views, settings)
-    logits = leave_two_out_logits(workspace, recipe, device, reporter)
-    others = None if logits is None else fold_means(logits, settings)
     labels, folds, noise_rate = oof["label"].to_numpy(), oof["fold"], competition.noise_rate
-    scores = score_candidates(candidates, labels, folds, groups, noise_rate, others)
+    scores = score_candidates(candidates, labels, folds, groups, noise_rate)
     title = f"{run.name}: {len(oof):,} photos, cross-fitted"
-    board = f"leaderboard, {noise_rate:.2%} flipped"
+    board = f"leaderboard, {100 * noise_rate:.2f} % label noise"
     columns = ("", "log loss", "gain, 95 %", board, "gain, 95 %")
     reporter.table(title, columns, [(name, *score) for name, score in scores.items()])
     chosen = f"{settings.method}, noise rate {settings.noise_rate:g}, clip {settings.clip:g}"

@@ -12,7 +12,7 @@ from comp.errors import DataError, RecipeError, StaleError
 from comp.metric import Floats, Gain, gain, per_photo_logit_loss, per_photo_loss
 from comp.predict.calibrate import board_losses
 from comp.predict.runs import find_run, read_run
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.store import Workspace
 
 MIN_PHOTOS = 20  # out of fold; with fewer, an interval means nothing
@@ -30,7 +30,8 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
         n_off = len(photos.index.symmetric_difference(tables[name].index))
         if n_off:
             raise DataError(
-                f"{first} and {name} differ: {n_off:,} photos are in only one of them;"
+                f"{first} and {name} differ: {counted(n_off, 'photo is', 'photos are')} in only"
+                " one of them;"
                 " train both on the same photos"
             )
         tables[name] = tables[name].loc[photos.index]
@@ -38,8 +39,8 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
             n_off = int((tables[name][column] != photos[column]).sum())
             if n_off:
                 raise DataError(
-                    f"{first} and {name} differ in the {column} of {n_off:,} photos: train both"
-                    " again, on the same data/train.csv and with the same folds.* options"
+                    f"{first} and {name} differ in the {column} of {counted(n_off, 'photo')}: train"
+                    " both again, on the same data/train.csv and with the same folds.* options"
                 )
     logits = np.column_stack([table["logit"] for table in tables.values()])
     return photos.reset_index()[["id", "label", "fold"]], logits
@@ -52,8 +53,8 @@ def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
     """
     if len(oof) < MIN_PHOTOS:
         raise DataError(
-            f"{len(oof)} out-of-fold photos are too few for an interval, which needs {MIN_PHOTOS}:"
-            " train on more photos"
+            f"{counted(len(oof), 'out-of-fold photo is', 'out-of-fold photos are')} too few for an"
+            f" interval, which needs {MIN_PHOTOS}: train on more photos"
         )
     groups = read_manifest(workspace.manifest("train")).set_index("id")["group"].reindex(oof["id"])
     if groups.isna().any():
@@ -85,7 +86,11 @@ def compare_runs(
     parts = [
         ("raw", raw, all_photos),
         ("as submitted", submitted, all_photos),
-        (f"on a leaderboard with {competition.noise_rate:.2%} flipped", board, all_photos),
+        (
+            f"on a leaderboard with {100 * competition.noise_rate:.2f} % label noise",
+            board,
+            all_photos,
+        ),
         *((f"- fold {number:.0f}", board, fold == number) for number in np.unique(fold)),
     ]
     rows = []

@@ -11,6 +11,7 @@ from comp.competition import Competition
 from comp.errors import SubmissionError
 from comp.metric import Floats, logit_log_loss
 from comp.predict.runs import FinishedRun
+from comp.progress import counted
 from comp.store import write_table
 
 SIGNIFICANT = 3.0  # standard errors below zero at which the classes count as swapped, not as noise
@@ -39,22 +40,27 @@ def check_submission(
     `train` and `test` are the manifests; their rows and those of `run` may be in any order.
     """
     probs = run.predictions["prob"].to_numpy(np.float64)
-    check_ids(run.predictions["id"].tolist(), sample_ids)
+    check_ids(run.predictions["id"].tolist(), sample_ids, test, competition)
     check_probs(probs, run.settings.clip)
     warnings = check_oof(run.oof, competition)
     check_neighbours(labelled_neighbours(run.predictions, train, test), competition)
     if probs.size > 1 and np.ptp(probs) == 0:
-        warnings.append(f"all {probs.size:,} predictions are {probs[0]:g}, a constant")
+        warnings.append(f"all {probs.size:,} predictions are the same, {probs[0]:g}")
     return warnings
 
 
-def check_ids(ids: Sequence[str], sample_ids: Sequence[str]) -> None:
-    """Each id of the sample once, and no other."""
+def check_ids(
+    ids: Sequence[str], sample_ids: Sequence[str], test: pd.DataFrame, competition: Competition
+) -> None:
+    """Each id of the sample once, and no other; the manifest `test` tells which file is wrong."""
     wrong = sorted({*ids} ^ {*sample_ids}) + [id for id, n in Counter(ids).items() if n > 1]
+    is_sample_right = sorted(sample_ids) == sorted(test["id"])
+    file = "the run's test.csv" if is_sample_right else f"data/{competition.sample}"
     if wrong:
         raise SubmissionError(
-            f"{len(ids):,} predictions for {len(sample_ids):,} ids: {len(wrong):,} are missing,"
-            f" unexpected or repeated, such as {wrong[0]}; run `make data predict` again"
+            f"{counted(len(ids), 'prediction')} for {counted(len(sample_ids), 'id')}:"
+            f" {counted(len(wrong), 'is', 'are')} missing, unexpected or repeated, such as"
+            f" {wrong[0]}; delete {file} and run `make data predict` again"
         )
 
 
@@ -64,7 +70,7 @@ def check_probs(probs: Floats, clip: float) -> None:
     if n_outside:
         raise SubmissionError(
             f"{n_outside:,} of {probs.size:,} probabilities are not in [{clip:g}, {1 - clip:g}],"
-            " the range of the clip: run `make predict` again"
+            " the range of the clip: delete the run's test.csv and run `make predict` again"
         )
 
 
@@ -79,7 +85,7 @@ def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     if not n_finite or n_finite < logits.size:
         raise SubmissionError(
             f"only {n_finite:,} of {logits.size:,} out-of-fold logits are finite:"
-            " run `make train` again"
+            " delete the run's oof.csv and run `make train predict` again"
         )
     margin = np.where(labels > 0.5, logits, -logits)
     if margin.mean() >= 0:

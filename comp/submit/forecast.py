@@ -12,6 +12,7 @@ Only means over the whole test set are used, never a single test label.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,11 +22,11 @@ from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import Floats, per_photo_loss
 from comp.predict.compare import groups_of, side_by_side
-from comp.predict.runs import FinishedRun, read_run
-from comp.progress import Reporter
+from comp.predict.runs import FinishedRun, check_current, read_run
+from comp.progress import Reporter, counted
 from comp.store import Workspace
 from comp.submit.leaderboard import archived_scores, ranks
-from comp.submit.ledger import LedgerRow, read_ledger
+from comp.submit.ledger import LedgerRow, read_ledger, score_text
 
 N_DRAWS = 2000
 N_PAIRS = 20  # latest scores that are used
@@ -132,10 +133,14 @@ def forecast(
 def print_forecast(
     workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
 ) -> Forecast:
-    """The forecast of a finished run; warns if its gain over the best submission is uncertain."""
+    """The forecast of a finished run; warns if it may not be better than the best submission.
+
+    StaleError for a run of photos that are not in `workspace`.
+    """
+    check_current(workspace, run)
     rows = [row for row in read_ledger(workspace.ledger) if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]
-    best = min((score for _, score in scored), default=None)
+    best_row, best = min(scored, key=itemgetter(1), default=(None, None))
     pairs = _comparable(workspace, run, scored)
     runs = [run, *(past for past, _ in pairs)]
     photos, _ = side_by_side({each.folder: each.oof for each in runs})
@@ -149,14 +154,19 @@ def print_forecast(
         len(read_manifest(workspace.manifest("test"))),
     )
     _print_table(competition, run, made, reporter)
-    gain = made.gain
-    if gain is not None and gain.mean < gain.spread:
-        reporter.warn(
-            f"the expected gain over the best submission so far ({best:.5f}) is {gain.mean:+.5f},"
-            f" less than its standard deviation of {gain.spread:.5f}: it may not be worth a"
-            " submission"
-        )
+    if best_row and made.gain:
+        _warn_if_no_gain(made.gain, score_text(best_row), reporter)
     return made
+
+
+def _warn_if_no_gain(gain: Estimate, best: str, reporter: Reporter) -> None:
+    if gain.mean < 0:
+        reporter.warn(f"expected to be worse than your best ({best}), by {-gain.mean:.5f}")
+    elif gain.mean < gain.spread:
+        reporter.warn(
+            f"expected to be better than your best ({best}) by {gain.mean:.5f}, less than the"
+            f" standard deviation of {gain.spread:.5f}: it may not be worth a submission"
+        )
 
 
 def _comparable(
@@ -181,13 +191,21 @@ def _print_table(
     if board.size:
         places = ranks(values, board)
         rows.append((f"rank among {board.size:,}", *(f"{rank:,}" for rank in places)))
-        rows.append(("top", *(f"{min(rank / board.size, 1):.1%}" for rank in places)))
+        rows.append(("top", *(f"{min(100 * rank / board.size, 100):.1f} %" for rank in places)))
     reporter.table(f"forecast of {run.folder}", ("", "expected", "5 %", "95 %"), rows)
-    n, own = made.n_pairs, run.settings.noise_rate
-    source = f"estimated from {n} score{'s' * (n > 1)} in" if n else "assumed: no score yet in"
-    reporter.say(f"label-noise rate of the leaderboard, {source} the ledger: {made.noise_rate}")
-    if n and not made.noise_rate.low <= own <= made.noise_rate.high:
+    n, own, rate = made.n_pairs, run.settings.noise_rate, made.noise_rate
+    if not n:
+        which = "no scores yet" if made.gain is None else "no score of a run on the same photos yet"
+        reporter.say(f"assumed label noise {_percent(rate.mean)} (prior; {which})")
+        return
+    interval = f"{_percent(rate.mean)} ({_percent(rate.low)} to {_percent(rate.high)})"
+    reporter.say(f"label noise {interval}, estimated from {counted(n, 'score')}")
+    if not rate.low <= own <= rate.high:
         reporter.say(
-            f"this run assumes a noise rate of {own:g}:"
-            f" SET=prediction.noise_rate={made.noise_rate.mean:.4f} fits the scores better"
+            f"this run assumes label noise of {_percent(own)}:"
+            f" SET=prediction.noise_rate={rate.mean:.4f} fits the scores better"
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

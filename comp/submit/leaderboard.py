@@ -16,12 +16,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
+from comp.data.identity import check_server
 from comp.errors import DataError, KaggleError, SubmissionError
 from comp.kaggle import Kaggle
 from comp.metric import Floats
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.store import Workspace
-from comp.submit.ledger import read_ledger
+from comp.submit.ledger import read_ledger, score_text
 
 FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded again
 MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
@@ -48,8 +49,13 @@ def read_board(path: Path, name: str, remedy: str) -> Board:
         raise DataError(
             f"{path} is not a leaderboard with a column Score ({cause}): {remedy}"
         ) from None
-    teams = tuple(table.get("TeamName", ()))
+    teams = tuple(_printable(name) for name in table.get("TeamName", ()))
     return Board(name=name, scores=table["Score"].to_numpy(np.float64), teams=teams)
+
+
+def _printable(name: str) -> str:
+    """`name` without what could move the cursor or break a line of the table."""
+    return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
 def archived_scores(competition: Competition) -> Floats:
@@ -77,14 +83,15 @@ def print_standings(
 
     SubmissionError if no submission has a score.
     """
+    check_server(workspace, kaggle)
     own = list(_own_scores(workspace, kaggle, reporter))
     if not own:
         raise SubmissionError(
             "no submission has a score yet, in the ledger or on Kaggle: run `make submit`,"
             " or `make scores` if one is pending"
         )
-    score, source = min(own, key=itemgetter(0))  # the first, so the ledger's, of equal ones
-    reporter.say(f"{competition.title}: own best {score:.5f} ({source})")
+    score, text = min(own, key=itemgetter(0))  # the first, so the ledger's, of equal ones
+    reporter.say(f"{competition.title}: own best {text}")
     boards = _current_board(workspace, kaggle, reporter, refresh)
     archived = archived_scores(competition)
     if archived.size:
@@ -116,26 +123,27 @@ def next_medal(score: float, scores: Floats) -> str:
     """What the next medal would need, in words."""
     n_teams = scores.size
     if n_teams < MEDALS_FROM:
-        return f"no medal thresholds for {n_teams:,} teams, fewer than {MEDALS_FROM:,}"
+        return f"no medal thresholds for {counted(n_teams, 'team')}, fewer than {MEDALS_FROM:,}"
     last_ranks = {"bronze": n_teams // 10, "silver": n_teams // 20, "gold": 10 + n_teams // 500}
     for medal, rank in last_ranks.items():
         if ranks(score, scores) > rank:
             need = scores[rank - 1]  # an equal score shares the rank
             return f"{medal} needs rank {rank:,}, a score of {need:.5f} ({score - need:.5f} better)"
-    return "good enough for gold"
+    return "gold zone"
 
 
 def _own_scores(
     workspace: Workspace, kaggle: Kaggle, reporter: Reporter
 ) -> Iterator[tuple[float, str]]:
-    """Scores of our submissions, each with its source."""
+    """Public scores of our submissions, each with a text that adds private score and source."""
     for row in read_ledger(workspace.ledger, reporter):
         if row.public_score is not None:
-            yield row.public_score, f"{row.file}, in the ledger"
+            yield row.public_score, f"{score_text(row)} ({row.file}, in the ledger)"
     try:
         for known in kaggle.submissions():
             if known.status == "complete" and known.public_score is not None:
-                yield known.public_score, f"{known.file_name} (ref {known.ref}), on Kaggle"
+                source = f"{known.file_name}, ref {known.ref}, on Kaggle"
+                yield known.public_score, f"{score_text(known)} ({source})"
     except KaggleError as error:
         reporter.warn(f"{error}; only scores in the ledger are considered")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from comp.errors import SubmissionError
+from comp.kaggle import Submission
 from comp.progress import Reporter
 from comp.store import locked, write_table
 
@@ -25,13 +26,14 @@ class LedgerRow:
     cv_calibrated: float | None  # the same with the cross-fitted calibration
     cv_clipped: float | None  # and with noise rate and clip
     public_score: float | None = None  # log loss on the public leaderboard
+    private_score: float | None = None  # on the private one, which Kaggle shows after the deadline
     status: str = "pending"  # pending | complete | error
     ref: int | None = None  # Kaggle's number of the submission
     message: str  # as uploaded; ends with the first 12 digits of sha256
 
 
 LEDGER_COLUMNS = tuple(field.name for field in fields(LedgerRow))
-_FLOATS = ("cv_raw", "cv_calibrated", "cv_clipped", "public_score")
+_FLOATS = ("cv_raw", "cv_calibrated", "cv_clipped", "public_score", "private_score")
 _NUMBERS: dict[str, type[float]] = {"ref": int, **dict.fromkeys(_FLOATS, float)}
 
 
@@ -61,8 +63,14 @@ def read_ledger(path: Path, reporter: Reporter | None = None) -> list[LedgerRow]
     return rows
 
 
+def score_text(scored: LedgerRow | Submission) -> str:
+    """The public score, and the private one if it is known."""
+    private = "" if scored.private_score is None else f", private {scored.private_score:.5f}"
+    return "-" if scored.public_score is None else f"{scored.public_score:.5f}{private}"
+
+
 def write_row(path: Path, row: LedgerRow, reporter: Reporter) -> None:
-    """Append `row`, or update status and score of the row that has its `ref` already.
+    """Append `row`, or update status and scores of the row that has its `ref` already.
 
     The text of all other cells stays, columns added by hand included. Concurrent writers wait.
     """
@@ -74,7 +82,7 @@ def write_row(path: Path, row: LedgerRow, reporter: Reporter) -> None:
         table = _read_cells(path)
         known = (table["ref"] == cells["ref"]) & (table["ref"] != "")
         if known.any():
-            for column in ("status", "public_score"):
+            for column in ("status", "public_score", "private_score"):
                 table.loc[known, column] = cells[column]
         else:
             table = pd.concat([table, pd.DataFrame([cells])], ignore_index=True)
@@ -94,13 +102,17 @@ def _read_cells(path: Path) -> pd.DataFrame:
         raise SubmissionError(
             f"{path.name} cannot be read ({cause}): correct it, or restore it from git"
         ) from None
-    missing = [column for column in LEDGER_COLUMNS if column not in table.iloc[0].tolist()]
+    header = table.iloc[0].tolist()
+    missing = [name for name in LEDGER_COLUMNS if name not in [*header, "private_score"]]
     if missing:
         raise SubmissionError(
             f"{path.name} has no column {', '.join(missing)}: correct its first line,"
             " or restore the file from git"
         )
-    return table[1:].set_axis(table.iloc[0], axis="columns").reset_index(drop=True)
+    table = table[1:].set_axis(header, axis="columns").reset_index(drop=True)
+    if "private_score" not in header:  # a ledger from before that column
+        table.insert(header.index("public_score") + 1, "private_score", "")
+    return table
 
 
 def _number(text: str, kind: type[float]) -> float | None:

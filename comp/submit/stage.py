@@ -9,21 +9,23 @@
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from comp.competition import Competition
+from comp.data.identity import check_server
 from comp.data.manifest import read_manifest
 from comp.data.sample import read_sample
 from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
 from comp.predict.runs import FinishedRun, check_current, read_run
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.store import Workspace, code_commit, file_sha256, locked
 from comp.submit.csvfile import check_submission, write_submission
 from comp.submit.forecast import print_forecast
-from comp.submit.ledger import LedgerRow, read_ledger, write_row
+from comp.submit.ledger import LedgerRow, read_ledger, score_text, write_row
 
 CODE = Path(__file__).resolve().parents[1]
 SCORE_WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
@@ -45,6 +47,7 @@ def submit(
     A file that was submitted before is uploaded again only by `force`. SubmissionError if the
     file has a problem, no submission is left today, or Kaggle could not score it.
     """
+    check_server(workspace, kaggle)
     finished = read_run(run)
     ids = _check_run(workspace, competition, finished, reporter)
     try:
@@ -61,6 +64,7 @@ def submit(
         row = _await_score(workspace, kaggle, row, reporter)
     scores = [("CV raw", row.cv_raw), ("CV calibrated", row.cv_calibrated)]
     scores += [("CV clipped", row.cv_clipped), ("public score", row.public_score)]
+    scores += [("private score", row.private_score)] * (row.private_score is not None)
     cells = [(name, _or_dash(score)) for name, score in scores]
     reporter.table(row.file, ("log loss", row.status), cells)
     return row
@@ -69,7 +73,8 @@ def submit(
 def fetch_scores(
     workspace: Workspace, competition: Competition, kaggle: Kaggle, reporter: Reporter
 ) -> None:
-    """Ask for the scores of all pending rows of the ledger, and print it."""
+    """Ask Kaggle for the scores that the ledger lacks, and print the ledger."""
+    check_server(workspace, kaggle)
     rows = read_ledger(workspace.ledger, reporter)
     pending = [row for row in rows if row.status == "pending"]
     for row in pending:
@@ -77,16 +82,31 @@ def fetch_scores(
             _settle(workspace, row, kaggle.submission(_ref(row)), reporter)
         except (NotFoundError, SubmissionError) as error:
             reporter.warn(str(error))
+    _fetch_private_scores(workspace, rows, kaggle, reporter)
     rows = read_ledger(workspace.ledger)
     n_left = sum(row.status == "pending" for row in rows)
-    left = f"; {n_left:,} left for the next `make scores`" if n_left else ""
-    settled = f"{len(pending) - n_left:,} now settled"
-    reporter.say(f"{len(pending):,} pending in the ledger, {settled}{left}")
-    cells = [
-        (row.file, _or_dash(row.cv_clipped), _or_dash(row.public_score), row.status) for row in rows
-    ]
-    columns = ("submission", "CV clipped", "public score", "status")
+    n_settled = f"{len(pending) - n_left:,} of {counted(len(pending), 'pending score')} arrived"
+    left = f", {n_left:,} still pending: run `make scores` again later" if n_left else ""
+    reporter.say(f"{n_settled}{left}" if pending else "no pending scores")
+    cells = []
+    for row in rows:
+        scores = map(_or_dash, (row.cv_clipped, row.public_score, row.private_score))
+        cells.append((row.file, *scores, row.status))
+    columns = ("submission", "CV clipped", "public score", "private score", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
+
+
+def _fetch_private_scores(
+    workspace: Workspace, rows: Sequence[LedgerRow], kaggle: Kaggle, reporter: Reporter
+) -> None:
+    """Fill in the private scores that Kaggle has shown since the public ones came."""
+    lacking = {
+        row.ref: row for row in rows if row.status == "complete" and row.private_score is None
+    }
+    for known in kaggle.submissions() if lacking else ():
+        if known.ref in lacking and known.private_score is not None:
+            row = replace(lacking[known.ref], private_score=known.private_score)
+            _record(workspace, row, reporter)
 
 
 def _check_run(
@@ -145,7 +165,7 @@ def _upload_once(
     else:
         ref = _upload(kaggle, workspace.submissions / draft.file, draft.message, mark, reporter)
         row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
-    write_row(workspace.ledger, row, reporter)
+    _record(workspace, row, reporter)
     mark.unlink(missing_ok=True)
     return row
 
@@ -153,7 +173,7 @@ def _upload_once(
 def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
     """Say that the file of `row` was uploaded before. SubmissionError if it cannot be scored."""
     results = {"pending": "is waiting for its score", "error": "could not be scored"}
-    result = results.get(row.status, f"scored {row.public_score}")
+    result = results.get(row.status, f"scored {score_text(row)}")
     line = (
         f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and {result}:"
         " not uploaded again (FORCE=1 does)"
@@ -194,7 +214,8 @@ def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Repo
             f"no submission is left today ({limits.n_today:,} made): nothing was uploaded,"
             " try again after midnight UTC"
         )
-    reporter.say(f"uploading; {limits.n_allowed_now:,} submissions left today, including this one")
+    left = counted(limits.n_allowed_now, "submission")
+    reporter.say(f"uploading; {left} left today, including this one")
     mark.touch()
     try:
         return kaggle.upload(path, message)
@@ -225,7 +246,8 @@ def _settle(
 ) -> LedgerRow:
     """`row` with Kaggle's `answer`, in the ledger too. SubmissionError if it cannot be scored."""
     row = replace(row, status=answer.status, public_score=answer.public_score)
-    write_row(workspace.ledger, row, reporter)
+    row = replace(row, private_score=answer.private_score)
+    _record(workspace, row, reporter)
     if answer.status == "error":
         reason = " ".join(answer.error.split()).rstrip(".") or "no reason given"
         raise SubmissionError(
@@ -233,6 +255,17 @@ def _settle(
             " recorded in the ledger as an error"
         )
     return row
+
+
+def _record(workspace: Workspace, row: LedgerRow, reporter: Reporter) -> None:
+    """Write `row`. SubmissionError if that fails, as on a full disk: Kaggle's list still has it."""
+    try:
+        write_row(workspace.ledger, row, reporter)
+    except OSError as error:
+        raise SubmissionError(
+            f"{row.file} is on Kaggle (ref {row.ref}), but {workspace.ledger} cannot be written"
+            f" ({error.strerror}): solve that, then run the same again, which uploads nothing twice"
+        ) from None
 
 
 def _ref(row: LedgerRow) -> int:
