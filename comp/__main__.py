@@ -24,13 +24,13 @@ def _data(call: Call) -> None:
     from comp.data.stage import prepare
     from comp.network.preprocessing import geometry_of
 
-    kaggle, geometry = call.kaggle, geometry_of(call.recipes[0])
+    competition, kaggle, geometry = call.competition, call.kaggle, geometry_of(call.recipes[0])
     check_server(call.workspace, kaggle)
 
     def download() -> Path:
         return kaggle.download(call.workspace.raw)
 
-    prepare(call.workspace, call.competition, download, kaggle.is_real, geometry, call.reporter)
+    prepare(call.workspace, competition, download, kaggle.is_real, geometry, call.reporter)
 
 
 def _train(call: Call) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import add_score, make_run, make_workspace
+from finished_run import add_score, edit_json, make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION, Competition
@@ -146,6 +146,7 @@ def printed(
 def cut_oof(run: Path, stop: int) -> None:
     table = pd.read_csv(run / "oof.csv", dtype={"id": str})
     table[:stop].to_csv(run / "oof.csv", index=False)
+    edit_json(run / "calibration.json", of=None)
 
 
 def test_scored_runs_with_the_same_photos_on_disk_are_learnt_from_and_any_may_be_the_best(
@@ -160,10 +161,11 @@ def test_scored_runs_with_the_same_photos_on_disk_are_learnt_from_and_any_may_be
         add_score(workspace, folder.name, score, ref)
     made, text = printed(workspace, run)
     assert made.n_pairs == 1
-    assert "label-noise rate of the leaderboard, estimated from 1 score in the ledger: " in text
+    assert "label noise 0." in text
+    assert text.count("estimated from 1 score") == text.count("estimated from 1 scores") + 1
     assert made.gain is not None
     assert made.gain.mean == pytest.approx(0.1 - made.score.mean, abs=0.01)
-    assert "best submission so far (0.10000)" in text
+    assert "worse than your best (0.10000)" in text
 
 
 def test_a_gain_below_its_standard_deviation_gets_a_warning(workspace: Workspace) -> None:
@@ -171,10 +173,10 @@ def test_a_gain_below_its_standard_deviation_gets_a_warning(workspace: Workspace
     made, text = printed(workspace, run)
     assert made.gain is None
     assert "warning" not in text
-    assert "no score yet in the ledger" in text
+    assert "assumed label noise 0.40 % (prior; no scores yet)" in text
     assert "rank among 1,315" in text
-    add_score(workspace, first.name, made.score.mean, 1)
-    assert "less than its standard deviation" in printed(workspace, run)[1]
+    add_score(workspace, first.name, made.score.mean + made.score.spread / 4, 1)
+    assert "less than the standard deviation" in printed(workspace, run)[1]
     add_score(workspace, first.name, 3.0, 1)
     clear, text = printed(workspace, run)
     assert clear.gain is not None

@@ -110,7 +110,7 @@ def test_fewer_than_a_thousand_teams_have_no_medal_thresholds() -> None:
         (0.12216, 658, "bronze needs rank 131, a score of 0.06127 (0.06089 better)"),
         (0.06127, 131, "silver needs rank 65, a score of 0.05038 (0.01089 better)"),
         (0.04183, 20, "gold needs rank 12, a score of 0.03882 (0.00301 better)"),
-        (0.03302, 1, "good enough for gold"),
+        (0.03302, 1, "gold zone"),
     ],
 )
 def test_rank_and_next_medal_on_the_archived_leaderboard_are_printed(
@@ -134,6 +134,7 @@ def test_the_best_score_of_ledger_and_kaggle_counts(
         message="",
         status="complete",
         public_score=0.06,
+        private_score=0.065,
         error="",
     )
     others = [replace(by_hand, public_score=None), replace(by_hand, status="error")]
@@ -141,7 +142,7 @@ def test_the_best_score_of_ledger_and_kaggle_counts(
     scene.arm()
     add_score(workspace, "run-1", None, ref=1)
     add_score(workspace, "run-2", 0.07, ref=2)
-    on_kaggle = "own best 0.06000 (by-hand.csv (ref 7), on Kaggle)"
+    on_kaggle = "own best 0.06000, private 0.06500 (by-hand.csv, ref 7, on Kaggle)"
     assert on_kaggle in printed(workspace, scene)
     add_score(workspace, "run-3", 0.05, ref=3)
     assert "own best 0.05000 (run-3.csv, in the ledger)" in printed(workspace, scene)

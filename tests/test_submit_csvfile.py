@@ -91,7 +91,7 @@ def test_good_predictions_pass_without_a_warning_in_any_order_of_rows() -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (tables()["predictions"][:-1], "39 predictions for 40 ids: 1 are missing"),
+        (tables()["predictions"][:-1], "39 predictions for 40 ids: 1 is missing"),
         (tables()["predictions"][:0], "0 predictions for 40 ids: 40 are missing"),
         (predictions(1, id="01"), "40 predictions for 40 ids: 2 are missing"),
         (predictions(7, id="8"), "40 predictions for 40 ids: 2 are missing"),
@@ -171,4 +171,4 @@ def test_few_near_duplicates_or_those_of_one_class_prove_nothing(train: pd.DataF
 
 def test_constant_predictions_get_a_warning() -> None:
     table = tables()["predictions"].assign(prob=0.5)
-    assert check(predictions=table) == ["all 40 predictions are 0.5, a constant"]
+    assert check(predictions=table) == ["all 40 predictions are the same, 0.5"]

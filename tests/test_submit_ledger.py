@@ -60,7 +60,7 @@ def test_a_row_is_a_line_of_these_bytes_and_reads_back(path: Path) -> None:
     assert header == ",".join(LEDGER_COLUMNS).encode() + b"\n"
     assert first == (
         b"2026-11-21T20:28:37Z,lite0_head-0123456789.csv," + b"ab" * 32 + b",lite0_head,0123456789,"
-        b"c0ffee-dirty,0.0341,0.03395,0.0362,,pending,40000001,"
+        b"c0ffee-dirty,0.0341,0.03395,0.0362,,,pending,40000001,"
         b'"a ""quoted"", message sha abababababab"\n'
     )
     assert second.endswith(b"\n")
@@ -80,8 +80,21 @@ def test_a_score_fills_its_row_and_keeps_the_text_of_every_other_cell(path: Path
     write(path, *rows(3))
     edit(path, b",0.0341,", b",3.41e-2,")
     before = path.read_bytes()
-    write(path, replace(rows(3)[0], status="complete", public_score=0.02417))
-    assert path.read_bytes() == before.replace(b",,pending,", b",0.02417,complete,", 1)
+    write(path, replace(rows(3)[0], status="complete", public_score=0.02417, private_score=0.025))
+    assert path.read_bytes() == before.replace(b",,,pending,", b",0.02417,0.025,complete,", 1)
+
+
+def test_a_ledger_without_private_scores_is_read_and_gets_them_without_losing_a_cell(
+    path: Path,
+) -> None:
+    write(path, *rows(2))
+    for old in (b"public_score,private_score,", b",,,pending,40000001", b",,,pending,40000002"):
+        edit(path, old, old.replace(b"private_score,", b"").replace(b",,,", b",,"))
+    assert read_ledger(path) == rows(2)
+    scored = replace(rows(2)[1], status="complete", public_score=0.02417, private_score=0.025)
+    write(path, scored)
+    assert read_ledger(path) == [rows(2)[0], scored]
+    assert path.read_text().partition("\n")[0] == ",".join(LEDGER_COLUMNS)
 
 
 def test_columns_that_were_added_or_moved_by_hand_stay_where_they_are(path: Path) -> None:
@@ -132,7 +145,7 @@ def test_a_line_without_a_hash_is_warned_of_and_stays(path: Path, line: bytes) -
     ("old", "new", "words"),
     [
         (b"when,file,", b"when,name,", r"ledger\.csv has no column file: correct its first line"),
-        (b",lite0_head,", b",lite0_head,oops,", "Expected 13 fields in line 2, saw 14"),
+        (b",lite0_head,", b",lite0_head,oops,", "Expected 14 fields in line 2, saw 15"),
         (b",lite0_head,", b',"lite0_head,', "cannot be read"),  # a quote that is never closed
         (b",lite0_head,", b",t\xeate_lite0,", "can't decode byte 0xea"),
     ],

@@ -1,5 +1,6 @@
 """The submit stage against a fake Kaggle: what is uploaded, how often, and the ledger after it."""
 
+import errno
 import hashlib
 import os
 import time
@@ -32,7 +33,7 @@ from comp.submit import stage
 from comp.submit.ledger import LedgerRow, read_ledger
 
 FIRST = 40_000_001  # the fake's first reference
-SCORED = {"status": "complete", "public_score": 0.02417}
+SCORED = {"status": "complete", "public_score": 0.02417, "private_score": 0.025}
 PENDING = {"status": "pending", "public_score": None}
 
 
@@ -142,11 +143,13 @@ def test_a_run_becomes_one_upload_one_row_and_a_score_beside_cross_validation(sc
     probs = pd.read_csv(scene.run / "test.csv", dtype=str).set_index("id")["prob"].map(float)
     assert all(float(prob) == probs[id] for id, prob in cells[1:])
     assert scene.rows == [row]
-    assert (row.status, row.public_score, row.ref) == ("complete", 0.02417, FIRST)
+    assert (row.status, row.public_score, row.private_score) == ("complete", 0.02417, 0.025)
     assert row.sha256 == hashlib.sha256(content).hexdigest()
     cv = f"cv {row.cv_raw:.5f} / {row.cv_clipped:.5f}"
     assert row.message == f"lite0_head 0123456789 {cv} sha {row.sha256[:12]}"
-    assert f"CV clipped {row.cv_clipped}\npublic score 0.02417" in str(scene.heard)
+    assert f"CV clipped {row.cv_clipped}\npublic score 0.02417\nprivate score 0.025" in str(
+        scene.heard
+    )
 
 
 def test_the_limits_are_checked_before_the_upload_and_none_left_means_no_upload(
@@ -171,14 +174,13 @@ def test_the_same_bytes_are_uploaded_once_under_any_name_unless_forced(scene: Sc
     assert scene.submit(make_run(scene.workspace, name="renamed")) == first
     assert scene.kaggle.calls == []
     assert scene.workspace.ledger.read_bytes() == ledger
-    known = f"was submitted at {first.when} (ref {FIRST}) and scored 0.02417: not uploaded again"
+    known = f"was submitted at {first.when} (ref {FIRST}) and scored 0.02417, private 0.02500: not"
     assert str(scene.heard).count(known) == 2
     scene.submit(force=True)
     assert scene.kaggle.files[0] == scene.kaggle.files[1]
     scene.submit(make_run(scene.workspace, fingerprint="aaaaaaaaaa", seed=1))  # other bytes
     assert [row.ref for row in scene.rows] == [FIRST, FIRST + 1, FIRST + 2]
-    best = "the expected gain over the best submission so far (0.02417)"
-    assert best in str(scene.heard)
+    assert "expected to be worse than your best (0.02417, private 0.02500)" in str(scene.heard)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -310,7 +312,42 @@ def test_fetching_scores_goes_on_after_a_row_that_kaggle_does_not_know(scene: Sc
     said = str(scene.heard)
     assert f"no submission {FIRST}" in said
     assert "the ledger has no ref for lite0_head-0000000001.csv" in said
-    assert "4 pending in the ledger, 2 now settled; 2 left for the next `make scores`" in said
+    assert "2 of 4 pending scores arrived, 2 still pending: run `make scores` again later" in said
+
+
+def test_private_scores_that_kaggle_shows_later_are_filled_in(scene: Scene) -> None:
+    scene.kaggle.outcome = SCORED | {"private_score": None}
+    scene.submit()
+    scene.fetch_scores()
+    assert scene.rows[0].private_score is None
+    scene.kaggle.listed[0] = replace(scene.kaggle.listed[0], private_score=0.025)
+    scene.fetch_scores()
+    assert (scene.rows[0].public_score, scene.rows[0].private_score) == (0.02417, 0.025)
+    assert str(scene.heard).count("no pending scores") == 2
+
+
+@pytest.mark.parametrize("n_writes", [0, 1])  # of the ledger before the disk is full
+def test_a_disk_that_is_full_after_the_upload_ends_in_one_line_and_the_next_run_repairs_it(
+    scene: Scene, n_writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_row, n_written = stage.write_row, 0
+
+    def write_or_fail(*arguments: Any) -> None:
+        nonlocal n_written
+        if n_written == n_writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        n_written += 1
+        write_row(*arguments)
+
+    monkeypatch.setattr(stage, "write_row", write_or_fail)
+    words = rf"is on Kaggle \(ref {FIRST}\), but .*ledger.csv cannot be written \(No space left"
+    with pytest.raises(SubmissionError, match=words) as caught:
+        scene.submit()
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(stage, "write_row", write_row)
+    row = scene.submit()
+    assert (row.ref, row.public_score, len(scene.kaggle.files)) == (FIRST, 0.02417, 1)
+    assert (scene.rows, scene.marks) == ([row], [])
 
 
 def test_a_damaged_ledger_gets_warnings_and_still_prevents_a_second_upload(scene: Scene) -> None:
@@ -358,7 +395,7 @@ SAMPLE = "../../data/sample_submission.csv"
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
-        (change_test(lambda t: t[:-1]), SubmissionError, "39 predictions for 40 ids: 1 are"),
+        (change_test(lambda t: t[:-1]), SubmissionError, "1 is .* delete the run's test.csv"),
         (change_test(lambda t: pd.concat([t, t[:1]])), SubmissionError, "repeated, such as"),
         (
             change_test(lambda t: t.assign(prob=1 - t["prob"])),
@@ -387,6 +424,7 @@ SAMPLE = "../../data/sample_submission.csv"
         ),
         (delete(SAMPLE), DataError, "run `make data`"),
         (write(SAMPLE, b"x,y\n1,2\n"), DataError, "has the columns"),
+        (write(SAMPLE, b"id,label\n1,0.5\n"), SubmissionError, "delete data/sample_submission.csv"),
         (delete("../../data/train.csv"), DataError, "run `make data`"),
     ],
 )
@@ -410,7 +448,7 @@ def test_a_run_that_does_not_exist_says_how_to_make_one(scene: Scene) -> None:
 def test_warnings_about_a_file_are_printed_and_do_not_stop_it(scene: Scene) -> None:
     change_test(lambda table: table.assign(prob=0.5))(scene.run)
     scene.submit()
-    assert "warning: all 40 predictions are 0.5, a constant" in str(scene.heard)
+    assert "warning: all 40 predictions are the same, 0.5" in str(scene.heard)
 
 
 def test_photos_too_few_for_a_forecast_are_enough_for_a_submission(scene: Scene) -> None:

@@ -4,7 +4,6 @@ A rehearsal writes `rehearsal.json` before anything else. What it makes is never
 Kaggle, and what comes from Kaggle is never submitted to a stand-in.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,19 +53,18 @@ def competition_of(workspace: Workspace, competition: Competition) -> Competitio
 
 def check_server(workspace: Workspace, kaggle: "Kaggle") -> None:
     """DataError unless `kaggle` is where the data of `workspace` come from."""
-    here = os.path.relpath(workspace.root)
     if (workspace.root / REHEARSAL).exists():
         if Path(kaggle.env.get("HOME", "")).resolve() != account_home(workspace).resolve():
             raise DataError(
-                f"{here} is the workspace of a rehearsal: its runs are submitted by `make"
+                f"{workspace.root} is the workspace of a rehearsal: its runs are submitted by `make"
                 " rehearsal`, never to Kaggle; without WORKSPACE you are in the real one"
             )
     elif origin_path(workspace).exists():
         is_real = read_json(origin_path(workspace))["is_real"]
         if is_real and not kaggle.is_real:
             raise DataError(
-                f"{here} has Kaggle's data, but KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in"
+                f"{workspace.root} has Kaggle's data, but KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in"
                 " for Kaggle: unset it"
             )
         if kaggle.is_real and not is_real:
-            raise DataError(f"the data in {here} come from a stand-in for Kaggle: {CLEAR}")
+            raise DataError(f"the data in {workspace.root} come from a stand-in for Kaggle: {CLEAR}")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from comp.errors import DataError, RecipeError
 from comp.metric import Floats
@@ -19,7 +18,7 @@ from comp.network.device import find_device
 from comp.predict.blend import Members
 from comp.predict.runs import recipe_of
 from comp.progress import Reporter
-from comp.recipe import Head, Recipe, ViewsName
+from comp.recipe import Head, Recipe
 from comp.store import Workspace
 from comp.train.fits import HeadFit, open_fit
 from comp.train.run import open_run
@@ -34,28 +33,29 @@ def fit_on_features(
     RecipeError for a member that solves no heads, DataError if they learn from different labels.
     """
     recipes = [_head_recipe(workspace.runs / name) for name in members.names]
-    heads = [recipe.training for recipe in recipes if isinstance(recipe.training, Head)]
-    fits = [_open(workspace, recipe, device, reporter) for recipe in recipes]
-    inputs = fits[0].inputs
-    for fit in fits:
-        run = fit.inputs.run
+    fits, found = list[HeadFit](), find_device(device)
+    for recipe, _ in recipes:
+        fit = open_fit(open_run(workspace, recipe), found, reporter)
+        assert isinstance(fit, HeadFit)
+        fits.append(fit)
+        run, inputs = fit.inputs.run, fits[0].inputs
         if run.folds != inputs.run.folds or not fit.inputs.photos.equals(inputs.photos):
             raise DataError(
-                f"{recipes[0].name} and {run.recipe.name} learn from other labels or in other"
+                f"{recipes[0][0].name} and {recipe.name} learn from other labels or in other"
                 " folds: train both with the same folds.* options"
             )
-    learnt = _stack(fits, inputs.ids, [head.views for head in heads])
-    views = [None] * len(fits)
-    scored, test = _stack(fits, inputs.ids, views), _stack(fits, inputs.test_ids, views)
+    heads = [head for _, head in recipes]
+    pairs = zip(fits, heads, strict=True)
+    learnt = np.hstack([fit.mean_features(inputs.ids, head.views) for fit, head in pairs])
+    scored, test = (
+        np.hstack([fit.mean_features(ids) for fit in fits]) for ids in (inputs.ids, inputs.test_ids)
+    )
     logits, test_logits = np.full(len(scored), np.nan), np.zeros(len(test))
-    alone = [float(losses.mean()) for losses in members.losses()]
-    rows = list(zip(members.names, alone, strict=True))
-    reporter.table("features side by side", ("", "log loss alone"), rows)
-    folds, label = inputs.run.folds, f"heads on {learnt.shape[1]:,} features"
-    with reporter.track(label, len(folds), "folds") as advance:
+    training, seed, folds = shared_head(heads), inputs.run.recipe.seed, inputs.run.folds
+    with reporter.track(f"heads on {learnt.shape[1]:,} features", len(folds), "folds") as advance:
         for fold in folds:
             held_out = (inputs.photos["fold"] == fold).to_numpy()
-            head = solve_fold(learnt, inputs.photos, fold, shared_head(heads), recipes[0].seed)
+            head = solve_fold(learnt, inputs.photos, fold, training, seed)
             logits[held_out] = head.logits(torch.from_numpy(scored[held_out])).numpy()
             test_logits += head.logits(torch.from_numpy(test)).numpy()
             advance()
@@ -72,25 +72,11 @@ def shared_head(heads: Sequence[Head]) -> Head:
     return Head(penalties=tuple(penalties), n_inner=max(head.n_inner for head in heads))
 
 
-def _head_recipe(folder: Path) -> Recipe:
+def _head_recipe(folder: Path) -> tuple[Recipe, Head]:
     recipe = recipe_of(folder)
     if recipe is None or not isinstance(recipe.training, Head):
         raise RecipeError(
             f"{folder.name} has no solved head on features of its own: METHOD=features takes runs"
             " of head recipes"
         )
-    return recipe
-
-
-def _open(workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter) -> HeadFit:
-    fit = open_fit(open_run(workspace, recipe), find_device(device), reporter)
-    assert isinstance(fit, HeadFit)
-    return fit
-
-
-def _stack(
-    fits: Sequence[HeadFit], ids: Sequence[str], views: Sequence[ViewsName | None]
-) -> NDArray[np.float32]:
-    """The features of `ids` by all `fits`, each over its own `views`; None: as in prediction."""
-    parts = [fit.mean_features(ids, own) for fit, own in zip(fits, views, strict=True)]
-    return np.hstack(parts)
+    return recipe, recipe.training
