@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import TINY_HEAD
+from finished_run import TINY_HEAD, edit_json, make_run, make_workspace
 from heard import Heard
 
 from comp.__main__ import main
@@ -17,17 +17,16 @@ from comp.metric import sigmoid
 from comp.options import override
 from comp.predict.audit import (
     audit_labels,
+    by_recipe,
     conflicts,
     doubted,
     evidence,
-    measure_leak,
     pairs_across,
     read_suspects,
-    ungrouped,
 )
 from comp.predict.gallery import write_gallery
+from comp.predict.runs import read_oof
 from comp.progress import Reporter
-from comp.recipe import FineTune
 from comp.store import Workspace
 from comp.train.stage import train
 
@@ -98,13 +97,6 @@ def test_the_published_lists_name_138_photos_of_which_seven_are_on_all_five() ->
     assert {id for id, n in n_lists.items() if n == 5} == on_all
 
 
-def test_ungrouped_folds_split_every_group_and_move_no_other_photo() -> None:
-    rows = pd.DataFrame({"group": [0, 0, 0, 1, 2, 2, 3], "fold": [1, 1, 1, 0, 2, 2, 2]})
-    split = ungrouped(rows)
-    assert split["fold"].tolist() == [1, 2, 0, 0, 2, 0, 2]
-    assert split["group"].is_unique
-
-
 def test_an_audit_writes_a_table_and_a_gallery_and_changes_no_other_file(
     drawn_copy: Workspace,
 ) -> None:
@@ -113,38 +105,34 @@ def test_an_audit_writes_a_table_and_a_gallery_and_changes_no_other_file(
     files = [path for path in drawn_copy.root.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.parent.name != "pixels"}
     heard = Heard()
-    table = audit_labels(drawn_copy, COMPETITION, ["tiny"], "cpu", heard)
+    table = audit_labels(drawn_copy, COMPETITION, ["tiny"], heard)
     assert all(path.read_bytes() == data for path, data in before.items())
     written = pd.read_csv(drawn_copy.runs / "audit.csv", keep_default_na=False)
     assert list(written["id"]) == list(table["id"])
     assert "keep" in set(written["verdict"])
-    assert "doubted by one or more of 1 runs" in str(heard)
-    assert "leak" in str(heard)
+    assert "labels are doubted by 1 recipe" in str(heard)
     most_doubted = f"{table['id'][0]}, votes 1, p_other 0."
     assert most_doubted in (drawn_copy.runs / "audit.html").read_text()
 
 
-def test_the_leak_shows_if_copies_of_a_photo_would_be_split(drawn_copy: Workspace) -> None:
-    manifest = read_manifest(drawn_copy.manifest("train"))
-    used = list(manifest.index[manifest["fold"].notna()])
-    columns = {name: manifest[name].copy() for name in ("sha256", "group", "fold", "label")}
-    for copy, original in zip(used[30:50], used[:10] * 2, strict=True):  # two copies of each
-        path = drawn_copy.photos / "train" / f"{manifest['id'][copy]}.jpg"
-        path.write_bytes((path.parent / f"{manifest['id'][original]}.jpg").read_bytes())
-        for name in columns:
-            columns[name][copy] = manifest[name][original]
-    change_manifest(drawn_copy, **columns)
-    heard = Heard()
-    assert measure_leak(drawn_copy, TINY_HEAD, "cpu", heard).low > 0
-    assert "an apparent gain of +0." in str(heard)
-
-
-def test_without_near_duplicates_there_is_no_leak_and_nothing_is_computed(
-    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+def test_runs_of_one_recipe_share_a_vote_and_a_blend_has_none_beside_its_members(
+    tmp_path: Path,
 ) -> None:
-    change_manifest(drawn_copy, group=np.arange(len(read_manifest(drawn_copy.manifest("train")))))
-    monkeypatch.setattr("comp.train.features.build", lambda *_, **__: pytest.fail("a backbone"))
-    assert measure_leak(drawn_copy, TINY_HEAD, "cpu", Reporter()).mean == 0
+    workspace = make_workspace(tmp_path)
+    runs = [make_run(workspace, name, f"{seed:010d}", seed) for seed, name in enumerate("aaab")]
+    blend = make_run(workspace, "blend", "0" * 10, 9)
+    edit_json(blend / "run.json", members=[run.name for run in runs])
+    grouped = {"a": runs[:3], "b": runs[3:]}
+    assert by_recipe([*runs, blend]) == grouped
+    assert by_recipe([blend]) == {"blend": [blend]}
+    oof = read_oof(blend)
+    means = [np.mean([read_oof(run)["logit"] for run in each], axis=0) for each in grouped.values()]
+    votes = sum(doubted(oof["label"], mean).astype(int) for mean in means)
+    heard = Heard()
+    table = audit_labels(workspace, COMPETITION, [], heard).set_index("id")
+    found = dict(zip(oof["id"], votes, strict=True))
+    assert {id: n for id, n in found.items() if n} == dict(table["votes"][table["votes"] > 0])
+    assert "5 runs, 2 votes: runs of one recipe share a vote" in str(heard)
 
 
 def test_one_command_compares_a_recipe_with_and_without_label_fixes(
@@ -180,17 +168,14 @@ def test_a_gallery_needs_no_other_file_and_escapes_its_captions(
 def test_runs_that_cannot_be_audited_end_in_one_line(drawn_copy: Workspace) -> None:
     arguments = drawn_copy, COMPETITION
     with pytest.raises(StaleError, match=r"no run is in .*: run `make train` first"):
-        audit_labels(*arguments, [], "cpu", Reporter())
+        audit_labels(*arguments, [], Reporter())
     with pytest.raises(RecipeError, match="no run 'nobody'"):
-        audit_labels(*arguments, ["nobody"], "cpu", Reporter())
+        audit_labels(*arguments, ["nobody"], Reporter())
     for recipe in (TINY_HEAD, override(TINY_HEAD, ["folds.n_photos=40"])):
         name = train(drawn_copy, recipe, "cpu", Reporter()).name
     with pytest.raises(DataError, match="photos are in only one of them"):
-        audit_labels(*arguments, [], "cpu", Reporter())
+        audit_labels(*arguments, [], Reporter())
     labels = read_manifest(drawn_copy.manifest("train"))["label"]
     change_manifest(drawn_copy, label=1 - labels)
-    with pytest.raises(StaleError, match=r"are not in data/train\.csv with the same label"):
-        audit_labels(*arguments, [name], "cpu", Reporter())
-    fine_tune = TINY_HEAD.replace(training=FineTune())
-    with pytest.raises(RecipeError, match="solves no head"):
-        measure_leak(drawn_copy, fine_tune, "cpu", Reporter())
+    with pytest.raises(StaleError, match="that data/train.csv lacks or labels otherwise"):
+        audit_labels(*arguments, [name], Reporter())

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import TINY_HEAD, make_trained_run, make_workspace
+from finished_run import make_trained_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION
-from comp.data.manifest import read_manifest, write_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import Floats, log_loss, logit_log_loss, sigmoid
 from comp.predict.calibrate import Settings, board_losses
@@ -17,17 +16,11 @@ from comp.predict.calibration_comparison import (
     CandidateScore,
     candidates_of,
     compare_calibrations,
-    fold_means,
-    leave_two_out_logits,
     nested_choice,
     score_candidates,
     view_means,
 )
-from comp.progress import Reporter
-from comp.recipe import Folds
 from comp.recipes import named
-from comp.store import Workspace
-from comp.train.stage import train
 
 CHOICE = Settings(noise_rate=0.004, clip=0.005)
 
@@ -102,21 +95,6 @@ def test_two_folds_are_enough_for_every_row_but_the_choice() -> None:
     assert list(scored(oof.assign(fold=oof["fold"] % 2))) == list(scored(oof))[:-1]
 
 
-def test_means_over_folds_are_of_logits_and_of_probabilities_and_are_not_chosen_from() -> None:
-    oof = overconfident(400)
-    labels = oof["label"].to_numpy()
-    perfect = np.where(labels == 1, 9.0, -9.0)[:, None] + np.array([-1.0, 1.0])
-    others = fold_means(perfect, CHOICE)
-    of_logits, of_probs = (logits for logits, _ in others.values())
-    np.testing.assert_allclose(of_logits, perfect.mean(1))
-    np.testing.assert_allclose(sigmoid(of_probs), sigmoid(perfect).mean(1))
-    arguments = candidates_of(oof, "flip", CHOICE), labels, oof["fold"], np.arange(400), 0.004
-    scores, without = score_candidates(*arguments, others), score_candidates(*arguments)
-    assert {name: score for name, score in scores.items() if name not in others} == without
-    assert list(scores)[-3:-1] == list(others)
-    assert scores[list(others)[1]].board < scores["recipe's choice"].board - 0.05
-
-
 def test_view_means_are_of_the_views_that_they_name() -> None:
     views: Floats = np.random.default_rng(0).normal(0, 2, (6, 4))
     oof = pd.DataFrame({"id": list("abcdef"), "label": 0, "fold": 0, "logit": views.mean(1)})
@@ -138,12 +116,10 @@ def test_view_means_are_of_the_views_that_they_name() -> None:
 
 
 def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    module = "comp.predict.calibration_comparison"
-    monkeypatch.setattr(f"{module}.leave_two_out_logits", lambda *_: None)
     workspace, heard = make_workspace(tmp_path), Heard()
-    arguments = workspace, COMPETITION, named("lite0_head"), "cpu", heard
+    arguments = workspace, COMPETITION, named("lite0_head"), heard
     with pytest.raises(StaleError, match="make train"):
         compare_calibrations(*arguments)
     path = make_trained_run(workspace, named("lite0_head")) / "oof.csv"
@@ -154,33 +130,3 @@ def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_the
     oof[:12].to_csv(path, index=False)
     with pytest.raises(DataError, match="12 out-of-fold photos are too few"):
         compare_calibrations(*arguments)
-
-
-def leave_two_out(workspace: Workspace) -> pd.DataFrame:
-    run = train(workspace, TINY_HEAD, "cpu", Reporter())
-    logits = leave_two_out_logits(workspace, TINY_HEAD, "cpu", Reporter())
-    assert logits is not None
-    assert logits.shape == (79, 4)
-    return pd.read_csv(run.oof)[["id", "fold"]].join(pd.DataFrame(logits))
-
-
-def test_the_labels_of_a_fold_do_not_affect_the_logits_by_the_heads_without_it(
-    drawn_copy: Workspace,
-) -> None:
-    before = leave_two_out(drawn_copy)
-    manifest = read_manifest(drawn_copy.manifest("train"))
-    flipped = manifest["id"].isin(before["id"][before["fold"] == 1])
-    labels = manifest["label"].where(~flipped, 1 - manifest["label"])
-    write_manifest(drawn_copy.manifest("train"), manifest.assign(label=labels))
-    after, here = leave_two_out(drawn_copy), before["fold"] == 1
-    assert before[here].equals(after[here])
-    assert ((before[~here] != after[~here]).sum()[list(range(4))] > 0).all()
-    assert before[list(range(4))].nunique(axis=1).eq(4).all()
-
-
-@pytest.mark.parametrize("folds", [Folds(n=2), Folds(n=5, fit=2), Folds(split=(0.2, 0.2)), None])
-def test_runs_without_heads_or_without_enough_folds_have_no_means_over_folds(
-    folds: Folds | None, tmp_path: Path
-) -> None:
-    recipe = TINY_HEAD.replace(folds=folds) if folds else named("lite0_finetune")
-    assert leave_two_out_logits(Workspace(tmp_path), recipe, "cpu", Reporter()) is None

@@ -102,8 +102,8 @@ def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) 
     n_off = int((now.to_numpy() != photos["label"].to_numpy()).sum())
     if n_off:
         raise StaleError(
-            f"{counted(n_off, 'photo')} of {folders[0].name} not in data/train.csv with the same"
-            " label: train it again"
+            f"{folders[0].name} has {counted(n_off, 'photo')} that data/train.csv lacks or labels"
+            " otherwise: train it again"
         )
     votes = np.sum([doubted(photos["label"], column) for column in logits.T], axis=0)
     return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=logits.mean(1))
