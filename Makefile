@@ -36,9 +36,9 @@ forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-
 submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
 	$(COMP) submit $(WITH) $(call option,run,RUN) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
-	$(COMP) scores $(call option,workspace,WORKSPACE)
+	$(COMP) scores
 leaderboard: .venv/done ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
-	$(COMP) leaderboard $(call option,workspace,WORKSPACE) $(if $(REFRESH),--refresh)
+	$(COMP) leaderboard $(if $(REFRESH),--refresh)
 doctor: .venv/done ## what a run needs, line by line: fine, or what to do
 	@$(COMP) doctor
 scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"

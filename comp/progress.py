@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,11 +19,6 @@ from rich.progress import (
 from rich.table import Table
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
-
-
-def counted(n: int, noun: str, plural: str = "") -> str:
-    """Such as "1 photo" and "2,000 photos"."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 class Advance(Protocol):
@@ -51,26 +44,14 @@ class Reporter:
         self._err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Columns after the first are right-aligned; a float is shown to five places.
-
-        A terminal's lines are wrapped between words, never in them; a file's are not wrapped.
-        """
+        """Columns after the first are right-aligned; a float is shown to five places."""
         table = Table(title=title, title_justify="left", title_style="bold")
-        texts = [[f"{x:.5f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
         for index, column in enumerate(columns):
-            words = " ".join([column, *(row[index] for row in texts)]).split()
-            table.add_column(
-                escape(column),
-                justify="left" if index == 0 else "right",
-                min_width=max(map(cell_len, words), default=0),
-            )
-        for row in texts:
-            table.add_row(*map(escape, row))
-        needed = Measurement.get(self._out, self._out.options.update(max_width=10_000), table)
-        table.width = needed.maximum
-        if self._out.is_terminal:
-            table.width = min(needed.maximum, max(self._out.width, needed.minimum))
-        self._out.print(table, crop=False)
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            cells = (f"{x:.5f}" if isinstance(x, float) else escape(str(x)) for x in row)
+            table.add_row(*cells)
+        self._out.print(table)
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -114,6 +95,11 @@ class Reporter:
         took = time.monotonic() - start
         rate = _rate(done / max(took, 1e-9), unit)
         self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({rate})"))
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Such as "1 photo" and "2,000 photos"."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def _rate(speed: float, unit: str) -> str:

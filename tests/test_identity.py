@@ -47,7 +47,7 @@ TO_KAGGLE = ["submit", "submit --force", "scores", "leaderboard", "data"]
     [
         (None, True, True, "is the workspace of a rehearsal"),
         (REAL | {"is_real": False}, True, False, "is the workspace of a rehearsal"),
-        (REAL | {"is_real": False}, False, False, "come from a stand-in for Kaggle"),
+        (REAL | {"is_real": False}, False, False, "are not those of Kaggle"),
         (REAL, False, True, "KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in"),
         (REAL | {"slug": "titanic"}, False, True, "has the data of titanic, not of dogs-vs-cats"),
     ],

@@ -6,7 +6,7 @@ Kaggle, and what comes from Kaggle is never submitted to a stand-in.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comp.competition import Competition
 from comp.data.origin import origin_path
@@ -36,8 +36,7 @@ def competition_of(workspace: Workspace, competition: Competition) -> Competitio
 
     DataError if the data there are another competition's.
     """
-    origin, mark = origin_path(workspace), workspace.root / REHEARSAL
-    slug = read_json(origin)["slug"] if origin.exists() else competition.slug
+    slug, mark = _origin(workspace).get("slug", competition.slug), workspace.root / REHEARSAL
     if slug != competition.slug:
         raise DataError(
             f"{workspace.data} has the data of {slug}, not of {competition.slug}: {CLEAR}"
@@ -53,18 +52,26 @@ def competition_of(workspace: Workspace, competition: Competition) -> Competitio
 
 def check_server(workspace: Workspace, kaggle: "Kaggle") -> None:
     """DataError unless `kaggle` is where the data of `workspace` come from."""
-    if (workspace.root / REHEARSAL).exists():
+    root, is_real = workspace.root, _origin(workspace).get("is_real")
+    if (root / REHEARSAL).exists():
         if Path(kaggle.env.get("HOME", "")).resolve() != account_home(workspace).resolve():
             raise DataError(
-                f"{workspace.root} is the workspace of a rehearsal: its runs are submitted by `make"
+                f"{root} is the workspace of a rehearsal: its runs are submitted by `make"
                 " rehearsal`, never to Kaggle; without WORKSPACE you are in the real one"
             )
-    elif origin_path(workspace).exists():
-        is_real = read_json(origin_path(workspace))["is_real"]
-        if is_real and not kaggle.is_real:
-            raise DataError(
-                f"{workspace.root} has Kaggle's data, but KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in"
-                " for Kaggle: unset it"
-            )
-        if kaggle.is_real and not is_real:
-            raise DataError(f"the data in {workspace.root} come from a stand-in for Kaggle: {CLEAR}")
+    elif is_real and not kaggle.is_real:
+        raise DataError(
+            f"{root} has Kaggle's data, but KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in for"
+            " Kaggle: unset it"
+        )
+    elif is_real is False and kaggle.is_real:
+        raise DataError(f"the data in {root} are not those of Kaggle's competition: {CLEAR}")
+
+
+def _origin(workspace: Workspace) -> dict[str, Any]:
+    """What is known of the data; nothing if they are not there, or to be made again."""
+    try:
+        origin = read_json(origin_path(workspace))
+    except (OSError, ValueError):
+        return {}
+    return origin if isinstance(origin, dict) else {}

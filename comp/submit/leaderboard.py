@@ -49,13 +49,8 @@ def read_board(path: Path, name: str, remedy: str) -> Board:
         raise DataError(
             f"{path} is not a leaderboard with a column Score ({cause}): {remedy}"
         ) from None
-    teams = tuple(_printable(name) for name in table.get("TeamName", ()))
+    teams = tuple(table.get("TeamName", ()))
     return Board(name=name, scores=table["Score"].to_numpy(np.float64), teams=teams)
-
-
-def _printable(name: str) -> str:
-    """`name` without what could move the cursor or break a line of the table."""
-    return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
 def archived_scores(competition: Competition) -> Floats:
