@@ -65,7 +65,6 @@ def audit_labels(
             " share a vote, a blend has none beside its members"
         )
     _print_doubts(table, len(votes), len(recipes), reporter)
-    _print_lists(votes, n_lists, len(recipes), reporter)
     pairs = pairs_across(photos, test)
     n_conflicts = int((table["conflict"] != "").sum())
     counts = counted(n_conflicts, "photo has", "photos have"), counted(len(pairs), "pair")
@@ -177,18 +176,6 @@ def _print_doubts(table: pd.DataFrame, n_photos: int, n_recipes: int, reporter: 
     title = f"{len(doubts):,} of {n_photos:,} labels are doubted {by}"
     columns = ("photo", "votes", "P(other)", "lists", "near-duplicate, other label", "label fix")
     reporter.table(title, columns, list(cells.itertuples(index=False)))
-
-
-def _print_lists(
-    votes: pd.DataFrame, n_lists: Mapping[str, int], n_recipes: int, reporter: Reporter
-) -> None:
-    by_lists = votes["votes"].groupby(votes["id"].map(n_lists).fillna(0).astype(int))
-    rows = [
-        (n or "none", f"{len(here):,}", (here > 0).sum(), (here == n_recipes).sum())
-        for n, here in sorted(by_lists, reverse=True)
-    ]
-    columns = ("on lists", "photos", "doubted by a recipe", "by all")
-    reporter.table("doubts by the number of published lists", columns, rows)
 
 
 def _sections(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, list[Captioned]]:
