@@ -31,7 +31,7 @@ from comp.errors import (
     UserError,
 )
 from comp.kaggle import Kaggle, Limits
-from comp.kaggle.submissions import submission_of
+from comp.kaggle.client import submission_of
 
 ALL = ("files", "limits", "submissions", "download", "leaderboard")
 

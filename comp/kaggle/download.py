@@ -18,16 +18,16 @@ import time
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import requests
 
 from comp.errors import ArchiveError, DataError, UnavailableError
 from comp.kaggle.session import AnswerError
-from comp.progress import Reporter
+from comp.progress import Advance, Reporter
 from comp.store import locked, read_json, require_room, write_json
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 
 N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
 OVERLAP = 4096  # bytes asked for again: few to send, enough to recognise another file
+STEP = 4 << 20  # bytes that must come in Patience.retry_s, or the download is given up
 BLOCK = 1 << 20  # bytes read at most at once; what has arrived is written at once
 SPARE = 16 << 20  # bytes that stay free on the disk
 MB = 1_000_000
 MAKE_ROOM = "make room and run this again; what is here already is kept"
 PAGES = ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges")
 ZIP_DAMAGE = (  # what zipfile raises
-    zipfile.BadZipFile,
+    BadZipFile,
     zlib.error,
     struct.error,
     EOFError,
@@ -109,6 +110,26 @@ class Archive:
         self.path.write_bytes(b"")
         if version:
             write_json(self.note, asdict(version))
+
+
+@dataclass(slots=True)
+class Pace:
+    """Whether a download goes on, over all its tries."""
+
+    limit_s: float  # for STEP bytes
+    n_bytes: int  # that were here when the time for the next STEP began
+    since_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_slow(self) -> bool:
+        return time.monotonic() - self.since_s > self.limit_s
+
+    def check(self, n_bytes: int) -> None:
+        """Requests.Timeout if too little has come; `n_bytes` are here now."""
+        if n_bytes >= self.n_bytes + STEP:
+            self.n_bytes, self.since_s = n_bytes, time.monotonic()
+        if self.is_slow:
+            raise requests.Timeout(f"less than {STEP / MB:.0f} MB in {self.limit_s:.0f} s")
 
 
 def zip_problem(path: Path) -> str:
@@ -182,17 +203,17 @@ def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
 
 
 def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
-    """Tries until the part is complete. Tries that make progress do not count."""
-    longest = part.n_bytes
+    """Tries until the part is complete. Tries do not count while it grows, and not too slowly."""
+    longest, pace = part.n_bytes, Pace(kaggle.patience.retry_s, part.n_bytes)
 
     def try_once() -> Version | None:
         """None if the part has grown but is not complete."""
         nonlocal longest
         try:
             with kaggle.session.archive(part.request_headers()) as response:
-                return receive(response, part, kaggle.reporter)
+                return receive(response, part, pace, kaggle.reporter)
         except UnavailableError as error:
-            if part.n_bytes <= longest:
+            if part.n_bytes <= longest or pace.is_slow:
                 raise
             longest = part.n_bytes
             kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
@@ -202,7 +223,7 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
             raise DataError(f"the disk cannot be written to ({reason}): {MAKE_ROOM}") from error
 
     try:
-        while (version := kaggle.retried(try_once)) is None:
+        while (version := kaggle.retried(try_once, pace.since_s)) is None:
             time.sleep(kaggle.patience.wait_first_s)
     except UnavailableError as error:
         kept = f"{part.n_bytes / MB:,.1f} MB are kept, and the next run goes on from there"
@@ -210,7 +231,7 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
     return version
 
 
-def receive(response: requests.Response, part: Archive, reporter: Reporter) -> Version:
+def receive(response: requests.Response, part: Archive, pace: Pace, reporter: Reporter) -> Version:
     """Writes the answer to `part.request_headers()` and returns the version, now complete."""
     start, version = 0, _version_of(response)
     if response.status_code == 206:
@@ -222,7 +243,11 @@ def receive(response: requests.Response, part: Archive, reporter: Reporter) -> V
     require_room(part.path.parent, n_missing + SPARE, "the bytes to come", MAKE_ROOM)
     if not start:
         part.restart(version)
-    end = _copy(response, part, start, version.length, reporter)
+    label = f"downloading {part.path.stem}"
+    label += f" from {start / MB:,.1f} MB on" if start else ""
+    n_mb = max(0, (version.length or 0) - start) // MB
+    with reporter.track(label, n_mb, "MB") as advance:
+        end = _copy(response, part, start, pace, advance)
     if version.length not in (None, end):
         raise requests.ConnectionError(f"the body ended at byte {end:,} of {version.length:,}")
     return version
@@ -265,15 +290,11 @@ def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version
 
 
 def _copy(
-    response: requests.Response, part: Archive, offset: int, length: int | None, reporter: Reporter
+    response: requests.Response, part: Archive, offset: int, pace: Pace, advance: Advance
 ) -> int:
     """Where the body ends. Bytes that are here already are compared, not written."""
-    have, label = part.n_bytes, f"downloading {part.path.stem}"
-    if offset:
-        label += f" from {offset / MB:,.1f} MB on"
-    n_mb = (length or 0) // MB - offset // MB
-    progress = nullcontext() if length is None else reporter.track(label, n_mb, "MB")
-    with progress as advance, part.path.open("r+b") as file:
+    have = part.n_bytes
+    with part.path.open("r+b") as file:
         while block := response.raw.read1(BLOCK, decode_content=True):
             file.seek(offset)
             n_again = min(len(block), max(0, have - offset))
@@ -282,8 +303,9 @@ def _copy(
                 raise AnswerError("its bytes differ from those already here; starting over")
             file.write(block[n_again:])
             file.flush()
-            if advance:
-                advance((offset + len(block)) // MB - offset // MB)
+            if n_mb := (offset + len(block)) // MB - offset // MB:
+                advance(n_mb)
             offset += len(block)
+            pace.check(offset)
         os.fsync(file.fileno())
     return offset

@@ -195,9 +195,8 @@ def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Repo
             " try again after midnight UTC"
         )
     reporter.say(f"uploading; {limits.n_allowed_now:,} submissions left today, including this one")
-    mark.touch()
     try:
-        return kaggle.upload(path, message)
+        return kaggle.upload(path, message, mark.touch)
     except UserError:
         # Kaggle has refused, and there is nothing to find; or the answer was lost, and `upload`
         # has already waited for the list to show the submission.
