@@ -121,6 +121,11 @@ def checked(source: str, text: str) -> str:
     return text
 
 
+def forms(secret: str) -> set[str]:
+    """A secret as an answer or a message may repeat it."""
+    return {secret, repr(secret)[1:-1], quote(secret, safe=""), _base64(secret)}
+
+
 def _strip(text: str) -> str:
     return re.sub(rf"\A{AROUND}|{AROUND}\Z", "", text)
 
@@ -149,12 +154,12 @@ def _pair(env: Mapping[str, str]) -> list[_Found] | None:
 
 def _secrets(env: Mapping[str, str], username: str, secret: str) -> frozenset[str]:
     """Every text that is sent and must not be shown, the passwords of proxies included."""
-    words = {secret, repr(secret)[1:-1], quote(secret, safe=""), _base64(secret)}
-    words.add(_base64(f"{username}:{secret}"))  # as an Authorization header has them
+    words = forms(secret) | {_base64(f"{username}:{secret}")}  # as an Authorization header has them
     for name, value in env.items():
         if name.lower().endswith("_proxy") and "@" in value:
             user, _, given = value.rpartition("@")[0].rpartition("//")[2].partition(":")
-            words |= {given, unquote(given), _base64(f"{unquote(user)}:{unquote(given)}")}
+            plain = unquote(given)
+            words |= forms(given) | forms(plain) | {_base64(f"{unquote(user)}:{plain}")}
     return frozenset(word for word in words if len(word) >= SHORTEST_SECRET)
 
 

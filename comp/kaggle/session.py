@@ -23,8 +23,8 @@ from kagglesdk.kaggle_http_client import KaggleHttpClient
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 
 from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
-from comp.kaggle.credentials import RENEW, checked
-from comp.kaggle.transport import DOWNLOAD, Transport, root_of
+from comp.kaggle.credentials import RENEW, checked, forms
+from comp.kaggle.transport import DOWNLOAD, AnswerError, Transport, root_of
 
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle
@@ -35,10 +35,6 @@ ENVIRONMENTS = {
     "LOCALHOST": (KaggleEnv.LOCAL, "http://localhost"),
 }
 N_WORDS = 300  # characters of someone else's words that fit into a message
-
-
-class AnswerError(requests.RequestException):
-    """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
 
 
 class Session:
@@ -93,15 +89,15 @@ class Session:
             with self._sdk(None) as sdk:
                 stored = KaggleCredentials(sdk, refresh_token=found.secret)
                 token = checked("Kaggle's answer", str(stored.generate_access_token().token))
-            self._kaggle.credentials = replace(found, secrets=found.secrets | {token})
+            self._kaggle.credentials = replace(found, secrets=found.secrets | forms(token))
         request = IntrospectTokenRequest()
         request.token = token
         auth = KaggleHttpClient.BearerAuth(token)
         about: dict[str, Any] = {}
         with self._sdk(auth) as sdk:
             try:
-                service, method = "security.OAuthService", "IntrospectToken"
-                about = self._json(_send(sdk, service, method, request))
+                what = ("security.OAuthService", "IntrospectToken", request, HttpRedirect)
+                about = self._json(sdk.http_client().call(*what))
             except requests.HTTPError as error:
                 if error.response is None or error.response.status_code not in (400, 403, 404):
                     raise
@@ -119,7 +115,7 @@ class Session:
             setattr(request, name, value)
         _, auth = self.login
         with self._sdk(auth) as sdk:
-            yield _send(sdk, SERVICE, method, request)
+            yield sdk.http_client().call(SERVICE, method, request, HttpRedirect)
 
     @contextmanager
     def _sdk(self, auth: Any) -> Iterator[Any]:
@@ -162,11 +158,8 @@ class Session:
             return UnavailableError(f"{sent} ({came})", link_refused=True)
         root, words = root_of(error), "the answer broke off"
         proxy, no_proxy = self.transport.proxy, self.transport.no_proxy
-        whom = (
-            f"the proxy of {proxy}"
-            if isinstance(error, requests.exceptions.ProxyError)
-            else "Kaggle"
-        )
+        is_proxy = isinstance(error, requests.exceptions.ProxyError)
+        whom = f"the proxy of {proxy}" if is_proxy else "Kaggle"
         if isinstance(root, OSError):
             words = self._told(root.strerror or str(root) or type(root).__name__)
             words += f", without a proxy because of {no_proxy}" if no_proxy else ""
@@ -211,21 +204,11 @@ class Session:
         return str(self._kaggle.credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
 
 
-def _send(sdk: Any, service: str, method: str, request: Any) -> requests.Response:
-    """The HTTP response, as of a redirect: other types raise KeyError for an unknown status."""
-    try:
-        answer: requests.Response = sdk.http_client().call(service, method, request, HttpRedirect)
-    except TypeError as error:  # the SDK looks for a code in any JSON, even in a number
-        raise AnswerError("no JSON object") from error
-    return answer
-
-
 def _status_and_words(response: requests.Response) -> tuple[int, Any]:
     """Kaggle's own words, and the status, which may be in the body alone."""
     try:
         body = response.json()
     except requests.JSONDecodeError:
         body = {}
-    body = body if isinstance(body, dict) else {}
     status = response.status_code if response.status_code >= 400 else int(body.get("code") or 0)
     return status, body.get("message") or response.reason

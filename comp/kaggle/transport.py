@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 DOWNLOAD = "DownloadDataFiles"
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-PASSWORD = "names a proxy that wants (another) http://USER:PASSWORD@HOST:PORT"
-REMEDY = "correct it, or unset it to go without a proxy"
+REMEDY = "set it to http://USER:PASSWORD@HOST:PORT, or unset it to go without a proxy"
+
+
+class AnswerError(requests.RequestException):
+    """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
 
 
 class Transport(HTTPAdapter):
@@ -73,11 +76,14 @@ class Transport(HTTPAdapter):
                 raise KaggleError(problem) from None
             raise
         if response.status_code == 407:
-            raise KaggleError(f"{self.proxy} {PASSWORD} (407): {REMEDY}")
+            raise KaggleError(f"{self.proxy} names a proxy that refuses us (407): {REMEDY}")
         self.clock_skew_s = _seconds_until(response.headers.get("Date", ""))
         is_archive = request.method == "GET" or url.endswith(f"/{DOWNLOAD}")
         if not is_archive or response.status_code not in (200, 206):
             response.raw = io.BytesIO(self._body(response.raw))
+            is_json = "application/json" in response.headers.get("Content-Type", "")
+            if is_json and not isinstance(response.json(), dict):
+                raise AnswerError("no JSON object")
         return response
 
     def _choose_proxy(self, url: str) -> dict[str, str]:
@@ -107,17 +113,16 @@ class Transport(HTTPAdapter):
             cause = getattr(root, "verify_message", str(root))
             return f"no TLS that can be trusted ({cause}): {remedy}; else check this clock's date"
         refusal = re.match(r"Tunnel connection failed: (4\d\d)", str(root))
-        if is_tls:
-            problem = "says https://, but its proxy speaks no TLS"
-        elif isinstance(error, InvalidSchema):
+        if isinstance(error, InvalidSchema):
             problem = "needs a package for SOCKS (`.venv/bin/python -m pip install PySocks`)"
         elif isinstance(error, ValueError):
-            problem = "is no address like http://HOST:PORT"
-        elif getattr(root, "errno", 0) == socket.EAI_NONAME:
-            problem = "names a proxy that nobody knows"
+            problem = "is no address of a proxy"
+        elif is_tls:
+            problem = "says https://, but its proxy speaks no TLS"
         elif refusal:
-            what = PASSWORD if refusal[1] == "407" else "names a proxy that does not reach Kaggle"
-            problem = f"{what} ({refusal[1]})"
+            problem = f"names a proxy that refuses us ({refusal[1]})"
+        elif getattr(root, "errno", 0) == socket.EAI_NONAME:
+            problem = "names a proxy that is not known"
         else:
             return ""
         return f"{self.proxy} {problem}: {REMEDY}" if self.proxy else ""
