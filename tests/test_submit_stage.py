@@ -61,7 +61,7 @@ class FakeKaggle:
         self.calls.append("limits")
         return Limits(n_today=len(self.files), n_allowed_now=self.n_allowed - len(self.files))
 
-    def upload(self, csv: Path, message: str) -> int:
+    def upload(self, csv: Path, message: str, before_submitting: Callable[[], object]) -> int:
         self.calls.append("upload")
         self.files.append(csv.read_bytes())
         made = Submission(

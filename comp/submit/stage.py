@@ -126,8 +126,8 @@ def _upload_once(
 ) -> LedgerRow:
     """The row of the file in `draft`: that of an earlier upload, or that of an upload made now.
 
-    A file `mark` exists while Kaggle is asked to submit. If a crash leaves it behind, the next run gives Kaggle
-    time to list the submission.
+    A file `mark` exists while Kaggle is asked to submit. If a crash leaves it behind, the next run
+    gives Kaggle time to list the submission.
     """
     rows = read_ledger(workspace.ledger, reporter)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
