@@ -63,6 +63,7 @@ class FakeKaggle:
 
     def upload(self, csv: Path, message: str, before_submitting: Callable[[], object]) -> int:
         self.calls.append("upload")
+        before_submitting()
         self.files.append(csv.read_bytes())
         made = Submission(
             ref=FIRST - 1 + len(self.files),
