@@ -61,7 +61,9 @@ class FakeKaggle:
         self.calls.append("limits")
         return Limits(n_today=len(self.files), n_allowed_now=self.n_allowed - len(self.files))
 
-    def upload(self, csv: Path, message: str, before_submitting: Callable[[], object]) -> int:
+    def upload(
+        self, csv: Path, message: str, before_submitting: Callable[[], object] = lambda: None
+    ) -> int:
         self.calls.append("upload")
         before_submitting()
         self.files.append(csv.read_bytes())
