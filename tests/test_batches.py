@@ -6,10 +6,11 @@ import torch
 from tiny import CPU, Canvases
 from torch.utils.data import DataLoader
 
+from comp.errors import TrainingError
 from comp.network.views import CENTRE, crop
 from comp.recipe import Augmentation, Crop, FineTune
 from comp.train.augment import make_augmentation
-from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
+from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of, plan_workers
 from comp.train.features import in_memory
 
 PLAIN = Augmentation(flip=False, colour=0.0)
@@ -89,7 +90,8 @@ def test_an_epoch_has_every_photo_once_in_an_order_set_by_the_seed() -> None:
         assert len({int(each.long().sum()) for each in torch.cat(epoch)}) == 16
 
 
-def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker(start: str) -> None:
     loader = batches(Augmentation(colour=1.0))
     inline = list(loader)
     workers = DataLoader(
@@ -97,6 +99,7 @@ def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -
         batch_sampler=loader.batch_sampler,
         collate_fn=loader.collate_fn,
         num_workers=2,
+        multiprocessing_context=start,
     )
     for (crops, labels), (same_crops, same_labels) in zip(inline, workers, strict=True):
         assert crops.shape == (4, 32, 32, 3)
@@ -106,6 +109,35 @@ def test_a_photo_looks_different_in_every_epoch_but_the_same_to_every_worker() -
         assert torch.equal(labels, same_labels)
     epochs = [torch.cat([crops for crops, _ in inline[at : at + 4]]) for at in (0, 4)]
     assert epochs[0].float().mean() != epochs[1].float().mean()
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "batch_bytes", "shared_bytes", "plan"),
+    [
+        (15, 10_000_000, None, (12, 4)),
+        (15, 10_000_000, 24 * GB, (12, 4)),
+        (15, 10_000_000, 300_000_000, (12, 2)),
+        (15, 10_000_000, 64_000_000, (4, 1)),
+        (3, 10_000_000, 64_000_000, (3, 1)),
+        (15, 10_000_000, 30_000_000, (1, 1)),
+        (0, 10_000_000, 64_000_000, (0, 0)),
+        (0, 10_000_000, None, (0, 0)),
+    ],
+)
+def test_the_batches_of_all_workers_fit_into_shared_memory(
+    n_cores: int, batch_bytes: int, shared_bytes: int | None, plan: tuple[int, int]
+) -> None:
+    assert plan_workers(n_cores, batch_bytes, shared_bytes) == plan
+    if shared_bytes is not None and plan[0]:
+        assert (plan[0] * plan[1] + 2) * batch_bytes <= shared_bytes
+
+
+def test_shared_memory_for_no_worker_is_one_line_with_the_option_of_docker() -> None:
+    with pytest.raises(TrainingError, match=r"has 29 MB free, .* take 30: .*--shm-size=2g"):
+        plan_workers(15, 10_000_000, 29_000_000)
 
 
 def test_a_draw_depends_on_the_photo_and_its_number_and_not_on_the_batch() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -31,7 +31,7 @@ from comp.errors import (
     UserError,
 )
 from comp.kaggle import Kaggle, Limits
-from comp.kaggle.submissions import submission_of
+from comp.kaggle.client import submission_of
 
 ALL = ("files", "limits", "submissions", "download", "leaderboard")
 
@@ -185,6 +185,27 @@ def test_nothing_is_uploaded_that_is_not_there(scene: Stand, tmp_path: Path) -> 
     for name in ("empty.csv", "missing.csv"):
         with pytest.raises(SubmissionError, match=name):
             scene.kaggle.upload(tmp_path / name, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("faults", "n_marks"),
+    [(f"upload-{kind}", 0) for kind in ("503", "400", "expired", "reset")]
+    + [
+        ("hang:on=upload", 0),
+        ("401", 0),
+        ("submit-lost list-delayed", 1),
+        ("submit-lost", 1),
+        ("", 1),
+    ],
+)
+def test_a_mark_is_made_once_and_only_when_the_storage_has_the_bytes(
+    scene: Stand, csv: Path, faults: str, n_marks: int
+) -> None:
+    marks: list[str] = []
+    scene.arm(*faults.split())
+    with suppress(KaggleError):
+        scene.kaggle.upload(csv, f"marked {faults}", lambda: marks.append("here"))
+    assert len(marks) == n_marks
 
 
 def test_a_score_is_waited_for_but_not_forever(scene: Stand, csv: Path) -> None:

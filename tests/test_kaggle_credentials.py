@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from kaggle_stand import ARCHIVE, HASTE, IDS, Notebook, Stand, proxy
@@ -20,7 +20,7 @@ from comp.errors import CredentialsError, UserError
 from comp.kaggle import Kaggle
 from comp.kaggle.credentials import first_credentials
 
-TOKEN = "KGAT_canary0123456789abcdef"
+TOKEN = "KGAT_canary+/0123456789abcdef"
 KEY = "canary-key-fedcba9876543210"
 PROXY = "canary%20proxy%20password"
 REFRESH = "canary-refresh-token"
@@ -93,12 +93,141 @@ def test_each_trap_is_a_warning_of_one_line(tmp_path: Path) -> None:
     assert "chmod 600" in warnings()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"username": "me"}', '"text"', " \n"])
-def test_files_that_say_nothing_are_ignored(tmp_path: Path, text: str) -> None:
-    for name in FILES:
-        write(tmp_path, name, " \n" if "token" in name else text)
-    with pytest.raises(CredentialsError, match="no Kaggle credentials found"):
+AROUND = [
+    "{}\n",
+    "{}\r\n",
+    "\n{}",
+    " {}\t",
+    "\ufeff{}",
+    "{}\u200b",
+    "\u2060\xa0{}",
+    '"{}"',
+    "\"'{}' \n",
+]
+INSIDE = [
+    "\n",
+    "\r",
+    "\r\n",
+    "\t",
+    " ",
+    "\u200b",
+    "\ufeff",
+    "\0",
+    "\x7f",
+    "é",
+    "Ж",
+    "\U0001f600",
+    "\udcff",
+]
+PLACES = ["KAGGLE_API_TOKEN", "a named file", "access_token", "KAGGLE_USERNAME", "KAGGLE_KEY"]
+PLACES += ["username of kaggle.json", "key of kaggle.json", "refresh_token of credentials.json"]
+
+
+def place(home: Path, where: str, text: str) -> dict[str, str]:
+    """An environment with `text` in that place, and what belongs to it in others."""
+    env = {"HOME": str(home), "KAGGLE_CONFIG_DIR": str(home / ".kaggle")}
+    content = text.encode(errors="surrogateescape")
+    entry, _, name = where.partition(" of ")
+    (home / ".kaggle").mkdir(exist_ok=True)
+    if name:
+        entries = {"username": "someone", "key": KEY} if name == "kaggle.json" else {}
+        (home / ".kaggle" / name).write_text(json.dumps(entries | {entry: text}))
+    elif where == "access_token":
+        (home / ".kaggle" / where).write_bytes(content)
+    elif where == "a named file":
+        (home / "token").write_bytes(content)
+        env["KAGGLE_API_TOKEN"] = f" {home / 'token'}\n"
+    elif where != "KAGGLE_API_TOKEN":
+        env |= {"KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY}
+    return env if name or " " in where or where == "access_token" else env | {where: text}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_what_surely_belongs_to_no_token_is_stripped(tmp_path: Path, where: str) -> None:
+    for around in AROUND:
+        found = first_credentials(place(tmp_path, where, around.format(TOKEN)))
+        assert TOKEN in (found.secret, found.username)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_token_in_a_file_of_another_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    env = place(tmp_path, "access_token", "")
+    (tmp_path / ".kaggle/access_token").write_text(f"{TOKEN}\r\n", encoding=encoding)
+    assert first_credentials(env).secret == TOKEN
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_what_no_token_has_is_refused_in_one_line_that_shows_nothing_of_it(
+    tmp_path: Path, where: str
+) -> None:
+    for inside in INSIDE:
+        env = place(tmp_path, where, f"{TOKEN}{inside}{KEY}")
+        source = where.removeprefix("a named ").rpartition(" of ")[2]
+        with pytest.raises(
+            CredentialsError, match=f"{source}.* has the character .* copy"
+        ) as caught:
+            first_credentials(env)
+        shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+        assert "\n" not in str(caught.value)
+        forms = [form for word in (TOKEN, KEY) for form in (word, quote(word, safe=""), word[:8])]
+        assert [form for form in forms if form in shown] == []
+
+
+@pytest.mark.parametrize("name", ["kaggle.json", "credentials.json"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "no plain UTF-8 JSON"),
+        (b" \n", "no plain UTF-8 JSON"),
+        (b"{", "line 1 column 2"),
+        (b"{%s,}", "no plain UTF-8 JSON"),
+        (b"\xef\xbb\xbf{%s}", "BOM"),
+        ("{%s}".encode("utf-16"), "BOM"),
+        (b"{%s}\xff", "no plain UTF-8 JSON"),
+        (b"[" * 100_000, "no plain UTF-8 JSON"),
+        (b"[{%s}]", "no text for"),
+        (b"{}", "no text for"),
+        (b"null", "no text for"),
+        (b'"text"', "no text for"),
+        (b'{"username": "me"}', "no text for"),
+        (b'{"username": "me", "key": "", "refresh_token": " "}', "no text for"),
+        (b'{"username": 7, "key": ["x"], "refresh_token": null}', "no text for"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong_unless_a_token_makes_it_needless(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
+    entries = f'"username": "someone", "key": "{KEY}", "refresh_token": "{REFRESH}"'
+    encoding = "utf-16-le" if b"\0" in content else "utf-8"
+    write(tmp_path, f".kaggle/{name}", "-")
+    path = tmp_path / ".kaggle" / name
+    path.write_bytes(content.replace("%s".encode(encoding), entries.encode(encoding)))
+    with pytest.raises(CredentialsError) as caught:
         first_credentials({"HOME": str(tmp_path)})
+    line = str(caught.value)
+    assert [
+        word for word in (f"{path} cannot be used", problem, "delete it") if word not in line
+    ] == []
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "canary" not in shown
+    assert "no Kaggle credentials" not in shown
+    token = first_credentials({"HOME": str(tmp_path), "KAGGLE_API_TOKEN": TOKEN})
+    assert token.warnings == ()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)  # a folder, as root can read a file of any mode
+    with pytest.raises(CredentialsError, match=rf"{name} cannot be read \(Is a directory\)"):
+        first_credentials({"HOME": str(tmp_path)})
+
+
+def test_empty_variables_and_files_of_tokens_are_as_good_as_none(tmp_path: Path) -> None:
+    for name in (".kaggle/access_token", ".kaggle/access_token.txt"):
+        write(tmp_path, name, " \n")
+    env = dict.fromkeys(("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"), "\n")
+    with pytest.raises(CredentialsError, match="no Kaggle credentials found"):
+        first_credentials({"HOME": str(tmp_path)} | env)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +273,7 @@ def test_a_key_is_used_whatever_token_this_process_has_and_a_wrong_one_is_notice
     good, _ = scene.another(**key)
     assert good.whoami() == account.username
     assert len(good.files()) == 3
-    wrong, _ = scene.another(**key | {"KAGGLE_KEY": "no such key"})
+    wrong, _ = scene.another(**key | {"KAGGLE_KEY": "no-such-key"})
     with pytest.raises(CredentialsError, match="the key from KAGGLE_USERNAME and KAGGLE_KEY"):
         wrong.whoami()
 
@@ -161,12 +290,6 @@ def test_a_stale_token_is_named_and_no_good_key_is_used_in_its_place(
         kaggle.files()
     assert token not in str(caught.value)
     assert any("the token wins" in line for line in notebook.lines)
-
-
-def test_white_space_around_a_token_does_not_matter(scene: Stand) -> None:
-    scene.arm()
-    kaggle, _ = scene.another(KAGGLE_API_TOKEN=f" {scene.server.account.token}\n")
-    assert len(kaggle.files()) == 3
 
 
 def test_nothing_of_netrc_is_sent_along_with_a_signed_link(
@@ -189,7 +312,9 @@ def parrot(accepted: str) -> Iterator[str]:
 
     def reply(handler: BaseHTTPRequestHandler, asked: str) -> None:
         authorization = handler.headers.get("Authorization", "")
-        words = f"no: {authorization} {authorization.partition(' ')[2]} {asked} {handler.headers}"
+        secret = authorization.partition(" ")[2]
+        escaped = f"{quote(secret, safe='')} {base64.b64encode(secret.encode()).decode()}"
+        words = f"no: {authorization} {secret} {escaped} {asked} {handler.headers}"
         answer: dict[str, object] = {"code": 400, "message": words}
         if handler.path.endswith("IntrospectToken") and accepted in asked:
             answer = {"active": True, "username": "me"}
@@ -250,5 +375,6 @@ def test_not_even_a_service_that_repeats_our_credentials_makes_us_show_them(
         assert shown.count("***") >= 4  # they were repeated, and scrubbed
     pairs = [f"someone:{KEY}", f"me:{unquote(PROXY)}"]
     secrets = [TOKEN, KEY, REFRESH, PROXY, unquote(PROXY)]
-    secrets += [base64.b64encode(pair.encode()).decode() for pair in pairs]
+    secrets += [quote(TOKEN, safe="")]
+    secrets += [base64.b64encode(text.encode()).decode() for text in (*pairs, TOKEN)]
     assert [secret for secret in secrets if secret in shown] == []

@@ -17,6 +17,7 @@ import pytest
 from kaggle_stand import ARCHIVE, HASTE, Stand
 
 from comp.errors import DataError, StoreError, UnavailableError
+from comp.kaggle import download
 from comp.kaggle.download import OVERLAP, zip_problem
 
 WHOLE = [ARCHIVE, f"{ARCHIVE}.json"]
@@ -123,6 +124,34 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(scene: Stand, tmp_path: Pat
     scene.arm()
     assert is_copy(scene.kaggle.download(tmp_path), scene)
     assert scene.asked("file") == [f"bytes={1_500_000 - OVERLAP}-"]
+
+
+@pytest.mark.parametrize("fault", ["stall:at=0.01", "cut:at=0.01", "slow:0.2"])
+def test_a_download_ends_when_less_than_a_step_has_come_in_the_time_for_it(
+    scene: Stand, tmp_path: Path, fault: str
+) -> None:
+    """Each try brings some bytes, or a single one brings them too slowly."""
+    hasty, _ = scene.another(replace(HASTE, read_s=0.1, retry_s=0.4))
+    scene.arm(fault)
+    start = time.monotonic()
+    with pytest.raises(UnavailableError, match=r" in \d s.*the next run goes on from there"):
+        hasty.download(tmp_path)
+    assert time.monotonic() - start < 1.5
+    have = (tmp_path / PARTIAL[0]).stat().st_size
+    scene.arm()
+    assert is_copy(scene.kaggle.download(tmp_path), scene)
+    assert scene.asked("file") == [f"bytes={have - OVERLAP}-"]
+
+
+def test_a_download_that_goes_on_may_take_longer_than_the_time_for_a_step(
+    scene: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STEP", 100_000)
+    hasty, _ = scene.another(replace(HASTE, read_s=0.1, retry_s=0.3))
+    scene.arm("stall:4:at=0.1", "slow:4")
+    start = time.monotonic()
+    assert is_copy(hasty.download(tmp_path), scene)
+    assert time.monotonic() - start > 0.6
 
 
 @contextmanager

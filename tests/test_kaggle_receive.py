@@ -11,8 +11,8 @@ import requests
 from kaggle_stand import Notebook
 
 from comp.errors import DataError
-from comp.kaggle.download import OVERLAP, Archive, Version, receive
-from comp.kaggle.session import AnswerError
+from comp.kaggle.download import OVERLAP, Archive, Pace, Version, receive
+from comp.kaggle.transport import AnswerError
 
 OLD, NEW = os.urandom(40_000), os.urandom(40_000)
 START = 30_000 - OVERLAP  # of the rest of a part of 30,000 bytes
@@ -41,7 +41,7 @@ def part(tmp_path: Path) -> Archive:
 
 
 def attempt(part: Archive, status: int, headers: dict[str, str], body: bytes) -> None:
-    receive(Answer(status, headers, body), part, Notebook())  # type: ignore[arg-type]
+    receive(Answer(status, headers, body), part, Pace(60.0, 0), Notebook())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("have", [30_000, 40_000])

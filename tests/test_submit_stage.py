@@ -62,8 +62,11 @@ class FakeKaggle:
         self.calls.append("limits")
         return Limits(n_today=len(self.files), n_allowed_now=self.n_allowed - len(self.files))
 
-    def upload(self, csv: Path, message: str) -> int:
+    def upload(
+        self, csv: Path, message: str, before_submitting: Callable[[], object] = lambda: None
+    ) -> int:
         self.calls.append("upload")
+        before_submitting()
         self.files.append(csv.read_bytes())
         made = Submission(
             ref=FIRST - 1 + len(self.files),

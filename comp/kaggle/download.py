@@ -15,19 +15,18 @@ import os
 import re
 import struct
 import time
-import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile, ZipFile
 
 import requests
 
 from comp.errors import ArchiveError, DataError, UnavailableError
-from comp.kaggle.session import AnswerError
-from comp.progress import Reporter
+from comp.kaggle.transport import AnswerError
+from comp.progress import Advance, Reporter
 from comp.store import locked, read_json, require_room, write_json
 
 if TYPE_CHECKING:
@@ -35,21 +34,14 @@ if TYPE_CHECKING:
 
 N_DOWNLOADS = 2  # that arrive corrupt before we believe that the server's archive is
 OVERLAP = 4096  # bytes asked for again: few to send, enough to recognise another file
+STEP = 4 << 20  # bytes that must come within Patience.retry_s
 BLOCK = 1 << 20  # bytes read at most at once; what has arrived is written at once
 SPARE = 16 << 20  # bytes that stay free on the disk
 MB = 1_000_000
 MAKE_ROOM = "make room and run this again; what is here already is kept"
 PAGES = ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges")
-ZIP_DAMAGE = (  # what zipfile raises
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-)
+ZIP_DAMAGE: tuple[type[Exception], ...] = (BadZipFile, zlib.error, struct.error, EOFError)
+ZIP_DAMAGE += (OSError, ValueError, RuntimeError, OverflowError)  # zipfile raises these, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +103,30 @@ class Archive:
             write_json(self.note, asdict(version))
 
 
+@dataclass(slots=True)
+class Pace:
+    """Whether a download makes progress: STEP bytes in `limit_s`, over all its tries."""
+
+    limit_s: float
+    n_bytes: int  # that were here at the latest step
+    since_s: float = field(default_factory=time.monotonic)  # when that was
+
+    @property
+    def is_slow(self) -> bool:
+        return time.monotonic() - self.since_s > self.limit_s
+
+    def check(self, n_bytes: int) -> None:
+        """requests.Timeout if too little has come; `n_bytes` are here now."""
+        if n_bytes >= self.n_bytes + STEP:
+            self.n_bytes, self.since_s = n_bytes, time.monotonic()
+        if self.is_slow:
+            raise requests.Timeout(f"less than {STEP / MB:.0f} MB in {self.limit_s:.0f} s")
+
+
 def zip_problem(path: Path) -> str:
     """What is wrong with a zip; "" if its structure and the CRCs of its members are right."""
     try:
-        with zipfile.ZipFile(path) as outer:
+        with ZipFile(path) as outer:
             damaged = outer.testzip()
     except ZIP_DAMAGE as error:
         return f"it is corrupt ({error or type(error).__name__})"
@@ -144,21 +156,21 @@ def remote_version(kaggle: "Kaggle") -> Version:
 
     def look() -> Version:
         with kaggle.session.archive({"Accept-Encoding": "identity"}) as response:
-            return _version_of(response)
+            return _version_of(response.headers)
 
     return kaggle.retried(look)
 
 
 def _is_current(archive: Archive, kaggle: "Kaggle") -> bool:
     """Whether the archive is what the server has. Without validators, its length decides."""
-    name, size = archive.path.name, archive.n_bytes
     here, there = archive.version() if archive.is_checked() else None, remote_version(kaggle)
-    here_is = f"{name} is here ({size / MB:,.1f} MB)"
+    here_is = f"{archive.path.name} is here ({archive.n_bytes / MB:,.1f} MB)"
+    has_length = there.length in (None, archive.n_bytes)
     if here and here.validator and there.validator:
-        if here.validator == there.validator and there.length in (None, size):
+        if here.validator == there.validator and has_length:
             kaggle.reporter.say(f"{here_is} and is what the server has")
             return True
-    elif there.length == size and not zip_problem(archive.path):
+    elif there.length and has_length and not zip_problem(archive.path):
         write_json(archive.note, asdict(there))
         kaggle.reporter.say(f"{here_is}, intact and of the same length as the server's")
         return True
@@ -182,17 +194,17 @@ def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
 
 
 def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
-    """Tries until the part is complete. Tries that make progress do not count."""
-    longest = part.n_bytes
+    """Tries until the part is complete. A try after which it is longer does not count."""
+    longest, pace = part.n_bytes, Pace(kaggle.patience.retry_s, part.n_bytes)
 
     def try_once() -> Version | None:
         """None if the part has grown but is not complete."""
         nonlocal longest
         try:
             with kaggle.session.archive(part.request_headers()) as response:
-                return receive(response, part, kaggle.reporter)
+                return receive(response, part, pace, kaggle.reporter)
         except UnavailableError as error:
-            if part.n_bytes <= longest:
+            if part.n_bytes <= longest or pace.is_slow:
                 raise
             longest = part.n_bytes
             kaggle.reporter.warn(f"{error} after {longest / MB:,.1f} MB; going on from there")
@@ -202,7 +214,7 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
             raise DataError(f"the disk cannot be written to ({reason}): {MAKE_ROOM}") from error
 
     try:
-        while (version := kaggle.retried(try_once)) is None:
+        while (version := kaggle.retried(try_once, pace.since_s)) is None:
             time.sleep(kaggle.patience.wait_first_s)
     except UnavailableError as error:
         kept = f"{part.n_bytes / MB:,.1f} MB are kept, and the next run goes on from there"
@@ -210,9 +222,9 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
     return version
 
 
-def receive(response: requests.Response, part: Archive, reporter: Reporter) -> Version:
+def receive(response: requests.Response, part: Archive, pace: Pace, reporter: Reporter) -> Version:
     """Writes the answer to `part.request_headers()` and returns the version, now complete."""
-    start, version = 0, _version_of(response)
+    start, version = 0, _version_of(response.headers)
     if response.status_code == 206:
         start = part.resume_at()
         version = _continued(response.headers, part, start)
@@ -222,18 +234,20 @@ def receive(response: requests.Response, part: Archive, reporter: Reporter) -> V
     require_room(part.path.parent, n_missing + SPARE, "the bytes to come", MAKE_ROOM)
     if not start:
         part.restart(version)
-    end = _copy(response, part, start, version.length, reporter)
+    label = f"downloading {part.path.stem}"
+    label += f" from {start / MB:,.1f} MB on" if start else ""
+    with reporter.track(label, max(0, (version.length or 0) // MB - start // MB), "MB") as advance:
+        end = _copy(response, part, start, pace, advance)
     if version.length not in (None, end):
         raise requests.ConnectionError(f"the body ended at byte {end:,} of {version.length:,}")
     return version
 
 
-def _version_of(response: requests.Response) -> Version:
+def _version_of(headers: Mapping[str, str]) -> Version:
     """The version of a whole file, whose length is unknown if it comes compressed.
 
     AnswerError if this is no archive: a proxy's sign-in page, too, comes with status 200.
     """
-    headers = response.headers
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind in PAGES:
         raise AnswerError(f"a body of type {kind}")
@@ -265,15 +279,11 @@ def _continued(headers: Mapping[str, str], part: Archive, start: int) -> Version
 
 
 def _copy(
-    response: requests.Response, part: Archive, offset: int, length: int | None, reporter: Reporter
+    response: requests.Response, part: Archive, offset: int, pace: Pace, advance: Advance
 ) -> int:
     """Where the body ends. Bytes that are here already are compared, not written."""
-    have, label = part.n_bytes, f"downloading {part.path.stem}"
-    if offset:
-        label += f" from {offset / MB:,.1f} MB on"
-    n_mb = (length or 0) // MB - offset // MB
-    progress = nullcontext() if length is None else reporter.track(label, n_mb, "MB")
-    with progress as advance, part.path.open("r+b") as file:
+    have = part.n_bytes
+    with part.path.open("r+b") as file:
         while block := response.raw.read1(BLOCK, decode_content=True):
             file.seek(offset)
             n_again = min(len(block), max(0, have - offset))
@@ -282,8 +292,9 @@ def _copy(
                 raise AnswerError("its bytes differ from those already here; starting over")
             file.write(block[n_again:])
             file.flush()
-            if advance:
-                advance((offset + len(block)) // MB - offset // MB)
+            if n_mb := (offset + len(block)) // MB - offset // MB:
+                advance(n_mb)
             offset += len(block)
+            pace.check(offset)
         os.fsync(file.fileno())
     return offset

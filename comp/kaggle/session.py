@@ -5,14 +5,11 @@ prints and may exit; it sets no time-outs and returns a failed upload like any o
 call the SDK that it brings along: `kagglesdk` only sends requests and raises errors.
 """
 
-import io
 import re
 import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,72 +21,20 @@ from kagglesdk.common.types.http_redirect import HttpRedirect
 from kagglesdk.competitions.types import competition_api_service
 from kagglesdk.kaggle_http_client import KaggleHttpClient
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
-from requests.adapters import HTTPAdapter
-from requests.utils import should_bypass_proxies
 
 from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
-from comp.kaggle.credentials import RENEW
+from comp.kaggle.credentials import RENEW, checked, forms
+from comp.kaggle.transport import DOWNLOAD, AnswerError, Transport, root_of
 
 if TYPE_CHECKING:
-    from comp.kaggle.client import Kaggle, Patience
+    from comp.kaggle.client import Kaggle
 
-DOWNLOAD = "DownloadDataFiles"
 SERVICE = "competitions.CompetitionApiService"
 ENVIRONMENTS = {
     "PROD": (KaggleEnv.PROD, "https://api.kaggle.com"),
     "LOCALHOST": (KaggleEnv.LOCAL, "http://localhost"),
 }
 N_WORDS = 300  # characters of someone else's words that fit into a message
-
-
-class AnswerError(requests.RequestException):
-    """An answer that the protocol does not allow: a web page, no JSON, bytes of another file."""
-
-
-class Transport(HTTPAdapter):
-    """Sends requests in bounded time, through the proxies of `env`."""
-
-    def __init__(self, env: Mapping[str, str], patience: "Patience") -> None:
-        super().__init__()
-        self.link_headers: dict[str, str] = {}  # for GETs, which only follow signed links
-        self.clock_skew_s: float | None = None
-        self._patience = patience
-        self._ca_bundle = env.get("REQUESTS_CA_BUNDLE") or env.get("CURL_CA_BUNDLE")
-        self._proxies = {  # sorted: a name in lower case comes last and wins
-            name.lower().removesuffix("_proxy"): value
-            for name, value in sorted(env.items())
-            if name.lower().endswith("_proxy")
-        }
-
-    def carry(self, session: requests.Session) -> None:
-        """Takes over all requests of `session`."""
-        session.mount("http://", self)
-        session.mount("https://", self)
-        session.verify = self._ca_bundle or True
-        session.trust_env = False  # else entries of ~/.netrc would be sent to signed links
-
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
-        if request.method == "GET":
-            request.headers.update(self.link_headers)
-        is_direct = should_bypass_proxies(request.url or "", self._proxies.get("no", ""))
-        options["proxies"] = {} if is_direct else self._proxies
-        options["timeout"] = (self._patience.connect_s, self._patience.read_s)
-        response = super().send(request, **options)
-        self.clock_skew_s = _seconds_until(response.headers.get("Date", ""))
-        is_archive = request.method == "GET" or (request.url or "").endswith(f"/{DOWNLOAD}")
-        if not is_archive or response.status_code not in (200, 206):
-            response.raw = io.BytesIO(self._body(response.raw))
-        return response
-
-    def _body(self, raw: Any) -> bytes:
-        """A whole body. `requests` would wait forever for one that trickles."""
-        start, blocks = time.monotonic(), []
-        with closing(raw):
-            while block := raw.read1(1 << 20, decode_content=True):
-                blocks.append(block)
-                if time.monotonic() - start > self._patience.answer_s:
-                    raise requests.ReadTimeout(f"no end after {self._patience.answer_s:.0f} s")
-        return b"".join(blocks)
 
 
 class Session:
@@ -143,16 +88,16 @@ class Session:
         if found.kind == "login":
             with self._sdk(None) as sdk:
                 stored = KaggleCredentials(sdk, refresh_token=found.secret)
-                token = str(stored.generate_access_token().token)
-            self._kaggle.credentials = replace(found, secrets=found.secrets | {token})
+                token = checked("Kaggle's answer", str(stored.generate_access_token().token))
+            self._kaggle.credentials = replace(found, secrets=found.secrets | forms(token))
         request = IntrospectTokenRequest()
         request.token = token
         auth = KaggleHttpClient.BearerAuth(token)
         about: dict[str, Any] = {}
         with self._sdk(auth) as sdk:
             try:
-                service, method = "security.OAuthService", "IntrospectToken"
-                about = self._json(_send(sdk, service, method, request))
+                what = ("security.OAuthService", "IntrospectToken", request, HttpRedirect)
+                about = self._json(sdk.http_client().call(*what))
             except requests.HTTPError as error:
                 if error.response is None or error.response.status_code not in (400, 403, 404):
                     raise
@@ -170,7 +115,7 @@ class Session:
             setattr(request, name, value)
         _, auth = self.login
         with self._sdk(auth) as sdk:
-            yield _send(sdk, SERVICE, method, request)
+            yield sdk.http_client().call(SERVICE, method, request, HttpRedirect)
 
     @contextmanager
     def _sdk(self, auth: Any) -> Iterator[Any]:
@@ -211,18 +156,19 @@ class Session:
             came = self._told(error) if isinstance(error, AnswerError) else "no JSON object"
             sent = "Kaggle, or a proxy in between, sent something else than was asked for"
             return UnavailableError(f"{sent} ({came})", link_refused=True)
-        root: BaseException = error
-        while below := root.__cause__ or root.__context__:
-            root = below
-        words = "the answer broke off"
+        root, words = root_of(error), "the answer broke off"
+        proxy, no_proxy = self.transport.proxy, self.transport.no_proxy
+        is_proxy = isinstance(error, requests.exceptions.ProxyError)
+        whom = f"the proxy of {proxy}" if is_proxy else "Kaggle"
         if isinstance(root, OSError):
             words = self._told(root.strerror or str(root) or type(root).__name__)
+            words += f", without a proxy because of {no_proxy}" if no_proxy else ""
         is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
         if is_refused or isinstance(error, requests.ConnectTimeout):
-            return UnavailableError(f"Kaggle cannot be reached ({words})", not_done=True)
+            return UnavailableError(f"{whom} cannot be reached ({words})", not_done=True)
         if isinstance(root, TimeoutError) or isinstance(error, requests.Timeout):
-            return UnavailableError(f"Kaggle does not answer ({words})")
-        return UnavailableError(f"the connection to Kaggle broke ({words})")
+            return UnavailableError(f"{whom} does not answer ({words})")
+        return UnavailableError(f"the connection to {whom} broke ({words})")
 
     def _refusal(self, response: requests.Response) -> KaggleError:
         status, words = _status_and_words(response)
@@ -258,29 +204,11 @@ class Session:
         return str(self._kaggle.credentials.scrub(" ".join(str(words).split())))[:N_WORDS]
 
 
-def _send(sdk: Any, service: str, method: str, request: Any) -> requests.Response:
-    """The HTTP response, as of a redirect: other types raise KeyError for an unknown status."""
-    try:
-        answer: requests.Response = sdk.http_client().call(service, method, request, HttpRedirect)
-    except TypeError as error:  # the SDK looks for a code in any JSON, even in a number
-        raise AnswerError("no JSON object") from error
-    return answer
-
-
 def _status_and_words(response: requests.Response) -> tuple[int, Any]:
     """Kaggle's own words, and the status, which may be in the body alone."""
     try:
         body = response.json()
     except requests.JSONDecodeError:
         body = {}
-    body = body if isinstance(body, dict) else {}
     status = response.status_code if response.status_code >= 400 else int(body.get("code") or 0)
     return status, body.get("message") or response.reason
-
-
-def _seconds_until(date: str) -> float | None:
-    """From now to the date of an HTTP header; None if it is not a date."""
-    try:
-        return parsedate_to_datetime(date).timestamp() - time.time()
-    except ValueError:
-        return None

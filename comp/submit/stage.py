@@ -146,8 +146,8 @@ def _upload_once(
 ) -> LedgerRow:
     """The row of the file in `draft`: that of an earlier upload, or that of an upload made now.
 
-    A file `mark` exists during an upload. If a crash leaves it behind, the next run gives Kaggle
-    time to list the submission.
+    A file `mark` exists while Kaggle is asked to submit. If a crash leaves it behind, the next run
+    gives Kaggle time to list the submission.
     """
     rows = read_ledger(workspace.ledger, reporter)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
@@ -216,9 +216,8 @@ def _upload(kaggle: Kaggle, path: Path, message: str, mark: Path, reporter: Repo
         )
     left = counted(limits.n_allowed_now, "submission")
     reporter.say(f"uploading; {left} left today, including this one")
-    mark.touch()
     try:
-        return kaggle.upload(path, message)
+        return kaggle.upload(path, message, mark.touch)
     except UserError:
         # Kaggle has refused, and there is nothing to find; or the answer was lost, and `upload`
         # has already waited for the list to show the submission.

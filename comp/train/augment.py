@@ -1,7 +1,8 @@
 """The only door to albumentations: what a photo may look like in training."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,14 +35,16 @@ def make_augmentation(options: Augmentation, size_px: int) -> Callable[[Image, i
         most = dict.fromkeys(("brightness", "contrast", "saturation"), options.colour)
         steps.append(albumentations.ColorJitter(**most, hue=0, p=JITTER_SHARE))
 
-    def augment(canvas: Image, seed: int) -> Image:
-        image = crop(canvas, CENTRE, size_px) if options.crop == "center-crop" else canvas
-        for index, step in enumerate(steps):
-            step.set_random_seed((seed + index) % 2**63)  # one seed would tie the flip to the crop
-            image = step(image=image)["image"]
-        return image
+    return partial(_augment, steps, size_px if options.crop == "center-crop" else None)
 
-    return augment
+
+def _augment(steps: Sequence[Any], centre_px: int | None, canvas: Image, seed: int) -> Image:
+    """Not a local function: workers that are not forked get it pickled."""
+    image = crop(canvas, CENTRE, centre_px) if centre_px else canvas
+    for index, step in enumerate(steps):
+        step.set_random_seed((seed + index) % 2**63)  # one seed would tie the flip to the crop
+        image = step(image=image)["image"]
+    return image
 
 
 def _crop_steps(options: Augmentation, size_px: int) -> list[Any]:

@@ -1,6 +1,8 @@
 """Training batches: augmented crops or cached arrays, and labels, in an order set by a seed."""
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from comp.data.photos import n_cores
+from comp.errors import TrainingError
 from comp.network.device import Device
 from comp.network.views import Canvases, Crops
 from comp.recipe import Augmentation, FineTune
@@ -20,6 +23,7 @@ from comp.train.features import CachedRows
 Batch = tuple[Tensor, Tensor]
 MAX_WORKERS = 12  # processes that feed a GPU
 PREFETCH = 4  # batches per process
+SHARED = Path("/dev/shm")  # where Linux keeps the batches that processes hand over; 64 MB in Docker
 Place = tuple[int, int]  # epoch, row of the fold's training photos
 
 
@@ -58,6 +62,7 @@ class AugmentedPhotos(Dataset[Batch]):
         self._canvases, self._rows = canvases, list(rows)
         self._targets = torch.tensor(targets, dtype=torch.float32)
         self._augment, self._seed = make_augmentation(augmentation, size_px), seed
+        self.photo_bytes = 3 * size_px**2  # of a crop
 
     def __getitems__(self, places: list[Place]) -> Batch:
         crops = [self._crop(epoch, self._rows[index]) for epoch, index in places]
@@ -118,17 +123,41 @@ def batches_of(
     """All batches of all epochs, in order.
 
     For a GPU, processes prepare them ahead; on a CPU, or without `device`, the cores are the
-    model's.
+    model's. TrainingError if shared memory has no room for them.
     """
-    n_workers = min(MAX_WORKERS, n_cores() - 1) if device and not device.is_cpu else 0
+    n_workers, n_ahead = 0, 0
+    if isinstance(photos, AugmentedPhotos) and device and not device.is_cpu:
+        batch_bytes = photos.photo_bytes * min(training.batch_size, n_photos)
+        free = shutil.disk_usage(SHARED).free if SHARED.exists() else None
+        n_workers, n_ahead = plan_workers(n_cores() - 1, batch_bytes, free)
     return DataLoader(
         photos,
         batch_sampler=_Shuffled(n_photos, training, seed),
         collate_fn=_unchanged,
         num_workers=n_workers,
         pin_memory=bool(device and device.is_cuda),
-        prefetch_factor=PREFETCH if n_workers else None,
+        prefetch_factor=n_ahead or None,
     )
+
+
+def plan_workers(n_cores: int, batch_bytes: int, shared_bytes: int | None) -> tuple[int, int]:
+    """Processes, and batches that each prepares ahead, for which `shared_bytes` have room.
+
+    `shared_bytes`: free shared memory, None where nothing limits it. Two batches are kept for the
+    one in use and the one on its way. TrainingError if there is no room for one more.
+    """
+    n_workers = min(MAX_WORKERS, n_cores)
+    if shared_bytes is None or n_workers < 1:
+        return max(0, n_workers), PREFETCH * (n_workers > 0)
+    n_batches = shared_bytes // batch_bytes - 2
+    if n_batches < 1:
+        raise TrainingError(
+            f"{SHARED} has {shared_bytes / 1e6:,.0f} MB free, and three batches take"
+            f" {3 * batch_bytes / 1e6:,.0f}: start the container with --shm-size=2g, or lower"
+            " training.batch_size"
+        )
+    n_workers = min(n_workers, n_batches)
+    return n_workers, min(PREFETCH, n_batches // n_workers)
 
 
 def _unchanged(batch: Any) -> Any:  # __getitems__ makes whole batches
