@@ -13,7 +13,7 @@ CanvasFit = Literal["squash", "shorter", "letterbox", "center-crop"]
 Interpolation = Literal["bicubic", "bilinear"]
 MAX_SIZE_PX = 4096  # a canvas of 50 MB; anything larger is a typing error
 MAX_ASPECT = 4  # of a canvas that keeps its shape; the most extreme of 2,002 real photos has 2.8
-DECODER = 1  # raise it when the same bytes begin to decode to other pixels: stores are made anew
+DECODER = 2  # raise it when the same bytes begin to decode to other pixels: stores are made anew
 PIXELS_FILE = "pixels.bin"  # in the folder of a store
 PAD = (124, 116, 104)  # ImageNet's mean colour, about 0 when normalised: fills what no photo covers
 

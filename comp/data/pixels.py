@@ -7,7 +7,8 @@
 All folds, epochs, runs and processes share a store. Its keys are the sha256 of the photos' files:
 photos that come later are added, equal photos are stored once, and a subset finds its photos in the
 store of all. A chunk's bytes reach the disk before its index gets its name; bytes behind the last
-index are left over from a killed run and are overwritten.
+index are left over from a killed run and are overwritten. If an index is damaged, or of another
+store, all are decoded again.
 """
 
 import io
@@ -123,9 +124,11 @@ def open_pixels(
             f"photo {twice.iloc[0]} is in the manifests more than once: run `make data`"
         )
     folder = store_folder(workspace, geometry)
-    index = read_index(folder)
-    known = set(index["key"]) if _is_sound(folder, index, reporter) else set()
-    missing = wanted[[sha256 not in known for sha256 in wanted["sha256"]]]
+    try:
+        index = read_index(folder)
+    except _DamagedStoreError:
+        index = pd.DataFrame(columns=list(INDEX_COLUMNS))  # the writer will say why
+    missing = wanted[~wanted["sha256"].isin(index["key"])]
     if len(missing):
         _add(workspace, missing.drop_duplicates("sha256"), geometry, reporter)
         index = read_index(folder)
@@ -142,41 +145,57 @@ def _add(
     found, _ = scan(workspace, photos, geometry, reporter, with_thumbnails=False)
     changed = found[found["sha256"].to_numpy() != missing["sha256"].to_numpy()]
     if len(changed):
-        split, id = changed[["split", "id"]].iloc[0]
+        path = photo_path(workspace, *changed[["split", "id"]].iloc[0])
         raise StaleError(
-            f"{len(changed):,} photos are not those in the manifests, the first is"
-            f" {photo_path(workspace, split, id)}: delete the manifest and run `make data`"
+            f"{len(changed):,} photos are not those in the manifests, the first is {path}:"
+            f" delete the folder {path.parent} and run `make data`"
         )
 
 
+class _DamagedStoreError(Exception):
+    """Why the canvases of a store cannot be used."""
+
+
 def read_index(folder: Path) -> pd.DataFrame:
-    """INDEX_COLUMNS of all canvases in the store, in file order; empty if there is no store."""
-    chunks = [path.read_text() for path in sorted(folder.glob("index-*.csv"))]
-    rows = "".join(chunk.partition("\n")[2] for chunk in chunks)
-    names, types = list(INDEX_COLUMNS), INDEX_COLUMNS
-    return pd.read_csv(io.StringIO(rows), names=names, dtype=types, keep_default_na=False)
+    """INDEX_COLUMNS of all canvases in the store, in file order; empty if there is no store.
 
-
-def _end(index: pd.DataFrame) -> int:
-    return int((index["offset"] + index["length"]).max()) if len(index) else 0
-
-
-def _is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
-    """Whether the file is as long as `index` says and a sample of its checksums is right."""
+    _DamagedStoreError if a chunk is cut, missing or of another store, if there are too few bytes,
+    or if one of a sample of canvases has another checksum.
+    """
+    chunks = [path.read_bytes() for path in sorted(folder.glob("index-*.csv"))]
+    header = ",".join(INDEX_COLUMNS).encode() + b"\n"
+    if not all(chunk.startswith(header) and chunk.endswith(b"\n") for chunk in chunks):
+        raise _DamagedStoreError("an index is cut")
+    table = io.BytesIO(b"".join([header, *(chunk.removeprefix(header) for chunk in chunks)]))
+    try:
+        index = pd.read_csv(table, dtype=INDEX_COLUMNS, keep_default_na=False)
+    except ValueError:
+        raise _DamagedStoreError("an index is not readable") from None
+    lengths = 3 * index["height"] * index["width"]
+    is_next = (index["offset"] == lengths.cumsum() - lengths) & (index["length"] == lengths)
+    if not is_next.all() or index["key"].duplicated().any():
+        raise _DamagedStoreError("its index lacks rows")
     path, end = folder / PIXELS_FILE, _end(index)
     n_bytes = path.stat().st_size if path.exists() else 0
     if n_bytes < end:
-        reporter.warn(f"{path} has {n_bytes:,} bytes of {end:,}: decoding again")
-        return False
-    rows = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
-    columns = (index[name].iloc[rows].tolist() for name in ("id", "offset", "length", "crc32"))
+        raise _DamagedStoreError(f"{n_bytes:,} bytes of {end:,}")
+    sample = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
+    columns = (index[name].iloc[sample].tolist() for name in ("id", "offset", "length", "crc32"))
     for id, offset, length, crc32 in zip(*columns, strict=True):
         with path.open("rb") as file:
             file.seek(offset)
-            if zlib.crc32(file.read(length)) != crc32:
-                reporter.warn(f"{path} has wrong bytes for photo {id}: decoding again")
-                return False
-    return True
+            if _checksum(folder, file.read(length)) != crc32:
+                raise _DamagedStoreError(f"wrong bytes for photo {id}")
+    return index
+
+
+def _end(index: pd.DataFrame) -> int:
+    return int(index["length"].sum())
+
+
+def _checksum(folder: Path, canvas: bytes | memoryview) -> int:
+    """CRC-32 of the store's name and the canvas, so that another store's canvases are noticed."""
+    return zlib.crc32(canvas, zlib.crc32(folder.name.encode()))
 
 
 @contextmanager
@@ -186,7 +205,10 @@ def open_writer(
     """The store of `geometry`, locked, to add canvases to; a damaged one is begun anew."""
     folder = store_folder(workspace, geometry)
     with locked(workspace.pixels / f"{folder.name}.lock", reporter):
-        if not _is_sound(folder, read_index(folder), reporter):
+        try:
+            read_index(folder)
+        except _DamagedStoreError as error:
+            reporter.warn(f"{folder} is damaged ({error}): decoding again")
             shutil.rmtree(folder)
         with closing(PixelWriter(folder)) as writer:
             yield writer
@@ -218,7 +240,7 @@ class PixelWriter:
         self._keys.add(key)
         self._file.write(canvas.data)
         height, width, _ = canvas.shape
-        crc32 = zlib.crc32(canvas.data)
+        crc32 = _checksum(self._folder, canvas.data)
         self._rows.append((key, id, self._end, canvas.nbytes, height, width, crc32))
         self._end += canvas.nbytes
         if self._end - self._rows[0][2] >= CHUNK_BYTES:
