@@ -5,18 +5,13 @@ comp/data/manifest.py explains the statuses.
 
 import hashlib
 import io
-import os
 import struct
 import threading
 import warnings
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,8 +30,6 @@ SCANS = 10  # of a progressive JPEG; each more costs as much as a tenth of anoth
 LARGE_PIXELS = 8_000_000  # from here on one at a time: a decoder may need 12 bytes a pixel
 # Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-PHOTOS_PER_TASK = 4  # of a thread: less overhead than one, little to wait for
-TASKS_AHEAD = 3  # tasks per thread that run or wait to be collected
 _PILLOW_ERRORS = (  # what Pillow raises for broken files
     OSError,
     SyntaxError,
@@ -54,9 +47,6 @@ _PILLOW_ERRORS = (  # what Pillow raises for broken files
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
 _large = threading.Lock()
 _lock = threading.Lock()  # Pillow's settings and the warning filters belong to the whole process
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,35 +275,3 @@ def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation)
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(planes, size, mode=interpolation, antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def n_cores() -> int:
-    """Cores this process may use; in a container or under taskset fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], n_threads: int = 0
-) -> Iterator[_Result]:
-    """`function` of each item, in the order of `items`, by `n_threads` threads (0: one per core).
-
-    Threads, because decoding and resizing release Python's lock; torch is limited to one thread in
-    each, or each would use all cores. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread are
-    in memory.
-    """
-    n_threads = n_threads or n_cores()
-    rest = iter(items)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="photos")
-    try:
-        running: deque[Future[list[_Result]]] = deque()
-        while task := list(islice(rest, PHOTOS_PER_TASK)):
-            running.append(pool.submit(lambda items: list(map(function, items)), task))
-            if len(running) == TASKS_AHEAD * n_threads:
-                yield from running.popleft().result()
-        while running:
-            yield from running.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)

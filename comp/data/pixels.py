@@ -2,7 +2,7 @@
 
     data/pixels/<geometry>-<fingerprint>/
         pixels.bin         one canvas after the other: uint8 RGB, no header, no gaps
-        index-00000.csv    one chunk: key, id, offset, length, height, width, crc32 of each canvas
+        index-00000.csv    one chunk: key, height, width and checksum of each canvas
 
 All folds, epochs, runs and processes share a store. Its keys are the sha256 of the photos' files:
 photos that come later are added, equal photos are stored once, and a subset finds its photos in the
@@ -36,15 +36,7 @@ Canvas = NDArray[np.uint8]  # [height, width, 3] RGB
 CHUNK_BYTES = 64 * 2**20  # the most that a killed run loses: a quarter of a second of decoding
 N_CHECKED = 32  # canvases whose checksum is compared when a store is opened
 N_MAPPED = 2048  # canvases read before the memory that they are mapped into is given back
-INDEX_COLUMNS = {
-    "key": "str",
-    "id": "str",
-    "offset": "int64",
-    "length": "int64",
-    "height": "int64",
-    "width": "int64",
-    "crc32": "int64",
-}
+INDEX_COLUMNS = {"key": "str", "height": "int64", "width": "int64", "crc32": "int64"}
 
 
 class PixelStore:
@@ -157,7 +149,8 @@ class _DamagedStoreError(Exception):
 
 
 def read_index(folder: Path) -> pd.DataFrame:
-    """INDEX_COLUMNS of all canvases in the store, in file order; empty if there is no store.
+    """INDEX_COLUMNS, offset and length of all canvases in the store, in file order; none if there
+    is no store.
 
     _DamagedStoreError if a chunk is cut, missing or of another store, if there are too few bytes,
     or if one of a sample of canvases has another checksum.
@@ -171,26 +164,18 @@ def read_index(folder: Path) -> pd.DataFrame:
         index = pd.read_csv(table, dtype=INDEX_COLUMNS, keep_default_na=False)
     except ValueError:
         raise _DamagedStoreError("an index is not readable") from None
-    lengths = 3 * index["height"] * index["width"]
-    is_next = (index["offset"] == lengths.cumsum() - lengths) & (index["length"] == lengths)
-    if not is_next.all() or index["key"].duplicated().any():
-        raise _DamagedStoreError("its index lacks rows")
-    path, end = folder / PIXELS_FILE, _end(index)
+    length = 3 * index["height"] * index["width"]
+    index = index.assign(offset=length.cumsum() - length, length=length)
+    path, end = folder / PIXELS_FILE, length.sum()
     n_bytes = path.stat().st_size if path.exists() else 0
-    if n_bytes < end:
+    if n_bytes < end or index["key"].duplicated().any():
         raise _DamagedStoreError(f"{n_bytes:,} bytes of {end:,}")
-    sample = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
-    columns = (index[name].iloc[sample].tolist() for name in ("id", "offset", "length", "crc32"))
-    for id, offset, length, crc32 in zip(*columns, strict=True):
+    for row in np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int):
         with path.open("rb") as file:
-            file.seek(offset)
-            if _checksum(folder, file.read(length)) != crc32:
-                raise _DamagedStoreError(f"wrong bytes for photo {id}")
+            file.seek(index["offset"][row])
+            if _checksum(folder, file.read(length[row])) != index["crc32"][row]:
+                raise _DamagedStoreError(f"canvas {row:,} has wrong bytes")
     return index
-
-
-def _end(index: pd.DataFrame) -> int:
-    return int(index["length"].sum())
 
 
 def _checksum(folder: Path, canvas: bytes | memoryview) -> int:
@@ -222,41 +207,37 @@ class PixelWriter:
         index = read_index(folder)
         self._folder = folder
         self._keys = set(index["key"])
-        self._end = _end(index)
         self._n_chunks = len(list(folder.glob("index-*.csv")))
-        self._rows: list[tuple[str, str, int, int, int, int, int]] = []
+        self._rows: list[tuple[str, int, int, int]] = []  # of the chunk that is open
+        self._n_bytes = 0  # of it
         self._pending: Future[None] | None = None
         self._syncer = ThreadPoolExecutor(1)  # so that only the end waits for the disk
         self._file = (folder / PIXELS_FILE).open("ab")
-        self._file.truncate(self._end)
+        self._file.truncate(int(index["length"].sum()))
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
 
-    def add(self, key: str, id: str, canvas: Canvas) -> None:
+    def add(self, key: str, canvas: Canvas) -> None:
         """Append `canvas` unless the store has `key`."""
         if key in self._keys:
             return
         self._keys.add(key)
         self._file.write(canvas.data)
         height, width, _ = canvas.shape
-        crc32 = _checksum(self._folder, canvas.data)
-        self._rows.append((key, id, self._end, canvas.nbytes, height, width, crc32))
-        self._end += canvas.nbytes
-        if self._end - self._rows[0][2] >= CHUNK_BYTES:
+        self._rows.append((key, height, width, _checksum(self._folder, canvas.data)))
+        self._n_bytes += canvas.nbytes
+        if self._n_bytes >= CHUNK_BYTES:
             self._close_chunk()
 
     def _close_chunk(self) -> None:
         if self._pending:
-            self._pending.result()
-            self._pending = None
-        if self._rows:
-            self._file.flush()
-            table = pd.DataFrame(self._rows, columns=list(INDEX_COLUMNS))
-            path = self._folder / f"index-{self._n_chunks:05d}.csv"
-            self._pending = self._syncer.submit(self._write_index, path, table)
-            self._n_chunks += 1
-            self._rows = []
+            self._pending.result()  # no index after one that could not be written
+        self._file.flush()
+        table = pd.DataFrame(self._rows, columns=list(INDEX_COLUMNS))
+        path = self._folder / f"index-{self._n_chunks:05d}.csv"
+        self._pending = self._syncer.submit(self._write_index, path, table)
+        self._n_chunks, self._n_bytes, self._rows = self._n_chunks + 1, 0, []
 
     def _write_index(self, path: Path, table: pd.DataFrame) -> None:
         os.fsync(self._file.fileno())
@@ -265,8 +246,10 @@ class PixelWriter:
     def close(self) -> None:
         """Also after an error or Ctrl-C what was added is kept: each canvas is complete."""
         try:
-            self._close_chunk()
-            self._close_chunk()
+            if self._rows:
+                self._close_chunk()
+            if self._pending:
+                self._pending.result()
         finally:
             self._syncer.shutdown()
             self._file.close()

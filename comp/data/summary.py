@@ -8,6 +8,7 @@ from comp.competition import Competition
 from comp.data.manifest import USABLE, usable
 from comp.progress import Reporter
 
+MANY = 0.05  # of the photos of a split
 N_NAMED = 5  # photos listed by name in one line
 
 
@@ -31,6 +32,10 @@ def print_summary(
     rows.append(["median size, px", *(_median_size(part) for part in parts)])
     reporter.table("photos", ["", *competition.classes, "test"], rows)
     _print_duplicates(photos, shared, reporter)
+    unclosed = list(photos["id"][photos["verdict"] == "unclosed"])
+    if unclosed:
+        names = first_names(unclosed)
+        reporter.warn(f"{len(unclosed):,} photos lack only their end marker and are used: {names}")
     _warn_unusable(train, "training photos cannot be decoded and are set aside", reporter)
     _warn_unusable(
         test, "test photos cannot be decoded and will be given the prior probability", reporter
@@ -60,7 +65,7 @@ def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter
         ids = list(photos["id"][photos["group"].isin(mixed)])
         reporter.warn(
             f"{len(mixed):,} groups have near-duplicates of different classes, so that a label must"
-            f" be wrong: {_first_names(ids)}"
+            f" be wrong: {first_names(ids)}"
         )
 
 
@@ -68,9 +73,15 @@ def _warn_unusable(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
     unusable = photos[~photos["verdict"].isin(USABLE)]
     if len(unusable):
         named = [f"{id} ({status})" for id, status in unusable[["id", "verdict"]].to_numpy()]
-        reporter.warn(f"{len(unusable):,} {what}: {_first_names(named)}")
+        reporter.warn(f"{len(unusable):,} {what}: {first_names(named)}")
+    if len(unusable) > MANY * len(photos):
+        share = f"{len(unusable) / len(photos):.0%} of all {what.partition(' cannot')[0]}"
+        reporter.warn(
+            f"{share.upper()} CANNOT BE DECODED, far more than are damaged by chance:"
+            " delete the archive and run `make data` again"
+        )
 
 
-def _first_names(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     more = len(names) - N_NAMED
     return ", ".join(names[:N_NAMED]) + (f" and {more:,} more" if more > 0 else "")
