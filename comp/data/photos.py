@@ -1,25 +1,28 @@
-"""One photo: its file's bytes to a decode status, upright pixels, a canvas, a thumbnail.
+"""One photo: its file's bytes to a decode status and upright pixels.
 
 comp/data/manifest.py explains the statuses.
 """
 
 import hashlib
 import io
+import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torchvision.io import ImageReadMode  # importing it also registers torch.ops.image
 
-from comp.data.canvas import PAD, Geometry, Interpolation
 from comp.data.manifest import USABLE, DecodeStatus
 from comp.data.pixels import Canvas
 
@@ -28,6 +31,8 @@ FREE_PIXELS = 1_000_000  # however few bytes a photo has
 MAX_PIXELS_PER_BYTE = 100  # of a larger one: photos have 2 to 40, a JPEG of a single colour has 64
 SCANS = 10  # of a progressive JPEG; each more costs as much as a tenth of another photo
 LARGE_PIXELS = 8_000_000  # from here on one at a time: a decoder may need 12 bytes a pixel
+PHOTOS_PER_TASK = 4  # of a thread: less overhead than one, little to wait for
+TASKS_AHEAD = 3  # tasks per thread that run or wait to be collected
 # Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _PILLOW_ERRORS = (  # what Pillow raises for broken files
@@ -47,6 +52,8 @@ _PILLOW_ERRORS = (  # what Pillow raises for broken files
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
 _large = threading.Lock()
 _lock = threading.Lock()  # Pillow's settings and the warning filters belong to the whole process
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,37 +248,33 @@ def _upright(pixels: Canvas, orientation: int) -> Canvas:
     return np.ascontiguousarray(pixels)
 
 
-def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
-    """`pixels [h, w, 3]` cropped, resized and padded as `geometry` says."""
-    top, left, height, width = geometry.crop(pixels.shape[1], pixels.shape[0])
-    y, x, inner_height, inner_width = geometry.place(width, height)
-    kept = pixels[top : top + height, left : left + width]
-    photo = _resize(kept, (inner_height, inner_width), geometry.interpolation)
-    if photo.shape[:2] == geometry.canvas(width, height):
-        return photo
-    canvas = np.full((*geometry.canvas(width, height), 3), PAD, np.uint8)
-    canvas[y : y + inner_height, x : x + inner_width] = photo
-    return canvas
+def n_cores() -> int:
+    """Cores this process may use; in a container or under taskset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
-    """`pixels [h, w, 3]` squashed to a grey `[size_px, size_px]`: antialiased, luma of ITU-R 601.
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], n_threads: int = 0
+) -> Iterator[_Result]:
+    """`function` of each item, in the order of `items`, by `n_threads` threads (0: one per core).
 
-    Of a tall photo only every n-th row is read, which costs half: each row of the thumbnail still
-    averages at least two.
+    Threads, because decoding and resizing release Python's lock; torch is limited to one thread in
+    each, or each would use all cores. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread are
+    in memory.
     """
-    rows = pixels[:: max(1, len(pixels) // (2 * size_px))]
-    small = _resize(rows, (size_px, size_px), "bilinear").astype(np.uint32)
-    luma = small[:, :, 0] * 299 + small[:, :, 1] * 587 + small[:, :, 2] * 114
-    return ((luma + 500) // 1000).astype(np.uint8)
-
-
-def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation) -> Canvas:
-    # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under
-    # Python's lock. The batch axis comes before the axes are swapped: only then are the strides
-    # those of channels-last, and the call takes 280 us instead of 690.
-    if pixels.shape[:2] == size:
-        return np.ascontiguousarray(pixels)
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(planes, size, mode=interpolation, antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    n_threads = n_threads or n_cores()
+    rest = iter(items)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="photos")
+    try:
+        running: deque[Future[list[_Result]]] = deque()
+        while task := list(islice(rest, PHOTOS_PER_TASK)):
+            running.append(pool.submit(lambda items: list(map(function, items)), task))
+            if len(running) == TASKS_AHEAD * n_threads:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)

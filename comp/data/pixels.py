@@ -118,7 +118,7 @@ def open_pixels(
     folder = store_folder(workspace, geometry)
     try:
         index = read_index(folder)
-    except _DamagedStoreError:
+    except StaleError:
         index = pd.DataFrame(columns=list(INDEX_COLUMNS))  # the writer will say why
     missing = wanted[~wanted["sha256"].isin(index["key"])]
     if len(missing):
@@ -144,43 +144,45 @@ def _add(
         )
 
 
-class _DamagedStoreError(Exception):
-    """Why the canvases of a store cannot be used."""
-
-
 def read_index(folder: Path) -> pd.DataFrame:
     """INDEX_COLUMNS, offset and length of all canvases in the store, in file order; none if there
     is no store.
 
-    _DamagedStoreError if a chunk is cut, missing or of another store, if there are too few bytes,
-    or if one of a sample of canvases has another checksum.
+    StaleError if a chunk is cut, missing or of another store, if there are too few bytes, or if one
+    of a sample of canvases has another checksum.
     """
     chunks = [path.read_bytes() for path in sorted(folder.glob("index-*.csv"))]
     header = ",".join(INDEX_COLUMNS).encode() + b"\n"
     if not all(chunk.startswith(header) and chunk.endswith(b"\n") for chunk in chunks):
-        raise _DamagedStoreError("an index is cut")
+        raise _damaged(folder, "an index is cut")
     table = io.BytesIO(b"".join([header, *(chunk.removeprefix(header) for chunk in chunks)]))
     try:
         index = pd.read_csv(table, dtype=INDEX_COLUMNS, keep_default_na=False)
     except ValueError:
-        raise _DamagedStoreError("an index is not readable") from None
+        raise _damaged(folder, "an index is not readable") from None
     length = 3 * index["height"] * index["width"]
     index = index.assign(offset=length.cumsum() - length, length=length)
     path, end = folder / PIXELS_FILE, length.sum()
     n_bytes = path.stat().st_size if path.exists() else 0
-    if n_bytes < end or index["key"].duplicated().any():
-        raise _DamagedStoreError(f"{n_bytes:,} bytes of {end:,}")
-    for row in np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int):
+    if n_bytes < end or (length <= 0).any() or index["key"].duplicated().any():
+        raise _damaged(folder, f"{n_bytes:,} bytes of {end:,}")
+    sample = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
+    columns = (index[name].iloc[sample].tolist() for name in index.columns)
+    for key, height, _, crc32, offset, n_bytes in zip(*columns, strict=True):
         with path.open("rb") as file:
-            file.seek(index["offset"][row])
-            if _checksum(folder, file.read(length[row])) != index["crc32"][row]:
-                raise _DamagedStoreError(f"canvas {row:,} has wrong bytes")
+            file.seek(offset)
+            if _checksum(folder, key, height, file.read(n_bytes)) != crc32:
+                raise _damaged(folder, f"the canvas at byte {offset:,} is wrong")
     return index
 
 
-def _checksum(folder: Path, canvas: bytes | memoryview) -> int:
-    """CRC-32 of the store's name and the canvas, so that another store's canvases are noticed."""
-    return zlib.crc32(canvas, zlib.crc32(folder.name.encode()))
+def _damaged(folder: Path, reason: str) -> StaleError:
+    return StaleError(f"{folder} is damaged ({reason}): delete it and run `make data`")
+
+
+def _checksum(folder: Path, key: str, height: int, canvas: bytes | memoryview) -> int:
+    """CRC-32 of a canvas and of all that makes it this photo's in this store."""
+    return zlib.crc32(canvas, zlib.crc32(f"{folder.name} {key} {height}".encode()))
 
 
 @contextmanager
@@ -192,8 +194,8 @@ def open_writer(
     with locked(workspace.pixels / f"{folder.name}.lock", reporter):
         try:
             read_index(folder)
-        except _DamagedStoreError as error:
-            reporter.warn(f"{folder} is damaged ({error}): decoding again")
+        except StaleError as error:
+            reporter.warn(f"{str(error).rpartition(':')[0]}: decoding again")
             shutil.rmtree(folder)
         with closing(PixelWriter(folder)) as writer:
             yield writer
@@ -225,7 +227,8 @@ class PixelWriter:
         self._keys.add(key)
         self._file.write(canvas.data)
         height, width, _ = canvas.shape
-        self._rows.append((key, height, width, _checksum(self._folder, canvas.data)))
+        crc32 = _checksum(self._folder, key, height, canvas.data)
+        self._rows.append((key, height, width, crc32))
         self._n_bytes += canvas.nbytes
         if self._n_bytes >= CHUNK_BYTES:
             self._close_chunk()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from comp.data.scan import n_cores
+from comp.data.photos import n_cores
 from comp.network.device import Device
 from comp.network.views import Canvases, Crops
 from comp.recipe import Augmentation, FineTune

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comp.data.manifest import read_manifest, usable
+from comp.data.photos import in_order
 from comp.data.pixels import PixelStore, open_pixels
-from comp.data.scan import in_order
 from comp.errors import DataError
 from comp.network.preprocessing import (
     Preprocessing,

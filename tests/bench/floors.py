@@ -13,7 +13,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from comp.data.scan import n_cores
+from comp.data.photos import n_cores
 from comp.network.backbone import build, embed
 from comp.network.batchnorm import fuse_batch_norm
 from comp.network.cpu import fuse_activations, packed

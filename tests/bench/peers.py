@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from comp.data.scan import n_cores
+from comp.data.photos import n_cores
 from comp.metric import logit_log_loss
 from comp.network.backbone import build, timm_config
 from tests.bench.rows import Evaluation, Measured, Setup, Work, now, timed, without_start
