@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from heard import Heard
+from odd_photos import jpeg, packed, write_archive, zipped
 from tiny import TINY, contents, random_network
 from twin.server import Twin
 
@@ -168,6 +169,21 @@ def test_a_photo_deleted_after_make_data_is_there_again_after_the_remedy(
     prepare(drawn_copy, COMPETITION, edition[0], False, None, Reporter())
     assert contents(drawn_copy.photos) == before
     train(drawn_copy, other_canvas, "cpu", Reporter())
+
+
+@pytest.mark.parametrize("folder", ["train/cat/", "cats/", "train/Dog/"])
+def test_photos_in_class_folders_get_a_remedy_that_helps(
+    edition: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    inner_train = zipped({f"{folder}{index}.jpg": jpeg(index) for index in range(3)})
+    members = packed({}, {"1": jpeg(9)}, inner_train=inner_train)
+    archive = write_archive(tmp_path / "mine.zip", members)
+    (tmp_path / "solution.csv").write_text("id,label\n1,1\n")
+    given = ["--archive", str(archive), "--solution", str(tmp_path / "solution.csv")]
+    assert main(["rehearsal", "--workspace", str(tmp_path), "--recipe", "lite0_head", *given]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"3 photos in folders of their classes, the first is '{folder}0.jpg'" in error
+    assert "pack them without these, under names that match train/" in error
 
 
 def test_ids_are_keys_and_a_photo_that_cannot_be_decoded_gets_the_prior(
