@@ -192,7 +192,9 @@ def test_photos_without_an_end_marker_are_named() -> None:
     thumbnails = np.random.default_rng(0).integers(0, 256, (120, SIDE, SIDE), np.uint8)
     made = manifests_of(table, thumbnails, COMPETITION)
     print_summary(made["train"], made["test"], COMPETITION, heard)
-    assert "warning: 1 photos lack only their end marker and are used: cat.3" in heard.lines
+    assert (
+        "warning: 1 photos lack only their end marker and are used: cat.3 (unclosed)" in heard.lines
+    )
 
 
 def test_an_editor_that_adds_a_byte_order_mark_and_crlf_does_no_harm(path: Path) -> None:

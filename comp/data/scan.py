@@ -177,10 +177,8 @@ def _read(workspace: Workspace, photo: UnpackedPhoto) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): delete the folder {path.parent} and run"
-            " `make data`"
-        ) from error
+        remedy = f"delete the folder {path.parent} and run `make data`"
+        raise DataError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
 
 
 def manifests_of(

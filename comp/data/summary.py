@@ -32,14 +32,19 @@ def print_summary(
     rows.append(["median size, px", *(_median_size(part) for part in parts)])
     reporter.table("photos", ["", *competition.classes, "test"], rows)
     _print_duplicates(photos, shared, reporter)
-    unclosed = list(photos["id"][photos["verdict"] == "unclosed"])
-    if unclosed:
-        names = first_names(unclosed)
-        reporter.warn(f"{len(unclosed):,} photos lack only their end marker and are used: {names}")
-    _warn_unusable(train, "training photos cannot be decoded and are set aside", reporter)
-    _warn_unusable(
-        test, "test photos cannot be decoded and will be given the prior probability", reporter
-    )
+    unclosed = photos[photos["verdict"] == "unclosed"]
+    _warn(unclosed, "photos lack only their end marker and are used", reporter)
+    for split, part, outcome in (
+        ("training", train, "are set aside"),
+        ("test", test, "will be given the prior probability"),
+    ):
+        lost = part[~part["verdict"].isin(USABLE)]
+        _warn(lost, f"{split} photos cannot be decoded and {outcome}", reporter)
+        if len(lost) > MANY * len(part):
+            reporter.warn(
+                f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
+                " more than chance damages, so delete the archive and run `make data` again"
+            )
 
 
 def _median_size(part: pd.DataFrame) -> str:
@@ -69,17 +74,10 @@ def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter
         )
 
 
-def _warn_unusable(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
-    unusable = photos[~photos["verdict"].isin(USABLE)]
-    if len(unusable):
-        named = [f"{id} ({status})" for id, status in unusable[["id", "verdict"]].to_numpy()]
-        reporter.warn(f"{len(unusable):,} {what}: {first_names(named)}")
-    if len(unusable) > MANY * len(photos):
-        share = f"{len(unusable) / len(photos):.0%} of all {what.partition(' cannot')[0]}"
-        reporter.warn(
-            f"{share.upper()} CANNOT BE DECODED, far more than are damaged by chance:"
-            " delete the archive and run `make data` again"
-        )
+def _warn(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
+    if len(photos):
+        named = [f"{id} ({status})" for id, status in photos[["id", "verdict"]].to_numpy()]
+        reporter.warn(f"{len(photos):,} {what}: {first_names(named)}")
 
 
 def first_names(names: Sequence[str]) -> str:

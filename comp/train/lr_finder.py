@@ -110,12 +110,7 @@ def range_test(
 
 
 def find_lr(
-    workspace: Workspace,
-    recipe: Recipe,
-    device: str | None,
-    reporter: Reporter,
-    *,
-    n_steps: int = 100,
+    workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter, n_steps: int = 100
 ) -> RangeTest:
     """The range test of fold 0 of `recipe`, printed and drawn; RecipeError if it takes no steps."""
     training = recipe.training
@@ -150,15 +145,15 @@ def _print(found: RangeTest, path: Path, reporter: Reporter) -> None:
     curves = {"smoothed loss": smoothed, "loss of each batch": found.losses[found.shown]}
     labels = {"x_label": "learning rate of the head", "y_label": "training loss"}
     curve_png(path, rates, curves, found.suggestions(), title=path.stem, **labels)
-    lines = [*text_curve(np.log(smoothed)), f"lr {LOWEST:.0e} to {rates[-1]:.0e}"]
-    lines.append(
-        f"smoothed loss: {smoothed[N_NOISY]:.4f} after {N_NOISY} steps, least"
-        f" {smoothed[found.least]:.4f}, {found.smoothed[-1]:.4f} after {len(found.rates)}"
-    )
-    suggested = "; ".join(f"{name} {rate:.1e}" for name, rate in found.suggestions().items())
-    lines.append(suggested + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}"))
-    for line in [*lines, f"curve in {path}"]:
+    for line in text_curve(np.log(smoothed)):
         reporter.say(line)
+    reporter.say(
+        f"lr {LOWEST:.0e} to {rates[-1]:.0e}; smoothed loss {smoothed[N_NOISY]:.4f} after {N_NOISY}"
+        f" steps, least {smoothed[found.least]:.4f}, {found.smoothed[-1]:.4f} at the end"
+    )
+    marks = "; ".join(f"{name} {rate:.1e}" for name, rate in found.suggestions().items())
+    reporter.say(marks + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}"))
+    reporter.say(f"curve in {path}")
     if not found.falls:
         reporter.warn(
             "the loss hardly falls, because the solved head is good already; only the divergence"
