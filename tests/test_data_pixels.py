@@ -332,5 +332,5 @@ def test_it_is_small_to_pickle_and_the_copy_has_the_same_pixels(workspace: Works
 
 def test_an_id_in_two_manifests_is_refused(workspace: Workspace) -> None:
     manifest = write(workspace, some(2))
-    with pytest.raises(DataError, match=r"cat\.0 is in the manifests more than once"):
+    with pytest.raises(DataError, match=r"cat\.0 is in both manifests: delete them"):
         open_pixels(workspace, [manifest, manifest], SQUASH, Heard())

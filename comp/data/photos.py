@@ -35,20 +35,8 @@ PHOTOS_PER_TASK = 4  # of a thread: less overhead than one, little to wait for
 TASKS_AHEAD = 3  # tasks per thread that run or wait to be collected
 # Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-_PILLOW_ERRORS = (  # what Pillow raises for broken files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError)
+_PILLOW_ERRORS = (*_BROKEN, AttributeError, RuntimeError, MemoryError, struct.error, zlib.error)
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
 _large = threading.Lock()
 _lock = threading.Lock()  # Pillow's settings and the warning filters belong to the whole process

@@ -113,7 +113,7 @@ def open_pixels(
     twice = wanted["id"][wanted["id"].duplicated()]
     if len(twice):
         raise DataError(
-            f"photo {twice.iloc[0]} is in the manifests more than once: run `make data`"
+            f"photo {twice.iloc[0]} is in both manifests: delete them and run `make data`"
         )
     folder = store_folder(workspace, geometry)
     try:
