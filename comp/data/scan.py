@@ -56,9 +56,9 @@ def scan(
             _announce(workspace, photos, geometry, writer, reporter)
 
         def look(photo: UnpackedPhoto) -> tuple[tuple[Any, ...], Canvas | None, Canvas | None]:
-            data, n_said = _read(workspace, photo), os.fstat(said).st_size
+            data, n_said = _read(workspace, photo), os.lseek(said, 0, os.SEEK_CUR)
             sha256, found = hashlib.sha256(data).hexdigest(), decode(data)
-            if os.fstat(said).st_size > n_said:
+            if os.lseek(said, 0, os.SEEK_CUR) > n_said:
                 doubtful.append(photo)
             small, canvas = None, None
             if found.pixels is not None:
@@ -143,7 +143,7 @@ def _name_doubtful(
     """Warn of those `photos` that libjpeg remarked on; others were decoded at the same time."""
     named = []
     for photo in sorted(photos, key=lambda photo: natural_key(photo[1])):
-        n_said = os.fstat(said).st_size
+        n_said = os.lseek(said, 0, os.SEEK_CUR)
         is_used = decode(_read(workspace, photo)).pixels is not None
         remarks = os.pread(said, 1000, n_said).decode(errors="replace").splitlines()
         if is_used and remarks:
