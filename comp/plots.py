@@ -26,13 +26,13 @@ def curve_png(
     x_label: str,
     y_label: str,
 ) -> None:
-    """`curves` over `x > 0` on a logarithmic axis, with a vertical line for each of `marks`."""
+    """`curves` over `x > 0` on logarithmic axes, with a vertical line for each of `marks`."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for index, (name, y) in enumerate(curves.items()):
         axes.plot(x, y, label=name, alpha=0.35 if index else 1.0)
     for index, (name, at) in enumerate(marks.items()):
         axes.axvline(at, label=name, color=f"C{index + len(curves)}", linestyle="--")
-    axes.set(xscale="log", title=title, xlabel=x_label, ylabel=y_label)
+    axes.set(xscale="log", yscale="log", title=title, xlabel=x_label, ylabel=y_label)
     axes.legend()
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)

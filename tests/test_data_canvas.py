@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from comp.data.canvas import MAX_ASPECT, PAD, CanvasFit, Geometry, Interpolation
-from comp.data.photos import decode, to_canvas
-from comp.errors import RecipeError
+from comp.data.photos import decode
+from comp.data.scan import to_canvas
 
 
 @pytest.mark.parametrize("name", get_args(Interpolation))
@@ -87,13 +87,3 @@ def test_a_canvas_can_be_the_middle_of_the_photo_without_resizing(shape: tuple[i
     assert np.array_equal(inside, photo[top : top + 32, left : left + 32])
     canvas[y : y + shape[0], x : x + shape[1]] = PAD
     assert (canvas == PAD).all()
-
-
-@pytest.mark.parametrize(
-    "options", [{"fit": "stretch"}, {"size_px": 0}, {"size_px": 5000}, {"interpolation": "nearest"}]
-)
-def test_a_geometry_that_does_not_exist_is_refused_with_those_that_do(
-    options: dict[str, object],
-) -> None:
-    with pytest.raises(RecipeError, match=r"squash, .* 1 to 4096 px; bicubic or bilinear"):
-        Geometry(**options)  # type: ignore[arg-type]

@@ -19,7 +19,8 @@ from comp.data.duplicates import (
     near_pairs,
     perceptual_hashes,
 )
-from comp.data.photos import decode, thumbnail
+from comp.data.photos import decode
+from comp.data.scan import thumbnail
 
 N = 40
 SCENES = [scene(seed, 240, 180) for seed in range(N)]

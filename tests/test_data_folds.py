@@ -3,12 +3,15 @@
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp.data.folds import assign_folds
 from comp.errors import DataError
+from comp.recipe import Head
+from comp.train.solver import solve_fold
 
 
 def photos(n: int) -> tuple[list[str], list[int]]:
@@ -106,3 +109,17 @@ def test_too_few_photos_or_groups_are_an_error_of_one_line(
     with pytest.raises(DataError, match=f"{len(labels)} photos .* {n_folds} folds") as caught:
         assign_folds(ids, labels, groups, n_folds=n_folds, seed=0)
     assert "\n" not in str(caught.value)
+
+
+def test_the_inner_folds_of_a_head_go_by_groups_so_that_the_order_of_rows_never_matters() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(120, 8)).astype(np.float32)
+    target = (features[:, 0] + rng.normal(size=120) > 0).astype(float)
+    table = pd.DataFrame({"target": target, "group": np.arange(120) // 2, "fold": 0})
+    training, other = Head(n_inner=3, penalties=(1e-3, 1e-2, 1e-1, 1.0)), rng.permutation(120)
+    for seed in range(5):
+        head = solve_fold(features, table, 1, training, seed)
+        shuffled = table.iloc[other].reset_index(drop=True)
+        again = solve_fold(features[other], shuffled, 1, training, seed)
+        assert again.penalty == head.penalty
+        assert np.allclose(again.weight, head.weight, atol=1e-4)

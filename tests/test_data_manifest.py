@@ -4,11 +4,15 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comp.competition import COMPETITION
+from comp.data.duplicates import SIDE
 from comp.data.manifest import (
     MANIFEST_COLUMNS,
     natural_key,
@@ -17,6 +21,8 @@ from comp.data.manifest import (
     usable,
     write_manifest,
 )
+from comp.data.scan import manifests_of
+from comp.data.summary import print_summary
 from comp.errors import DataError
 
 MANIFEST = pd.DataFrame(
@@ -52,12 +58,15 @@ def test_a_manifest_reads_back_with_its_types_in_natural_order(path: Path) -> No
     assert path.read_bytes() == before
 
 
-def test_numeric_ids_stay_text(path: Path) -> None:
-    empty = pd.array([pd.NA] * 4, "Int8")
+def test_numeric_ids_stay_text_and_the_order_of_rows_has_no_effect(tmp_path: Path) -> None:
+    path, empty = tmp_path / "test.csv", pd.array([pd.NA] * 4, "Int8")
     write_manifest(path, MANIFEST.assign(id=["1", "10", "2", "100"], label=empty, fold=empty))
     found = read_manifest(path)
     assert found["id"].tolist() == ["1", "2", "10", "100"]
     assert found["label"].isna().all()
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, *reversed(rows)]))
+    assert read_manifest(path).equals(found)
 
 
 def test_only_photos_that_can_be_decoded_are_usable() -> None:
@@ -92,7 +101,28 @@ DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "a path as id": (lambda text: text.replace("cat.9,", "../cat.9,"), "column id"),
     "no id": (lambda text: text.replace("cat.9,", ","), "column id"),
-    "an id twice": (lambda text: text.replace("cat.9,", "cat.10,"), "more than once, .* cat.10"),
+    "an id twice": (
+        lambda text: text.replace("cat.9,", "cat.10,"),
+        "1 repeated values in column id, the first is 'cat.10' in line 3",
+    ),
+    "no label": (
+        lambda text: text.replace("cat.10,0", "cat.10,"),
+        "1 missing values in column label, the first is '' in line 3",
+    ),
+    "NaN as label": (lambda text: text.replace("cat.9,0", "cat.9,NaN"), "column label, .* 'NaN'"),
+    "NaN as group": (lambda text: text.replace(",2,,", ",nan,,"), "column group, .* in line 4"),
+    "zero width": (
+        lambda text: text.replace(",500,", ",0,"),
+        "1 sizes of 0 in column width, the first is '0' in line 3",
+    ),
+    "zero height": (lambda text: text.replace(",374,", ",0,"), "column height, .* in line 3"),
+    "width as float": (lambda text: text.replace(",500,", ",500.0,"), "column width, .* line 3"),
+    "no photo usable": (
+        lambda text: (
+            text.replace("ok", "empty").replace("grey", "empty").replace("rotated", "huge")
+        ),
+        "none of its 4 photos can be decoded",
+    ),
     "cut": (lambda text: text[:-90], "unexpected values"),
     "negative width": (lambda text: text.replace(",500,", ",-500,"), "column width"),
     "binary": (lambda text: "\0\1\2" + text, "columns"),
@@ -107,7 +137,64 @@ def test_a_damaged_manifest_is_an_error_of_one_line_with_a_remedy(path: Path, na
     with pytest.raises(DataError, match=reason) as caught:
         read_manifest(path)
     assert "\n" not in str(caught.value)
-    assert "make data" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "correct it, or delete the file and run `make data`" in str(caught.value)
+
+
+def test_labels_of_test_photos_are_refused(path: Path) -> None:
+    with pytest.raises(DataError, match="4 values, which test photos do not have, in column label"):
+        read_manifest(path.rename(path.with_name("test.csv")))
+
+
+def scanned(n_lost: dict[str, int]) -> pd.DataFrame:
+    """40 photos of each class and 40 to predict, of which the first few cannot be decoded."""
+    rows = [
+        (split, f"{name}.{index}", label, 9, 9, f"{name}{index}", status)
+        for split, name, label in (("train", "cat", 0), ("train", "dog", 1), ("test", "x", pd.NA))
+        for index in range(40)
+        for status in ["truncated" if index < n_lost.get(name, 0) else "ok"]
+    ]
+    columns = ["split", "id", "label", "width", "height", "sha256", "verdict"]
+    return pd.DataFrame(rows, columns=columns).astype({"label": "Int8"})
+
+
+@pytest.mark.parametrize(
+    ("n_lost", "says"),
+    [
+        ({"cat": 40}, "of class cat"),
+        ({"dog": 40}, "of class dog"),
+        ({"cat": 40, "dog": 40}, "of class cat"),
+        ({"x": 40}, "to predict"),
+        ({"x": 30, "cat": 4}, "75% OF ALL TEST PHOTOS CANNOT BE DECODED"),
+        ({"x": 1, "cat": 4, "dog": 4}, "10% OF ALL TRAINING PHOTOS CANNOT BE DECODED"),
+        ({"x": 1}, "1 test photos cannot be decoded"),
+    ],
+)
+def test_photos_that_cannot_be_decoded_are_an_error_if_they_are_all_and_loud_if_they_are_many(
+    n_lost: dict[str, int], says: str
+) -> None:
+    table, heard = scanned(n_lost), Heard()
+    n_usable = int((table["verdict"] == "ok").sum())
+    thumbnails = np.random.default_rng(0).integers(0, 256, (n_usable, SIDE, SIDE), np.uint8)
+    if 40 in n_lost.values():
+        with pytest.raises(DataError, match=f"none of the 40 photos {says} can be decoded"):
+            manifests_of(table, thumbnails, COMPETITION)
+        return
+    made = manifests_of(table, thumbnails, COMPETITION)
+    print_summary(made["train"], made["test"], COMPETITION, heard)
+    assert says in str(heard)
+    assert ("CANNOT" in str(heard)) == ("CANNOT" in says)
+
+
+def test_photos_without_an_end_marker_are_named() -> None:
+    table, heard = scanned({}), Heard()
+    table.loc[3, "verdict"] = "unclosed"
+    thumbnails = np.random.default_rng(0).integers(0, 256, (120, SIDE, SIDE), np.uint8)
+    made = manifests_of(table, thumbnails, COMPETITION)
+    print_summary(made["train"], made["test"], COMPETITION, heard)
+    assert (
+        "warning: 1 photos lack only their end marker and are used: cat.3 (unclosed)" in heard.lines
+    )
 
 
 def test_an_editor_that_adds_a_byte_order_mark_and_crlf_does_no_harm(path: Path) -> None:

@@ -14,9 +14,10 @@ from heard import Heard
 from odd_photos import DyingReporter, assert_killed, encoded, jpeg, scene
 
 from comp.data import pixels as module
-from comp.data.canvas import Geometry
-from comp.data.photos import decode, to_canvas
+from comp.data.canvas import Geometry, store_folder
+from comp.data.photos import decode
 from comp.data.pixels import PixelStore, PixelWriter, open_pixels, read_index
+from comp.data.scan import to_canvas
 from comp.errors import DataError, StaleError
 from comp.store import Workspace
 
@@ -169,17 +170,14 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_pixels(
 
 def test_a_key_is_written_once_and_bytes_behind_the_last_chunk_are_cut_off(tmp_path: Path) -> None:
     with closing(PixelWriter(tmp_path)) as writer:
-        for id in ("cat.0", "cat.9"):
-            writer.add("a", id, np.full((1, 3, 3), 1, np.uint8))
+        for _ in range(2):
+            writer.add("a", np.full((1, 3, 3), 1, np.uint8))
     with (tmp_path / "pixels.bin").open("ab") as file:
         file.write(bytes(1000))
     with closing(PixelWriter(tmp_path)) as writer:
-        writer.add("b", "cat.1", np.full((1, 1, 3), 2, np.uint8))
+        writer.add("b", np.full((1, 1, 3), 2, np.uint8))
     assert (tmp_path / "pixels.bin").read_bytes() == bytes([1] * 9 + [2] * 3)
-    assert read_index(tmp_path)[["id", "offset"]].to_numpy().tolist() == [
-        ["cat.0", 0],
-        ["cat.1", 9],
-    ]
+    assert read_index(tmp_path)[["key", "offset"]].to_numpy().tolist() == [["a", 0], ["b", 9]]
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -190,7 +188,7 @@ def test_what_was_decoded_before_an_error_is_kept(
     photos = some(10)
     manifest = write(workspace, photos)
     (workspace.photos / "train" / "cat.8.jpg").unlink()
-    with pytest.raises(DataError, match=r"cat.8.jpg is missing: .* `make data`"):
+    with pytest.raises(DataError, match=r"cat.8.jpg cannot be read .* `make data`"):
         open_pixels(workspace, [manifest], SQUASH, Heard())
     assert len(read_index(data_path(workspace).parent)) == 8
     write(workspace, photos)
@@ -214,32 +212,84 @@ def test_processes_that_build_one_store_at_once_do_not_hurt_it(workspace: Worksp
     assert data_path(workspace).stat().st_size == 12 * N_BYTES
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[N_BYTES + 5] ^= 1
-    path.write_bytes(data)
+FLIP = {"a wrong byte": lambda data: data[: N_BYTES + 5] + b"\0\1" + data[N_BYTES + 7 :]}
+CUT = {f"{n} bytes less": lambda data, n=n: data[:-n] for n in (1, 2, 9, 90)} | {
+    "empty": lambda data: b"",
+}
+DAMAGE = {  # of a file that the pattern finds
+    **{f"pixels, {name}": ("pixels.bin", change) for name, change in (FLIP | CUT).items()},
+    **{f"index, {name}": ("index-00000.csv", change) for name, change in CUT.items()},
+    "no pixels": ("pixels.bin", None),
+    "no first index": ("index-00000.csv", None),
+    "a row less": ("index-00000.csv", lambda data: data[: data.rindex(b"\n", 0, -1) + 1]),
+    "a row twice": ("index-00000.csv", lambda data: data + data.splitlines(True)[-1]),
+    "other columns": ("index-00000.csv", lambda data: data.replace(b"height", b"width")),
+    "no number": ("index-00000.csv", lambda data: data.replace(b",24,", b",x,")),
+    "not text": ("index-00001.csv", lambda data: data.replace(b",24,", b"\xff\0")),
+    "another photo's": ("index-00000.csv", lambda data: data.replace(b"a", b"b")),
+    "other sizes": ("index-00000.csv", lambda data: data.replace(b",24,24,", b",36,16,")),
+}
 
 
-@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
-def test_a_damaged_store_is_reported_and_made_again(
-    workspace: Workspace, damage: Callable[[Path], None]
-) -> None:
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_store_is_reported_and_made_again(workspace: Workspace, name: str) -> None:
     manifest = write(workspace, some(4))
     open_pixels(workspace, [manifest], SQUASH, Heard())
-    damage(data_path(workspace))
+    before, (file, change) = files(workspace), DAMAGE[name]
+    path = data_path(workspace).with_name(file)
+    edit(path, change) if change else path.unlink()
     heard = Heard()
     assert_holds(open_pixels(workspace, [manifest], SQUASH, heard), some(4))
+    assert f"{path.parent} is damaged (" in str(heard)
     assert "decoding again" in str(heard)
+    assert files(workspace) == before
+
+
+def test_another_store_s_files_are_not_taken_for_this_one_s(workspace: Workspace) -> None:
+    manifest, other = write(workspace, some(4)), Geometry(size_px=24, interpolation="bilinear")
+    open_pixels(workspace, [manifest], SQUASH, Heard())
+    folder = data_path(workspace).parent
+    folder.rename(store_folder(workspace, other))
+    heard = Heard()
+    assert_holds(open_pixels(workspace, [manifest], other, heard), some(4))
+    assert "decoding again" in str(heard)
+
+
+def test_files_that_a_mac_leaves_beside_others_do_no_harm(workspace: Workspace) -> None:
+    manifest = write(workspace, some(3))
+    pixels = open_pixels(workspace, [manifest], SQUASH, Heard())
+    for path in list(workspace.data.rglob("*")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    again = open_pixels(workspace, [manifest, write(workspace, some(1, 3))], SQUASH, Heard())
+    assert again.ids == (*pixels.ids, "cat.3")
+
+
+def test_photos_that_libjpeg_remarks_on_are_named_once_and_its_own_lines_are_not_seen(
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photos, heard = some(12), Heard()
+    for id in ("cat.3", "cat.7"):
+        photos[id] = photos[id][:-2] + b"x" * 300 + photos[id][-2:]
+    manifest = write(workspace, photos)
+    assert capfd.readouterr().err.count("Corrupt JPEG data") == 2  # by a plain call
+    open_pixels(workspace, [manifest], SQUASH, heard)
+    (line,) = (line for line in heard.lines if "damaged" in line)
+    assert line.startswith("warning: 2 photos are used although damaged: cat.3 (Corrupt JPEG data")
+    assert "cat.7 (" in line
+    assert "Corrupt" not in capfd.readouterr().err
+    decode(photos["cat.3"])
+    assert "Corrupt" in capfd.readouterr().err  # the terminal is as it was
 
 
 def test_a_photo_that_changed_since_the_manifest_is_not_taken_for_it(workspace: Workspace) -> None:
     manifest = write(workspace, some(3))
     (workspace.photos / "train" / "cat.1.jpg").write_bytes(jpeg(99))
-    with pytest.raises(StaleError, match=r"1 photos are not those .*cat.1.jpg"):
+    with pytest.raises(StaleError, match=r"1 photos are not those .*cat.1.jpg: delete the folder"):
         open_pixels(workspace, [manifest], SQUASH, Heard())
 
 
@@ -282,5 +332,5 @@ def test_it_is_small_to_pickle_and_the_copy_has_the_same_pixels(workspace: Works
 
 def test_an_id_in_two_manifests_is_refused(workspace: Workspace) -> None:
     manifest = write(workspace, some(2))
-    with pytest.raises(DataError, match=r"cat\.0 is in the manifests more than once"):
+    with pytest.raises(DataError, match=r"cat\.0 is in both manifests: delete them"):
         open_pixels(workspace, [manifest, manifest], SQUASH, Heard())

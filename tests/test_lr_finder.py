@@ -19,6 +19,7 @@ from comp.progress import Reporter
 from comp.recipes import named
 from comp.store import Workspace
 from comp.train.lr_finder import HIGHEST, LOWEST, RangeTest, find_lr, range_test, smooth
+from comp.train.run import open_run
 from comp.train.stage import train
 
 ONE_FOLD = override(TINY, ["folds.fit=1"])
@@ -64,9 +65,21 @@ def test_the_learning_rate_grows_by_a_constant_factor_until_the_loss_diverges() 
     assert found.diverged
     assert found.falls
     assert 1e-2 < found.rates[-1] < 1e-1
-    assert 1e-5 < found.steepest < 1e-3
-    assert found.steepest < found.tenth * 10
-    assert found.tenth == pytest.approx(found.rates[found.least] / 10)
+    steepest, tenth, divergence = found.suggestions().values()
+    assert 1e-5 < steepest < 1e-3
+    assert steepest < tenth * 10
+    assert tenth == pytest.approx(found.rates[found.least] / 10)
+    assert divergence == found.rates[-1]
+
+
+def test_the_end_that_diverges_is_not_shown_because_it_would_flatten_the_curve() -> None:
+    found = range_test(costs(bowl(1e-4, 1e-2)), endless(), 100, quiet)
+    shown = found.smoothed[found.shown]
+    assert found.smoothed[-1] > 1.2 * shown.max()
+    assert found.least < len(shown) < len(found.losses)
+    assert shown.max() == found.smoothed[: found.least + 1].max()
+    flat = result_of([0.5] * 40)
+    assert len(flat.losses[flat.shown]) == 40
 
 
 def test_a_loss_that_never_diverges_is_followed_to_the_highest_rate() -> None:
@@ -86,7 +99,7 @@ def test_a_loss_that_becomes_infinite_ends_the_test_and_one_that_starts_so_is_re
 def test_steepest_descent_is_where_the_smoothed_loss_falls_fastest() -> None:
     losses = np.array([0.7] * 50 + [0.2] * 10 + [0.2 + step * 0.01 for step in range(40)])
     found = RangeTest(rates=RATES, losses=losses, diverged=False)
-    assert RATES[48] < found.steepest < RATES[54]
+    assert RATES[48] < found.suggestions()["steepest descent"] < RATES[54]
 
 
 def test_a_loss_that_is_least_at_the_start_is_noticed_and_one_odd_photo_does_not_end_it() -> None:
@@ -107,7 +120,10 @@ def test_files_are_unchanged_and_a_curve_is_drawn(drawn_copy: Workspace) -> None
     assert {path: after[path] for path in before} == before
     with Image.open(png) as image:
         assert image.format == "PNG"
-    assert png.name == "lr-tiny.png"
+    assert png.name == f"lr-{open_run(drawn_copy, ONE_FOLD).name}.png"
+    other = override(ONE_FOLD, ["training.batch_size=4"])
+    find_lr(drawn_copy, other, "cpu", Reporter(), n_steps=30)
+    assert len(list(drawn_copy.runs.glob("lr-*.png"))) == 2
     assert "steepest descent" in str(heard)
     assert "a tenth of the minimum's" in str(heard)
     assert any("█" in line for line in heard.lines)

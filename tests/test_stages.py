@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from heard import Heard
+from odd_photos import jpeg, packed, write_archive, zipped
 from tiny import TINY, contents, random_network
 from twin.server import Twin
 
@@ -25,6 +26,7 @@ from comp.network.embedder import Embedder
 from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
+from comp.recipe import Recipe
 from comp.recipes import named
 from comp.rehearsal.stage import check_learning
 from comp.store import Workspace, read_json, write_json
@@ -37,6 +39,7 @@ from comp.train.tuning import NetworkFit
 
 HEAD = override(named("lite0_head"), ["pixels.size_px=96"])
 TUNE = override(TINY, ["training.epochs=2", "training.peak_lr=1e-3", "training.head_start=true"])
+TAIL = override(TUNE, ["training.trainable=from:blocks.4", "training.cached_views=2"])
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,51 @@ def test_every_training_photo_has_one_logit_from_the_fold_that_did_not_train_on_
     held_out = before["fold"] == 0
     assert np.array_equal(before["logit"][held_out], after["logit"][held_out])
     assert not np.isclose(before["logit"][~held_out], after["logit"][~held_out]).any()
+
+
+@pytest.mark.parametrize("recipe", [HEAD, TUNE, TAIL], ids=["head", "network", "tail"])
+def test_the_order_of_rows_in_a_manifest_changes_no_result(
+    drawn_copy: Workspace, recipe: Recipe
+) -> None:
+    recipe = override(recipe, ["folds.n=2", "training.epochs=1"][: 1 + (recipe is not HEAD)])
+    made = []
+    for order in (1, -1):
+        for split in ("train", "test"):
+            edit_manifest(drawn_copy, split, edit_manifest(drawn_copy, split)[::order])
+        run = train(drawn_copy, recipe, "cpu", Reporter())
+        predict(drawn_copy, COMPETITION, recipe, "cpu", Reporter())
+        made.append([(run.folder / name).read_bytes() for name in ("oof.csv", "test.csv")])
+    assert made[0] == made[1]
+
+
+def test_a_photo_deleted_after_make_data_is_there_again_after_the_remedy(
+    drawn_copy: Workspace, edition: tuple[Path, Path]
+) -> None:
+    before, other_canvas = contents(drawn_copy.photos), override(HEAD, ["pixels.size_px=48"])
+    (drawn_copy.photos / "train" / "cat.3.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"cat\.3\.jpg cannot be read .*delete the folder"
+    ) as caught:
+        train(drawn_copy, other_canvas, "cpu", Reporter())
+    shutil.rmtree(str(caught.value).partition("delete the folder ")[2].partition(" and run")[0])
+    prepare(drawn_copy, COMPETITION, edition[0], False, None, Reporter())
+    assert contents(drawn_copy.photos) == before
+    train(drawn_copy, other_canvas, "cpu", Reporter())
+
+
+@pytest.mark.parametrize("folder", ["train/cat/", "cats/", "train/Dog/"])
+def test_photos_in_class_folders_get_a_remedy_that_helps(
+    edition: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    inner_train = zipped({f"{folder}{index}.jpg": jpeg(index) for index in range(3)})
+    members = packed({}, {"1": jpeg(9)}, inner_train=inner_train)
+    archive = write_archive(tmp_path / "mine.zip", members)
+    (tmp_path / "solution.csv").write_text("id,label\n1,1\n")
+    given = ["--archive", str(archive), "--solution", str(tmp_path / "solution.csv")]
+    assert main(["rehearsal", "--workspace", str(tmp_path), "--recipe", "lite0_head", *given]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"3 photos in folders of their classes, the first is '{folder}0.jpg'" in error
+    assert "pack them without these, under names that match train/" in error
 
 
 def test_ids_are_keys_and_a_photo_that_cannot_be_decoded_gets_the_prior(

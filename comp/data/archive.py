@@ -110,6 +110,11 @@ def _checked_split(
             photos[photo.id.casefold()] = photo
         else:
             strange.append(info.filename)
+    if strange and re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I):
+        raise ArchiveError(
+            f"{name} has {len(strange):,} photos in folders of their classes, the first is"
+            f" {strange[0][:80]!r}: pack them without these, under names that match {pattern}"
+        )
     if strange:
         raise ArchiveError(
             f"{name} has {len(strange):,} files whose names do not match {pattern},"

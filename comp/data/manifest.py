@@ -13,6 +13,7 @@ verdict  how decoding went (DecodeStatus), one of
     grey         a JPEG with one channel, decoded to R = G = B
     cmyk         a JPEG with four channels, converted by Pillow
     rotated      a JPEG that its EXIF orientation turns or mirrors; it is stored upright
+    unclosed     a JPEG that lacks its end marker and nothing else
     converted    PNG, GIF, WebP, BMP or TIFF under a .jpg name: the first frame, 16 bits scaled
                  to 8, the palette resolved, transparency over white
 
@@ -22,7 +23,8 @@ verdict  how decoding went (DecodeStatus), one of
     truncated    cut short, even if an end-of-image marker was added after the cut. Not noticed only
                  if no more than the last block of 16 x 16 px is affected, or if a progressive JPEG
                  was cut exactly between two scans
-    huge         more than 50 million pixels according to its header; not decoded
+    huge         more than 50 million pixels according to its header, or more than a million and 100
+                 for each byte of the file; not decoded
     undecodable  anything else
 """
 
@@ -36,17 +38,16 @@ import pandas as pd
 from comp.errors import DataError
 from comp.store import Workspace, write_table
 
-DecodeStatus = Literal[
-    "ok", "grey", "cmyk", "rotated", "converted", "empty", "truncated", "huge", "undecodable"
-]
-USABLE: frozenset[DecodeStatus] = frozenset({"ok", "grey", "cmyk", "rotated", "converted"})
+_Usable = Literal["ok", "grey", "cmyk", "rotated", "unclosed", "converted"]
+DecodeStatus = Literal[_Usable, "empty", "truncated", "huge", "undecodable"]
+USABLE: frozenset[DecodeStatus] = frozenset(get_args(_Usable))
 SPLITS = ("train", "test")
 ID_PATTERN = r"[^/\\\s,]+"
 _CELL_PATTERNS = {
     "id": ID_PATTERN,
     "label": r"[01]?",
-    "width": r"\d{1,10}",
-    "height": r"\d{1,10}",
+    "width": r"0|[1-9]\d{0,9}",
+    "height": r"0|[1-9]\d{0,9}",
     "sha256": r"[0-9a-f]{64}",
     "phash": r"(?:[0-9a-f]{16})?",
     "group": r"\d{1,9}",
@@ -55,16 +56,12 @@ _CELL_PATTERNS = {
 }
 MANIFEST_COLUMNS = tuple(_CELL_PATTERNS)
 _INTEGERS = {"label": "Int8", "width": "Int64", "height": "Int64", "group": "Int64", "fold": "Int8"}
-_REMEDY = "delete the file and run `make data`"
+_REMEDY = "correct it, or delete the file and run `make data`"
 
 
-def natural_key(id: str) -> tuple[tuple[int, int, str], ...]:
+def natural_key(id: str) -> tuple[str, str]:
     """Sorts "2" before "10" and "cat.9" before "cat.10"; different ids never compare equal."""
-    parts = (part for part in re.split(r"([0-9]+)", id) if part)
-    return (
-        *((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts),
-        (2, 0, id),
-    )
+    return re.sub("[0-9]+", lambda number: number[0].zfill(20), id), id
 
 
 def natural_order(ids: Iterable[str]) -> list[str]:
@@ -82,15 +79,15 @@ def usable(manifest: pd.DataFrame) -> pd.DataFrame:
 
 def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
     """Write `manifest` in natural order of ids, after the checks that `read_manifest` will make."""
-    order = sorted(range(len(manifest)), key=[natural_key(id) for id in manifest["id"]].__getitem__)
-    table = manifest.iloc[order][list(MANIFEST_COLUMNS)].reset_index(drop=True)
-    table = table.astype("string").fillna("")
-    _checked(table, path)
-    write_table(path, table)
+    table = manifest[list(MANIFEST_COLUMNS)].astype("string").fillna("")
+    write_table(path, _checked(table.reset_index(drop=True), path))
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """The manifest: text as str; width, height, group as Int64; label, fold as Int8 with <NA>."""
+    """The manifest: text as str; width, height, group as Int64; label, fold as Int8 with <NA>.
+
+    In natural order of ids, whatever the order in the file, so that no result depends on it.
+    """
     if not path.exists():
         raise DataError(f"{path} does not exist: run `make data`")
     try:
@@ -101,28 +98,36 @@ def read_manifest(path: Path) -> pd.DataFrame:
     if tuple(table.columns) != MANIFEST_COLUMNS:
         found, wanted = ", ".join(table.columns), ", ".join(MANIFEST_COLUMNS)
         raise DataError(f"{path} has the columns {found}, not {wanted}: {_REMEDY}")
-    return _checked(table, path)
+    return _checked(table.fillna(""), path)
 
 
 def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """`table` of text with the types of `read_manifest`."""
+    """`table` of text with the types and the order of `read_manifest`; DataError names a row."""
     if table.empty:
         raise DataError(f"{path} has no rows: {_REMEDY}")
-    for column, pattern in _CELL_PATTERNS.items():
-        fits = re.compile(pattern).fullmatch
-        wrong = [cell for cell in table[column].unique().tolist() if not fits(cell)]
-        if wrong:
-            rows = table.index[table[column].isin(wrong)]
+    faults = [  # column, the rows that are wrong, why
+        (column, ~table[column].str.fullmatch(pattern), "unexpected values")
+        for column, pattern in _CELL_PATTERNS.items()
+    ]
+    is_usable, is_test = table["verdict"].isin(USABLE), path.stem == "test"
+    what = "values, which test photos do not have," if is_test else "missing values"
+    faults += [
+        ("id", table["id"].duplicated(), "repeated values"),
+        ("label", (table["label"] == "") != is_test, what),
+        ("width", is_usable & (table["width"] == "0"), "sizes of 0"),
+        ("height", is_usable & (table["height"] == "0"), "sizes of 0"),
+    ]
+    for column, rows, what in faults:
+        if rows.any():
+            row = int(rows.argmax())
             raise DataError(
-                f"{path}: {len(rows):,} unexpected values in column {column},"
-                f" the first is {wrong[0]!r} in line {rows[0] + 2}: {_REMEDY}"
+                f"{path} has {rows.sum():,} {what} in column {column}, the first is"
+                f" {table[column][row]!r} in line {row + 2}: {_REMEDY}"
             )
-    twice = table["id"][table["id"].duplicated()]
-    if len(twice):
-        raise DataError(
-            f"{path}: {len(twice):,} ids occur more than once, the first is {twice.iloc[0]}:"
-            f" {_REMEDY}"
-        )
+    if not is_usable.any():
+        raise DataError(f"{path}: none of its {len(table):,} photos can be decoded: {_REMEDY}")
     typed = table.replace("", pd.NA).astype(_INTEGERS)
     text = [column for column in MANIFEST_COLUMNS if column not in _INTEGERS]
-    return typed.assign(**{column: table[column].astype(str) for column in text})
+    typed = typed.assign(**{column: table[column].astype(str) for column in text})
+    order = sorted(range(len(typed)), key=[natural_key(id) for id in typed["id"]].__getitem__)
+    return typed.iloc[order].reset_index(drop=True)

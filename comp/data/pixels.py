@@ -2,12 +2,13 @@
 
     data/pixels/<geometry>-<fingerprint>/
         pixels.bin         one canvas after the other: uint8 RGB, no header, no gaps
-        index-00000.csv    one chunk: key, id, offset, length, height, width, crc32 of each canvas
+        index-00000.csv    one chunk: key, height, width and checksum of each canvas
 
 All folds, epochs, runs and processes share a store. Its keys are the sha256 of the photos' files:
 photos that come later are added, equal photos are stored once, and a subset finds its photos in the
 store of all. A chunk's bytes reach the disk before its index gets its name; bytes behind the last
-index are left over from a killed run and are overwritten.
+index are left over from a killed run and are overwritten. If an index is damaged, or of another
+store, all are decoded again.
 """
 
 import io
@@ -35,15 +36,7 @@ Canvas = NDArray[np.uint8]  # [height, width, 3] RGB
 CHUNK_BYTES = 64 * 2**20  # the most that a killed run loses: a quarter of a second of decoding
 N_CHECKED = 32  # canvases whose checksum is compared when a store is opened
 N_MAPPED = 2048  # canvases read before the memory that they are mapped into is given back
-INDEX_COLUMNS = {
-    "key": "str",
-    "id": "str",
-    "offset": "int64",
-    "length": "int64",
-    "height": "int64",
-    "width": "int64",
-    "crc32": "int64",
-}
+INDEX_COLUMNS = {"key": "str", "height": "int64", "width": "int64", "crc32": "int64"}
 
 
 class PixelStore:
@@ -120,12 +113,14 @@ def open_pixels(
     twice = wanted["id"][wanted["id"].duplicated()]
     if len(twice):
         raise DataError(
-            f"photo {twice.iloc[0]} is in the manifests more than once: run `make data`"
+            f"photo {twice.iloc[0]} is in both manifests: delete them and run `make data`"
         )
     folder = store_folder(workspace, geometry)
-    index = read_index(folder)
-    known = set(index["key"]) if _is_sound(folder, index, reporter) else set()
-    missing = wanted[[sha256 not in known for sha256 in wanted["sha256"]]]
+    try:
+        index = read_index(folder)
+    except StaleError:
+        index = pd.DataFrame(columns=list(INDEX_COLUMNS))  # the writer will say why
+    missing = wanted[~wanted["sha256"].isin(index["key"])]
     if len(missing):
         _add(workspace, missing.drop_duplicates("sha256"), geometry, reporter)
         index = read_index(folder)
@@ -142,41 +137,52 @@ def _add(
     found, _ = scan(workspace, photos, geometry, reporter, with_thumbnails=False)
     changed = found[found["sha256"].to_numpy() != missing["sha256"].to_numpy()]
     if len(changed):
-        split, id = changed[["split", "id"]].iloc[0]
+        path = photo_path(workspace, *changed[["split", "id"]].iloc[0])
         raise StaleError(
-            f"{len(changed):,} photos are not those in the manifests, the first is"
-            f" {photo_path(workspace, split, id)}: delete the manifest and run `make data`"
+            f"{len(changed):,} photos are not those in the manifests, the first is {path}:"
+            f" delete the folder {path.parent} and run `make data`"
         )
 
 
 def read_index(folder: Path) -> pd.DataFrame:
-    """INDEX_COLUMNS of all canvases in the store, in file order; empty if there is no store."""
-    chunks = [path.read_text() for path in sorted(folder.glob("index-*.csv"))]
-    rows = "".join(chunk.partition("\n")[2] for chunk in chunks)
-    names, types = list(INDEX_COLUMNS), INDEX_COLUMNS
-    return pd.read_csv(io.StringIO(rows), names=names, dtype=types, keep_default_na=False)
+    """INDEX_COLUMNS, offset and length of all canvases in the store, in file order; none if there
+    is no store.
 
-
-def _end(index: pd.DataFrame) -> int:
-    return int((index["offset"] + index["length"]).max()) if len(index) else 0
-
-
-def _is_sound(folder: Path, index: pd.DataFrame, reporter: Reporter) -> bool:
-    """Whether the file is as long as `index` says and a sample of its checksums is right."""
-    path, end = folder / PIXELS_FILE, _end(index)
+    StaleError if a chunk is cut, missing or of another store, if there are too few bytes, or if one
+    of a sample of canvases has another checksum.
+    """
+    chunks = [path.read_bytes() for path in sorted(folder.glob("index-*.csv"))]
+    header = ",".join(INDEX_COLUMNS).encode() + b"\n"
+    if not all(chunk.startswith(header) and chunk.endswith(b"\n") for chunk in chunks):
+        raise _damaged(folder, "an index is cut")
+    table = io.BytesIO(b"".join([header, *(chunk.removeprefix(header) for chunk in chunks)]))
+    try:
+        index = pd.read_csv(table, dtype=INDEX_COLUMNS, keep_default_na=False)
+    except ValueError:
+        raise _damaged(folder, "an index is not readable") from None
+    length = 3 * index["height"] * index["width"]
+    index = index.assign(offset=length.cumsum() - length, length=length)
+    path, end = folder / PIXELS_FILE, length.sum()
     n_bytes = path.stat().st_size if path.exists() else 0
-    if n_bytes < end:
-        reporter.warn(f"{path} has {n_bytes:,} bytes of {end:,}: decoding again")
-        return False
-    rows = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
-    columns = (index[name].iloc[rows].tolist() for name in ("id", "offset", "length", "crc32"))
-    for id, offset, length, crc32 in zip(*columns, strict=True):
+    if n_bytes < end or (length <= 0).any() or index["key"].duplicated().any():
+        raise _damaged(folder, f"{n_bytes:,} bytes of {end:,}")
+    sample = np.linspace(0, len(index) - 1, min(len(index), N_CHECKED)).astype(int)
+    columns = (index[name].iloc[sample].tolist() for name in index.columns)
+    for key, height, _, crc32, offset, n_bytes in zip(*columns, strict=True):
         with path.open("rb") as file:
             file.seek(offset)
-            if zlib.crc32(file.read(length)) != crc32:
-                reporter.warn(f"{path} has wrong bytes for photo {id}: decoding again")
-                return False
-    return True
+            if _checksum(folder, key, height, file.read(n_bytes)) != crc32:
+                raise _damaged(folder, f"the canvas at byte {offset:,} is wrong")
+    return index
+
+
+def _damaged(folder: Path, reason: str) -> StaleError:
+    return StaleError(f"{folder} is damaged ({reason}): delete it and run `make data`")
+
+
+def _checksum(folder: Path, key: str, height: int, canvas: bytes | memoryview) -> int:
+    """CRC-32 of a canvas and of all that makes it this photo's in this store."""
+    return zlib.crc32(canvas, zlib.crc32(f"{folder.name} {key} {height}".encode()))
 
 
 @contextmanager
@@ -186,7 +192,10 @@ def open_writer(
     """The store of `geometry`, locked, to add canvases to; a damaged one is begun anew."""
     folder = store_folder(workspace, geometry)
     with locked(workspace.pixels / f"{folder.name}.lock", reporter):
-        if not _is_sound(folder, read_index(folder), reporter):
+        try:
+            read_index(folder)
+        except StaleError as error:
+            reporter.warn(f"{str(error).rpartition(':')[0]}: decoding again")
             shutil.rmtree(folder)
         with closing(PixelWriter(folder)) as writer:
             yield writer
@@ -200,41 +209,38 @@ class PixelWriter:
         index = read_index(folder)
         self._folder = folder
         self._keys = set(index["key"])
-        self._end = _end(index)
         self._n_chunks = len(list(folder.glob("index-*.csv")))
-        self._rows: list[tuple[str, str, int, int, int, int, int]] = []
+        self._rows: list[tuple[str, int, int, int]] = []  # of the chunk that is open
+        self._n_bytes = 0  # of it
         self._pending: Future[None] | None = None
         self._syncer = ThreadPoolExecutor(1)  # so that only the end waits for the disk
         self._file = (folder / PIXELS_FILE).open("ab")
-        self._file.truncate(self._end)
+        self._file.truncate(int(index["length"].sum()))
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
 
-    def add(self, key: str, id: str, canvas: Canvas) -> None:
+    def add(self, key: str, canvas: Canvas) -> None:
         """Append `canvas` unless the store has `key`."""
         if key in self._keys:
             return
         self._keys.add(key)
         self._file.write(canvas.data)
         height, width, _ = canvas.shape
-        crc32 = zlib.crc32(canvas.data)
-        self._rows.append((key, id, self._end, canvas.nbytes, height, width, crc32))
-        self._end += canvas.nbytes
-        if self._end - self._rows[0][2] >= CHUNK_BYTES:
+        crc32 = _checksum(self._folder, key, height, canvas.data)
+        self._rows.append((key, height, width, crc32))
+        self._n_bytes += canvas.nbytes
+        if self._n_bytes >= CHUNK_BYTES:
             self._close_chunk()
 
     def _close_chunk(self) -> None:
         if self._pending:
-            self._pending.result()
-            self._pending = None
-        if self._rows:
-            self._file.flush()
-            table = pd.DataFrame(self._rows, columns=list(INDEX_COLUMNS))
-            path = self._folder / f"index-{self._n_chunks:05d}.csv"
-            self._pending = self._syncer.submit(self._write_index, path, table)
-            self._n_chunks += 1
-            self._rows = []
+            self._pending.result()  # no index after one that could not be written
+        self._file.flush()
+        table = pd.DataFrame(self._rows, columns=list(INDEX_COLUMNS))
+        path = self._folder / f"index-{self._n_chunks:05d}.csv"
+        self._pending = self._syncer.submit(self._write_index, path, table)
+        self._n_chunks, self._n_bytes, self._rows = self._n_chunks + 1, 0, []
 
     def _write_index(self, path: Path, table: pd.DataFrame) -> None:
         os.fsync(self._file.fileno())
@@ -243,8 +249,10 @@ class PixelWriter:
     def close(self) -> None:
         """Also after an error or Ctrl-C what was added is kept: each canvas is complete."""
         try:
-            self._close_chunk()
-            self._close_chunk()
+            if self._rows:
+                self._close_chunk()
+            if self._pending:
+                self._pending.result()
         finally:
             self._syncer.shutdown()
             self._file.close()

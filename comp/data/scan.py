@@ -1,22 +1,29 @@
 """From photos on disk to their manifests: each photo is read and decoded once, for its row, its
 thumbnail and its canvas."""
 
+import ctypes
 import hashlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 
 from comp.competition import Competition
-from comp.data.canvas import Geometry
+from comp.data.canvas import PAD, Geometry, Interpolation
 from comp.data.duplicates import SIDE, Thumbnails, group_photos, near_pairs, perceptual_hashes
 from comp.data.folds import assign_folds
-from comp.data.manifest import SPLITS, USABLE, photo_path, usable
+from comp.data.manifest import SPLITS, USABLE, natural_key, photo_path, usable
 from comp.data.origin import N_FOLDS, SEED
-from comp.data.photos import decode, in_order, read_header, thumbnail, to_canvas
+from comp.data.photos import decode, in_order, read_header
 from comp.data.pixels import Canvas, PixelWriter, open_writer
+from comp.data.summary import first_names
 from comp.errors import DataError
 from comp.progress import Reporter
 from comp.store import Workspace, require_room
@@ -39,6 +46,7 @@ def scan(
     With a `geometry`, the canvases of the usable photos are in its store afterwards.
     """
     rows: list[tuple[Any, ...]] = []
+    doubtful: list[UnpackedPhoto] = []
     # One block of memory: as separate arrays, each would pin a piece of the heap.
     thumbnails, n_usable = np.empty((len(photos) * with_thumbnails, SIDE, SIDE), np.uint8), 0
     with ExitStack() as stack:
@@ -48,8 +56,10 @@ def scan(
             _announce(workspace, photos, geometry, writer, reporter)
 
         def look(photo: UnpackedPhoto) -> tuple[tuple[Any, ...], Canvas | None, Canvas | None]:
-            data = _read(workspace, photo)
+            data, n_said = _read(workspace, photo), os.lseek(said, 0, os.SEEK_CUR)
             sha256, found = hashlib.sha256(data).hexdigest(), decode(data)
+            if os.lseek(said, 0, os.SEEK_CUR) > n_said:
+                doubtful.append(photo)
             small, canvas = None, None
             if found.pixels is not None:
                 if with_thumbnails:
@@ -58,6 +68,7 @@ def scan(
                     canvas = to_canvas(found.pixels, geometry)
             return (found.width, found.height, sha256, found.decode_status), small, canvas
 
+        said = stack.enter_context(_kept_remarks())
         advance = stack.enter_context(reporter.track("decoding", len(photos), "photos"))
         for photo, (row, small, canvas) in zip(photos, in_order(look, photos), strict=True):
             rows.append((*photo, *row))
@@ -65,11 +76,80 @@ def scan(
                 thumbnails[n_usable] = small
                 n_usable += 1
             if writer and canvas is not None:
-                writer.add(row[2], photo[1], canvas)
+                writer.add(row[2], canvas)
             advance()
+        _name_doubtful(workspace, doubtful, said, reporter)
     columns = ["split", "id", "label", "width", "height", "sha256", "verdict"]
     table = pd.DataFrame(rows, columns=columns).astype({"label": "Int8"})
     return table, thumbnails[:n_usable]
+
+
+def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
+    """`pixels [h, w, 3]` cropped, resized and padded as `geometry` says."""
+    top, left, height, width = geometry.crop(pixels.shape[1], pixels.shape[0])
+    y, x, inner_height, inner_width = geometry.place(width, height)
+    kept = pixels[top : top + height, left : left + width]
+    photo = _resize(kept, (inner_height, inner_width), geometry.interpolation)
+    if photo.shape[:2] == geometry.canvas(width, height):
+        return photo
+    canvas = np.full((*geometry.canvas(width, height), 3), PAD, np.uint8)
+    canvas[y : y + inner_height, x : x + inner_width] = photo
+    return canvas
+
+
+def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
+    """`pixels [h, w, 3]` squashed to a grey `[size_px, size_px]`: antialiased, luma of ITU-R 601.
+
+    Of a tall photo only every n-th row is read, which costs half: each row of the thumbnail still
+    averages at least two.
+    """
+    rows = pixels[:: max(1, len(pixels) // (2 * size_px))]
+    small = _resize(rows, (size_px, size_px), "bilinear").astype(np.uint32)
+    luma = small[:, :, 0] * 299 + small[:, :, 1] * 587 + small[:, :, 2] * 114
+    return ((luma + 500) // 1000).astype(np.uint8)
+
+
+def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation) -> Canvas:
+    # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under
+    # Python's lock. The batch axis comes before the axes are swapped: only then are the strides
+    # those of channels-last, and the call takes 280 us instead of 690.
+    if pixels.shape[:2] == size:
+        return np.ascontiguousarray(pixels)
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(planes, size, mode=interpolation, antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+@contextmanager
+def _kept_remarks() -> Iterator[int]:
+    """Keeps what libjpeg prints, which names no photo, from the terminal; the file it goes to."""
+    libc, name = ctypes.CDLL(None), "__stderrp" if sys.platform == "darwin" else "stderr"
+    libc.fdopen.restype = ctypes.c_void_p
+    stderr = ctypes.c_void_p.in_dll(libc, name)
+    with tempfile.TemporaryFile() as file:
+        # never closed, because a thread that is not done may still write to it
+        stream = ctypes.c_void_p(libc.fdopen(os.dup(file.fileno()), b"w"))
+        libc.setbuf(stream, None)
+        before, stderr.value = stderr.value, stream.value
+        try:
+            yield file.fileno()
+        finally:
+            stderr.value = before
+
+
+def _name_doubtful(
+    workspace: Workspace, photos: Sequence[UnpackedPhoto], said: int, reporter: Reporter
+) -> None:
+    """Warn of those `photos` that libjpeg remarked on; others were decoded at the same time."""
+    named = []
+    for photo in sorted(photos, key=lambda photo: natural_key(photo[1])):
+        n_said = os.lseek(said, 0, os.SEEK_CUR)
+        is_used = decode(_read(workspace, photo)).pixels is not None
+        remarks = os.pread(said, 1000, n_said).decode(errors="replace").splitlines()
+        if is_used and remarks:
+            named.append(f"{photo[1]} ({remarks[0]})")
+    if named:
+        reporter.warn(f"{len(named):,} photos are used although damaged: {first_names(named)}")
 
 
 def _announce(
@@ -96,10 +176,9 @@ def _read(workspace: Workspace, photo: UnpackedPhoto) -> bytes:
     path = photo_path(workspace, photo[0], photo[1])
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} is missing: delete the folder {path.parent} and run `make data`"
-        ) from error
+    except OSError as error:
+        remedy = f"delete the folder {path.parent} and run `make data`"
+        raise DataError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
 
 
 def manifests_of(
@@ -113,14 +192,16 @@ def manifests_of(
     groups = group_photos(list(table["id"]), list(table["sha256"]), pairs)
     folds = pd.array([pd.NA] * len(table), "Int8")
     table = table.assign(phash=phashes, group=groups, fold=folds)
-    train = usable(table[table["split"] == "train"])
-    for label, name in enumerate(competition.classes):
-        if not (train["label"] == label).any():
-            n_photos = int((table["label"] == label).sum())
+    train, test = (table[table["split"] == split] for split in SPLITS)
+    classes = [train[train["label"] == label] for label in (0, 1)]
+    names = [*(f"of class {name}" for name in competition.classes), "to predict"]
+    for name, part in zip(names, [*classes, test], strict=True):
+        if usable(part).empty:
             raise DataError(
-                f"none of the {n_photos:,} photos of class {name} can be decoded:"
-                " get the archive from Kaggle again"
+                f"none of the {len(part):,} photos {name} can be decoded: delete the archive and"
+                " run `make data` again"
             )
+    train = usable(train)
     keys = list(train["id"]), list(train["label"]), list(train["group"])
     table.loc[train.index, "fold"] = assign_folds(*keys, n_folds=N_FOLDS, seed=SEED)
     return {split: table[table["split"] == split] for split in SPLITS}

@@ -8,6 +8,7 @@ from comp.competition import Competition
 from comp.data.manifest import USABLE, usable
 from comp.progress import Reporter
 
+MANY = 0.05  # of the photos of a split
 N_NAMED = 5  # photos listed by name in one line
 
 
@@ -31,10 +32,19 @@ def print_summary(
     rows.append(["median size, px", *(_median_size(part) for part in parts)])
     reporter.table("photos", ["", *competition.classes, "test"], rows)
     _print_duplicates(photos, shared, reporter)
-    _warn_unusable(train, "training photos cannot be decoded and are set aside", reporter)
-    _warn_unusable(
-        test, "test photos cannot be decoded and will be given the prior probability", reporter
-    )
+    unclosed = photos[photos["verdict"] == "unclosed"]
+    _warn(unclosed, "photos lack only their end marker and are used", reporter)
+    for split, part, outcome in (
+        ("training", train, "are set aside"),
+        ("test", test, "will be given the prior probability"),
+    ):
+        lost = part[~part["verdict"].isin(USABLE)]
+        _warn(lost, f"{split} photos cannot be decoded and {outcome}", reporter)
+        if len(lost) > MANY * len(part):
+            reporter.warn(
+                f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
+                " more than chance damages, so delete the archive and run `make data` again"
+            )
 
 
 def _median_size(part: pd.DataFrame) -> str:
@@ -60,17 +70,16 @@ def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter
         ids = list(photos["id"][photos["group"].isin(mixed)])
         reporter.warn(
             f"{len(mixed):,} groups have near-duplicates of different classes, so that a label must"
-            f" be wrong: {_first_names(ids)}"
+            f" be wrong: {first_names(ids)}"
         )
 
 
-def _warn_unusable(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
-    unusable = photos[~photos["verdict"].isin(USABLE)]
-    if len(unusable):
-        named = [f"{id} ({status})" for id, status in unusable[["id", "verdict"]].to_numpy()]
-        reporter.warn(f"{len(unusable):,} {what}: {_first_names(named)}")
+def _warn(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
+    if len(photos):
+        named = [f"{id} ({status})" for id, status in photos[["id", "verdict"]].to_numpy()]
+        reporter.warn(f"{len(photos):,} {what}: {first_names(named)}")
 
 
-def _first_names(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     more = len(names) - N_NAMED
     return ", ".join(names[:N_NAMED]) + (f" and {more:,} more" if more > 0 else "")

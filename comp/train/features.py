@@ -72,7 +72,7 @@ class ArrayCache:
     def __init__(self, folder: Path) -> None:
         self._folder, self._shards = folder, list[NDArray[np.floating]]()
         self._places: dict[str, tuple[int, int]] = {}
-        for path in sorted(folder.glob("*.npy")):
+        for path in sorted(folder.glob("[!.]*.npy")):
             self._add(path)
 
     def _add(self, path: Path) -> None:

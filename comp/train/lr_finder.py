@@ -1,7 +1,7 @@
 """A learning rate to begin with: Smith's range test, on a copy of the weights.
 
 The head's learning rate grows by a constant factor per step, over the recipe's own batches,
-parameter groups and precision, until the loss diverges. Leaves nothing but runs/lr-<recipe>.png.
+parameter groups and precision, until the loss diverges. Leaves only a curve, runs/lr-<run>.png.
 Source: Smith 2017, "Cyclical learning rates for training neural networks", section 3.3; the
 smoothing, the end at a multiple of the least loss and the two suggestions are fastai's.
 """
@@ -9,6 +9,8 @@ smoothing, the end at a multiple of the least loss and the two suggestions are f
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,6 @@ from comp.train.run import open_run
 from comp.train.tuning import NetworkFit, freeze_for
 
 LOWEST, HIGHEST = 1e-6, 1.0
-N_STEPS = 100
 DECAY = 0.9  # of the smoothed loss, per step
 # the loss has diverged at this multiple of the least smoothed loss, or of FLOOR if that is larger:
 # below it, one odd photo in a batch is a multiple
@@ -38,7 +39,7 @@ DIVERGED, FLOOR = 4.0, 0.1
 N_NOISY = 10  # first steps, whose smoothed loss averages too few
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RangeTest:
     """The learning rate of each step and its loss."""
 
@@ -46,7 +47,7 @@ class RangeTest:
     losses: NDArray[np.float64]  # [n] of the batch before the step
     diverged: bool  # whether it ended before HIGHEST
 
-    @property
+    @cached_property
     def smoothed(self) -> NDArray[np.float64]:
         return smooth(self.losses)
 
@@ -56,22 +57,25 @@ class RangeTest:
         return N_NOISY + int(self.smoothed[N_NOISY:].argmin())
 
     @property
+    def shown(self) -> slice:
+        """The steps until the loss rises above where it began: beyond, it dwarfs all else."""
+        above = self.smoothed[self.least :] > max(self.smoothed[: self.least + 1].max(), FLOOR)
+        return slice(self.least + int(above.argmax()) if above.any() else len(self.losses))
+
+    @property
     def falls(self) -> bool:
         """Whether the loss falls below the first steps' by two standard errors of theirs."""
         first = self.losses[:N_NOISY]
         return bool(self.smoothed[self.least] < first.mean() - 2 * first.std() / N_NOISY**0.5)
 
-    @property
-    def steepest(self) -> float:
-        """The rate before the least loss at which the loss falls fastest per factor of the rate."""
+    def suggestions(self) -> dict[str, float]:
+        """Learning rates by name; the steepest descent per factor of the rate is sought before the
+        least loss."""
         slopes = np.gradient(self.smoothed, np.log(self.rates))
-        before = slopes[N_NOISY : max(self.least, N_NOISY + 1)]
-        return float(self.rates[N_NOISY + int(before.argmin())])
-
-    @property
-    def tenth(self) -> float:
-        """A tenth of the learning rate at the least loss."""
-        return float(self.rates[self.least]) / 10
+        steepest = N_NOISY + int(slopes[N_NOISY : max(self.least, N_NOISY + 1)].argmin())
+        rates = {"steepest descent": self.rates[steepest]}
+        rates["a tenth of the minimum's"] = self.rates[self.least] / 10
+        return rates | ({"divergence": self.rates[-1]} if self.diverged else {})
 
 
 def smooth(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,12 +110,7 @@ def range_test(
 
 
 def find_lr(
-    workspace: Workspace,
-    recipe: Recipe,
-    device: str | None,
-    reporter: Reporter,
-    *,
-    n_steps: int = N_STEPS,
+    workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter, n_steps: int = 100
 ) -> RangeTest:
     """The range test of fold 0 of `recipe`, printed and drawn; RecipeError if it takes no steps."""
     training = recipe.training
@@ -122,8 +121,8 @@ def find_lr(
         )
     if n_steps < 3 * N_NOISY:
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
-    where = find_device(device)
-    inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
+    run, where = open_run(workspace, recipe), find_device(device)
+    inputs = read_inputs(run, reporter, with_test=False)
     fit = NetworkFit(FrozenNetwork(inputs, where, reporter))
     n_training = int(inputs.training_rows(0).sum())
     per_epoch = n_training // min(training.batch_size, n_training)
@@ -136,33 +135,27 @@ def find_lr(
         take_step = Step(network, training, inputs.preprocessing_for(0), where)
         with reporter.track("range test", n_steps, "steps") as advance:
             found = range_test(take_step, batches, n_steps, advance)
-    _print(workspace, recipe.name, found, training, reporter)
+    _print(found, workspace.runs / f"lr-{run.name}.png", reporter)
     return found
 
 
-def _print(
-    workspace: Workspace, name: str, found: RangeTest, training: FineTune, reporter: Reporter
-) -> None:
-    marks = {"steepest descent": found.steepest, "a tenth of the minimum's": found.tenth}
-    if found.diverged:
-        marks["divergence"] = float(found.rates[-1])
-    path = workspace.runs / f"lr-{name}.png"
-    curves = {"smoothed loss": found.smoothed, "loss of each batch": found.losses}
+def _print(found: RangeTest, path: Path, reporter: Reporter) -> None:
+    """Draw the curve, to `path` and on the terminal, and name what it suggests."""
+    rates, smoothed = found.rates[found.shown], found.smoothed[found.shown]
+    curves = {"smoothed loss": smoothed, "loss of each batch": found.losses[found.shown]}
     labels = {"x_label": "learning rate of the head", "y_label": "training loss"}
-    curve_png(path, found.rates, curves, marks, title=f"range test of {name}", **labels)
-    lines = text_curve(found.smoothed)
-    for line in lines:
+    curve_png(path, rates, curves, found.suggestions(), title=path.stem, **labels)
+    for line in text_curve(np.log(smoothed)):
         reporter.say(line)
-    reporter.say(f"{f'lr {LOWEST:.0e}':{len(lines[0]) - 8}}{found.rates[-1]:8.0e}")
     reporter.say(
-        f"smoothed loss: {found.smoothed[N_NOISY]:.4f} after {N_NOISY} steps, least"
-        f" {found.smoothed[found.least]:.4f}, {found.smoothed[-1]:.4f} after {len(found.rates)}"
+        f"lr {LOWEST:.0e} to {rates[-1]:.0e}; smoothed loss {smoothed[N_NOISY]:.4f} after {N_NOISY}"
+        f" steps, least {smoothed[found.least]:.4f}, {found.smoothed[-1]:.4f} at the end"
     )
-    rates = "; ".join(f"{mark} {rate:.1e}" for mark, rate in marks.items())
-    reporter.say(rates + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}"))
+    marks = "; ".join(f"{name} {rate:.1e}" for name, rate in found.suggestions().items())
+    reporter.say(marks + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}"))
+    reporter.say(f"curve in {path}")
     if not found.falls:
         reporter.warn(
             "the loss hardly falls, because the solved head is good already; only the divergence"
             " is informative: try training.head_start=false"
         )
-    reporter.say(f"training.peak_lr is {training.peak_lr:g}; curve in {path}")

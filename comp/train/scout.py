@@ -1,7 +1,8 @@
 """Which backbone deserves a fine-tune: frozen features of each under a solved head, in a budget.
 
-Features are computed without mirroring and cached where `make train` looks for them. Then those of
-the best backbones are put side by side. The table is in runs/scout.csv, whole after each backbone.
+Features are computed without mirroring and cached where `make train` looks for them. The table is
+in runs/scout.csv, whole after each backbone. `make blend METHOD=features` puts the features of
+several backbones side by side.
 """
 
 import re
@@ -33,7 +34,6 @@ from comp.train.run import open_run
 from comp.train.solver import out_of_fold
 
 N_PHOTOS = 2000  # enough to tell .03 from .02, and a few minutes on a CPU
-MAX_TOGETHER = 4  # backbones whose features are put side by side
 FASTER = 1.5  # times, from which on another backbone is named beside the best
 RATE_S = 3.0  # that progress is watched before its rate is believed
 HEAD = Head(views="none")
@@ -45,16 +45,14 @@ class OutOfTimeError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """A backbone, or several side by side, as far as it came."""
+    """A backbone, as far as it came."""
 
     name: str
     note: str = ""  # why it was not scored
     # out-of-fold log loss [n] of each photo, if it was scored
     losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     photo_s: float = np.inf  # seconds per photo that its features take
     n_parameters: int = 0
-    n_together: int = 1
 
     @property
     def loss(self) -> float:
@@ -84,20 +82,15 @@ def scout(
     tried: list[Tried] = []
     for recipe in recipes:
         tried.append(_try(workspace, recipe, where, clock))
-        _write(workspace, tried, photos)
-    singles = _best_first(tried)
-    if not singles:
+        table = _write(workspace, tried, photos)
+    if table["log_loss"].isna().all():
         raise UserError(
             f"none of {len(tried)} backbones could be scored; {tried[0].name}: {tried[0].note}"
         )
-    for n_together in range(2, min(len(singles), MAX_TOGETHER) + 1):
-        tried.append(_side_by_side(singles[:n_together], photos, clock))
-    table = _write(workspace, tried, photos)
     n_folds = photos["fold"].nunique()
     title = f"frozen features under a solved head, {len(photos):,} photos, {n_folds} folds"
     _print(table, title, reporter)
-    for line in advice(tried, photos["group"]):
-        reporter.say(line)
+    reporter.say(advice(tried, photos["group"]))
     return table
 
 
@@ -124,12 +117,11 @@ def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: "Clock") -
         frozen = FrozenNetwork(inputs, device, clock, network=network)
         photo_s = _seconds_per_photo(frozen, clock)
         features = frozen.mean_features(inputs.ids, [CENTRE])
-        losses = _losses(features, inputs.photos, clock)
+        logits = out_of_fold(features, inputs.photos, HEAD, 0, clock)
+        losses = per_photo_logit_loss(inputs.photos["label"], logits)
     except (UserError, torch.OutOfMemoryError) as error:
         return Tried(name=name, note=str(error).splitlines()[0])
-    return Tried(
-        name=name, losses=losses, features=features, photo_s=photo_s, n_parameters=n_parameters
-    )
+    return Tried(name=name, losses=losses, photo_s=photo_s, n_parameters=n_parameters)
 
 
 def _seconds_per_photo(frozen: FrozenNetwork, clock: "Clock") -> float:
@@ -142,48 +134,16 @@ def _seconds_per_photo(frozen: FrozenNetwork, clock: "Clock") -> float:
     return (ended[-1] - ended[0]) / (2 * size)
 
 
-def _losses(
-    features: NDArray[np.float32], photos: pd.DataFrame, clock: "Clock"
-) -> NDArray[np.float64]:
-    logits = out_of_fold(features, photos.assign(target=photos["label"]), HEAD, 0, clock)
-    return per_photo_logit_loss(photos["label"], logits)
-
-
-def _side_by_side(parts: Sequence[Tried], photos: pd.DataFrame, clock: "Clock") -> Tried:
-    name = " + ".join(part.name for part in parts)
-    try:
-        clock.check()
-        losses = _losses(np.hstack([part.features for part in parts]), photos, clock)
-    except UserError as error:
-        return Tried(name=name, note=str(error))
-    return Tried(
-        name=name,
-        losses=losses,
-        photo_s=sum(part.photo_s for part in parts),
-        n_parameters=sum(part.n_parameters for part in parts),
-        n_together=len(parts),
-    )
-
-
-def pareto(losses: ArrayLike, costs: ArrayLike) -> NDArray[np.bool_]:
-    """Which of n have a finite loss and are not dominated in `losses [n]` and `costs [n]`."""
-    loss, cost = np.asarray(losses, np.float64), np.asarray(costs, np.float64)
-    no_worse = (loss[:, None] <= loss) & (cost[:, None] <= cost)
-    better = (loss[:, None] < loss) | (cost[:, None] < cost)
-    return np.isfinite(loss) & ~(no_worse & better).any(0)
-
-
 def _write(workspace: Workspace, tried: Sequence[Tried], photos: pd.DataFrame) -> pd.DataFrame:
     """runs/scout.csv, best first; the log loss is empty where a backbone could not be scored."""
-    front = pareto([one.loss for one in tried], [one.photo_s for one in tried])
     rows = []
-    for one, on_front in zip(tried, front, strict=True):
+    for one in tried:
         low, high = np.nan, np.nan
         if one.losses.size:
             low, high = bootstrap_interval(one.losses, photos["group"], seed=0)
         row = {"backbone": one.name, "log_loss": one.loss, "low": low, "high": high}
         row |= {"photos_per_s": 1 / one.photo_s, "n_parameters": one.n_parameters}
-        rows.append(row | {"front": on_front, "n_photos": len(photos), "note": one.note})
+        rows.append(row | {"n_photos": len(photos), "note": one.note})
     table = pd.DataFrame(rows).sort_values("log_loss", kind="stable")
     write_table(workspace.runs / "scout.csv", table)
     return table
@@ -194,27 +154,17 @@ def _print(table: pd.DataFrame, title: str, reporter: Reporter) -> None:
     for row in table[table["note"] == ""].to_dict("records"):
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         speed, size = f"{row['photos_per_s']:,.1f}", f"{row['n_parameters'] / 1e6:.1f}"
-        rows.append((row["backbone"] + " *" * row["front"], row["log_loss"], interval, speed, size))
+        rows.append((row["backbone"], row["log_loss"], interval, speed, size))
     columns = ("", "log loss", "95 %", "photos/s", "M weights")
-    reporter.table(f"{title}; * nothing else is better and as fast", columns, rows)
+    reporter.table(title, columns, rows)
     for row in table[table["note"] != ""].to_dict("records"):
         reporter.warn(f"{row['backbone']} is not scored: {row['note']}")
 
 
-def _best_first(tried: Sequence[Tried]) -> list[Tried]:
-    return sorted((one for one in tried if one.losses.size), key=lambda one: one.loss)
-
-
-def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
-    """Whether features side by side beat the best backbone, and, last, which one to fine-tune."""
-    scored, lines = _best_first(tried), []
-    best, *others = (one for one in scored if one.n_together == 1)
-    together = next((one for one in scored if one.n_together > 1), None)
-    if together:
-        found = gain(best.losses, together.losses, groups)
-        worse = f"does not measurably beat {best.name} alone"
-        outcome = worse if found.low <= 0 else "beats every single backbone"
-        lines.append(f"side by side, {together.name} {outcome}: a gain of {found}")
+def advice(tried: Sequence[Tried], groups: ArrayLike) -> str:
+    """Which backbone to fine-tune: the best, and one that is faster and not measurably worse."""
+    scored = (one for one in tried if one.losses.size)
+    best, *others = sorted(scored, key=lambda one: one.loss)
     line = f"fine-tune {best.name}: log loss {best.loss:.5f}"
     faster = [one for one in others if FASTER * one.photo_s <= best.photo_s]
     rivals = [one for one in faster if gain(one.losses, best.losses, groups).low <= 0]
@@ -223,7 +173,7 @@ def advice(tried: Sequence[Tried], groups: ArrayLike) -> list[str]:
         lost = gain(fast.losses, best.losses, groups)
         times = f"{best.photo_s / fast.photo_s:.1f} times as fast"
         line += f"; or {fast.name}, {times} and not measurably worse: {lost}"
-    return [*lines, line]
+    return line
 
 
 def seconds_of(text: str) -> float:

@@ -79,8 +79,8 @@ def fit_head(
     x = (x - mean) / scale
     penalty = training.penalties[0]
     if len(training.penalties) > 1:
-        rows = [str(row) for row in range(len(y))]
-        inner = assign_folds(rows, (y > 0.5).tolist(), groups, n_folds=training.n_inner, seed=seed)
+        names = [str(group) for group in groups]  # never row numbers: their order means nothing
+        inner = assign_folds(names, (y > 0.5).tolist(), groups, n_folds=training.n_inner, seed=seed)
         folds = torch.as_tensor(inner, device=x.device)
         penalty = _choose_penalty(x.float(), y.float(), folds, training)
     everything, strength = torch.ones_like(y)[:, None], x.new_tensor([penalty])

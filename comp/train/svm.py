@@ -40,8 +40,8 @@ def fit_svm(
     mean, spread = x.mean(0), x.std(0)
     scale = np.where(spread > 0, spread, 1.0)
     x = (x - mean) / scale
-    rows = [str(row) for row in range(len(labels))]
-    inner = assign_folds(rows, labels, groups, n_folds=training.n_inner, seed=seed)
+    names = [str(group) for group in groups]  # never row numbers: their order means nothing
+    inner = assign_folds(names, labels, groups, n_folds=training.n_inner, seed=seed)
     splits = [
         (np.flatnonzero(inner != fold), np.flatnonzero(inner == fold))
         for fold in range(training.n_inner)

@@ -256,7 +256,7 @@ def _repeated(setup: Setup, recipe: Recipe, n_photos: int) -> Workspace:
     rows = pixels.rows(list(train["id"]))
     with open_writer(workspace, geometry_of(recipe), Reporter()) as writer:
         for name, row in zip(names, cycle(rows), strict=False):
-            writer.add(name, name, np.array(pixels.canvas(int(row))))
+            writer.add(name, np.array(pixels.canvas(int(row))))
     return workspace
 
 
