@@ -5,13 +5,15 @@ imported where they are called: torch takes seconds, and neither --help nor a st
 needs it.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from comp.arguments import Call, make_parser, words_of
 from comp.competition import COMPETITION
-from comp.errors import UserError
+from comp.errors import UserError, explain
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed, members
@@ -66,7 +68,7 @@ def _ablate(call: Call) -> None:
     from comp.predict.compare import compare_runs
 
     if len(call.runs) != 2:
-        raise UserError(f"two runs are compared, got {len(call.runs)}")
+        raise UserError(f"two runs are compared, got {len(call.runs)}: name RECIPE and AGAINST")
     name, against = call.runs
     compare_runs(call.workspace, COMPETITION, name, against, call.reporter)
 
@@ -189,16 +191,25 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
+    reporter = Reporter()
     options = vars(make_parser(COMMANDS).parse_args(arguments))
     command, folder = options.pop("command"), options.pop("workspace")
-    reporter = Reporter()
     try:
-        if options.get("set"):
-            options["set"] = words_of(options["set"])
-        given = {name: value for name, value in options.items() if value is not None}
-        command(Call(workspace=Workspace(folder.resolve()), reporter=reporter, **given))
+        given: dict[str, Any] = {
+            name: words_of(value) if isinstance(value, list) else value
+            for name, value in options.items()
+            if value is not None
+        }
+        workspace = Workspace(Path(os.path.realpath(folder)))
+        command(Call(workspace=workspace, reporter=reporter, **given))
     except UserError as error:
         reporter.fail(str(error))
+        return 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        failure = explain(error)
+        if failure is None:
+            raise
+        reporter.fail(failure)
         return 1
     except KeyboardInterrupt:
         reporter.fail("stopped; the same command resumes here")

@@ -15,9 +15,44 @@
         ├── NotFoundError     no such competition or file (404)
         └── UnavailableError  busy, broken or unreachable (429, 5xx, no connection, time-out)
 
-Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1;
-any other exception is a bug and keeps its traceback.
+Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1,
+as it does for what `explain` knows: the machine's own failures, such as a full disk. Any other
+exception is a bug and keeps its traceback.
 """
+
+import errno
+import os
+import re
+from pathlib import Path
+
+_ROOM = "make room there, then run this again"
+_PERMISSION = "allow writing there (chown, chmod), or use another WORKSPACE"
+_IN_THE_WAY = "a file is in the place of a folder, or a folder in that of a file: move it away"
+_DEVICE = "the disk or the network folder fails: repair it or use another WORKSPACE, then run again"
+_MEMORY = "end other programs, or use fewer photos (folds.n_photos) or a smaller pixels.size_px"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit (ulimit -f), or use a WORKSPACE whose file system has none (FAT)",
+    errno.EROFS: "use another WORKSPACE, or mount it for writing",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENAMETOOLONG: "use a WORKSPACE with a shorter path",
+    errno.EMFILE: "raise the limit (ulimit -n 4096), then run this again",
+    errno.ENFILE: "end other programs, then run this again",
+    errno.EAGAIN: "end other programs, or raise the limit of processes (ulimit -u)",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ELOOP: "a link leads back to itself: delete it",
+    errno.ENOENT: "put it back, or delete what was made from it and run the stages again",
+    errno.EIO: _DEVICE,
+    errno.ESTALE: _DEVICE,
+    errno.ENOTCONN: _DEVICE,
+    errno.ENODEV: _DEVICE,
+    errno.ENOMEM: _MEMORY,
+}
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -87,3 +122,25 @@ class UnavailableError(KaggleError):
         self.retry_after_s = retry_after_s
         self.not_done = not_done
         self.link_refused = link_refused
+
+
+def explain(error: BaseException) -> str | None:
+    """One line on a failure of the machine, with its path and remedy; None if `error` is a bug."""
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        name = error.filename
+        path = Path(os.fsdecode(name)) if name and not isinstance(name, int) else None
+        for link in (path, *path.parents) if path else ():
+            if link.is_symlink() and not link.exists():
+                target = link.readlink()
+                return (
+                    f"{link} is a link to {target}, which is not there: make it or delete the link"
+                )
+        place = f"{path}: " if path else ""
+        return f"{place}{error.strerror or 'failed'}; {_REMEDIES[error.errno]}"
+    text = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f' ({text})' if text else ''}: {_MEMORY}"
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
+        smaller = "set a smaller training.micro_batch or pixels.size_px, or DEVICE=cpu"
+        return f"not enough memory ({text}): {smaller if 'CPU' not in text else _MEMORY}"
+    return None

@@ -17,6 +17,7 @@ classes; the competition's 25,000 photos are many.
 """
 
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from textwrap import wrap
 
 from comp.errors import RecipeError
@@ -215,12 +216,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def named(name: str) -> Recipe:
-    """The recipe called `name`; RecipeError lists the names there are."""
+    """The recipe called `name`; RecipeError says which name is near."""
     if name in ENSEMBLES:
         parts = ", ".join(ENSEMBLES[name])
         raise RecipeError(f"{name} is several recipes, but one is needed here: {parts}")
     if name not in RECIPES:
-        raise RecipeError(f"no recipe {name!r}; there are {', '.join([*RECIPES, *ENSEMBLES])}")
+        near = get_close_matches(name, [*RECIPES, *ENSEMBLES], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`make recipes` lists them"
+        raise RecipeError(f"no recipe {name!r}; {hint}")
     return RECIPES[name]()
 
 

@@ -131,5 +131,5 @@ def test_make_passes_settings_and_paths_with_spaces_and_quotes_as_one_word() -> 
     for word in words:
         assert word.partition("=")[2] in given
     assert words_of([words[0].partition("=")[2]]) == ["seed=3", "pixels.mean=[0.1, 0.2, 0.3]"]
-    with pytest.raises(UserError, match="SET cannot be read: no closing quotation"):
+    with pytest.raises(UserError, match="no closing quotation in name="):
         words_of(["name='open"])
