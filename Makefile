@@ -47,7 +47,7 @@ off = $(foreach name,$(FLAGS),$(if $(filter 0,$(value $(name))),$(name)))
 options = $(foreach name,$(filter-out $(off),$(filter $(given),$(or $(1),$(takes_$@)))),$(call option,$(name)))
 
 # .venv is made anew where it was moved, its Python is gone, or PYTHON= names another one.
-venv := $(shell cd .venv 2>/dev/null && [ "$$(sed -n 's/^command = .* -m venv //p' pyvenv.cfg)" = "$$(pwd -P)" ] && \
+venv := $(shell cd .venv 2>/dev/null && [ "$$(sed -n 's/^command = .* -m venv [^/]*//p' pyvenv.cfg)" = "$$(pwd -P)" ] && \
   bin/python -c 'import pip' 2>/dev/null && echo fits)
 ifneq ($(filter command,$(origin PYTHON)),)
 venv := $(shell [ "$$($(PYTHON) -V)" = "$$(.venv/bin/python -V 2>/dev/null)" ] && echo $(venv))

@@ -193,20 +193,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
     reporter = Reporter()
     options = vars(make_parser(COMMANDS).parse_args(arguments))
-    command, folder = options.pop("command"), options.pop("workspace")
+    command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
     try:
         given: dict[str, Any] = {
             name: words_of(value) if isinstance(value, list) else value
             for name, value in options.items()
             if value is not None
         }
-        workspace = Workspace(Path(os.path.realpath(folder)))
-        command(Call(workspace=workspace, reporter=reporter, **given))
+        command(Call(workspace=Workspace(folder), reporter=reporter, **given))
     except UserError as error:
         reporter.fail(str(error))
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
-        failure = explain(error)
+        failure = explain(error, folder)
         if failure is None:
             raise
         reporter.fail(failure)

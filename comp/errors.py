@@ -124,23 +124,23 @@ class UnavailableError(KaggleError):
         self.link_refused = link_refused
 
 
-def explain(error: BaseException) -> str | None:
-    """One line on a failure of the machine, with its path and remedy; None if `error` is a bug."""
+def explain(error: BaseException, workspace: Path) -> str | None:
+    """One line on a failure of the machine: where and what to do; None if `error` is a bug.
+
+    The place of a failed write whose error does not tell it is somewhere in `workspace`.
+    """
+    text = str(error).partition("\n")[0]
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         name = error.filename
-        path = Path(os.fsdecode(name)) if name and not isinstance(name, int) else None
-        for link in (path, *path.parents) if path else ():
-            if link.is_symlink() and not link.exists():
-                target = link.readlink()
-                return (
-                    f"{link} is a link to {target}, which is not there: make it or delete the link"
-                )
-        place = f"{path}: " if path else ""
-        return f"{place}{error.strerror or 'failed'}; {_REMEDIES[error.errno]}"
-    text = str(error).partition("\n")[0]
+        path = Path(os.fsdecode(name)) if name and not isinstance(name, int) else workspace
+        for link in (path, *path.parents):  # os.path never raises, Path does for a name too long
+            if os.path.islink(link) and not os.path.exists(link):
+                where = f"{link} is a link to {os.readlink(link)}, which is not there"
+                return f"{where}: make that folder, or delete the link"
+        return f"{path}: {os.strerror(error.errno)}: {_REMEDIES[error.errno]}"
     if isinstance(error, MemoryError):
-        return f"not enough memory{f' ({text})' if text else ''}: {_MEMORY}"
+        return f"not enough memory ({text or 'unknown how much'}): {_MEMORY}"
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
-        smaller = "set a smaller training.micro_batch or pixels.size_px, or DEVICE=cpu"
-        return f"not enough memory ({text}): {smaller if 'CPU' not in text else _MEMORY}"
+        on_gpu = "set a smaller training.micro_batch or pixels.size_px, or use DEVICE=cpu"
+        return f"not enough memory ({text}): {_MEMORY if 'CPUAllocator' in text else on_gpu}"
     return None

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -73,12 +74,15 @@ def whole(path: Path) -> Iterator[Path]:
 def _disk_error(error: Exception, scratch: Path) -> OSError | None:
     """The file system's error behind a failed write of `scratch`, if there is one.
 
-    numpy, torch and safetensors raise errors of their own: writing a little more shows the cause.
+    numpy, torch and safetensors raise errors of their own, some with the system's number: else
+    writing a little more shows the cause.
     """
     if isinstance(error, UserError):
         return None
     if isinstance(error, OSError) and error.errno is not None:
         return error if error.filename in (None, str(scratch)) else None
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
     try:
         with scratch.open("ab") as file:
             file.write(bytes(2**16))
