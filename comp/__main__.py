@@ -5,6 +5,7 @@ imported where they are called: torch takes seconds, and neither --help nor a st
 needs it.
 """
 
+import getpass
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -189,8 +190,19 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
 }
 
 
+def _stand_in_for_home() -> None:
+    """Libraries ask for a home and a user name, which a container's user may not have."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/nonexistent"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = "nobody"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
+    _stand_in_for_home()
     reporter = Reporter()
     options = vars(make_parser(COMMANDS).parse_args(arguments))
     command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))

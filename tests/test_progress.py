@@ -159,3 +159,18 @@ def test_a_file_gets_tables_and_progress_as_plain_lines(
 )
 def test_a_duration_is_in_words(seconds: float, words: str) -> None:
     assert about(seconds) == words
+
+
+def test_commands_work_without_a_user_name_or_a_home(tmp_path: Path) -> None:
+    code = (
+        "import getpass, pathlib, pwd, sys\n"
+        "def unknown(*_): raise KeyError('uid not found')\n"
+        "pwd.getpwuid = unknown\n"
+        "from comp.__main__ import main; status = main(['submit', '--workspace', sys.argv[1]])\n"
+        "print(status, getpass.getuser(), pathlib.Path.home())"
+    )
+    env = {"PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == "1 nobody /nonexistent\n"
+    assert done.stderr.count("\n") == 1
