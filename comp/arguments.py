@@ -81,11 +81,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "device": {"help": "cuda, mps or cpu; default: the best there is"},
     "run": {"help": "a folder of runs/, such as a blend's, instead of the recipe's"},
     "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "how to blend"},
-    "backbones": {
-        "nargs": "+",
-        "metavar": "NAME[=FILE]",
-        "help": "of timm; default: packaged ones",
-    },
+    "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
     "budget": {"help": "of time, such as 90s, 10m or 1.5h"},
     "steps": {"type": int, "help": "of the range test"},
     "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},

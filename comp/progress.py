@@ -10,17 +10,10 @@ from io import TextIOWrapper
 from textwrap import wrap
 from typing import Protocol
 
+from rich import progress as bars
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
@@ -79,11 +72,20 @@ class Reporter:
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        left = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        right = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        note_column = TextColumn("{task.fields[note]}")
-        percent = TaskProgressColumn(show_speed=True)
-        with Progress(*left, percent, *right, note_column, console=self._err) as progress:
+        count = (bars.MofNCompleteColumn(), bars.TaskProgressColumn(show_speed=True))
+        fields = [
+            bars.TextColumn(f"{{task.{x}}}")
+            for x in ("description", "fields[rate]", "fields[note]")
+        ]
+        columns = (
+            fields[0],
+            bars.BarColumn(),
+            *count,
+            fields[1],
+            bars.TimeRemainingColumn(),
+            fields[2],
+        )
+        with bars.Progress(*columns, console=self._err) as progress:
             task = progress.add_task(escape(label), total=total, note="", rate="")
 
             def advance(n: int = 1, note: str = "") -> None:

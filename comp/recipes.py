@@ -1,19 +1,9 @@
 """The named runs. Each docstring is its measured claim; blank means not measured.
 
-Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"): it depends on
-how many photos there are, and how like ImageNet's they are.
-
-few, like       the features fit already and there is little to learn from: a head on a frozen
-                backbone
-many, like      enough to move every layer without losing what it knows: fine-tune all layers, lower
-                ones less
-few, unlike     the last layers know ImageNet's classes too well: a classical machine on features
-                from further down
-many, unlike    enough to train from scratch, and pretrained weights still make the better start:
-                all layers at one rate
-
-Few means a few thousand. Cats and dogs are like ImageNet, where they are more than a tenth of the
-classes; the competition's 25,000 photos are many.
+Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"), in GUIDE: few
+photos have little to teach a network beyond a new head, and many can move every layer; the less
+they are like ImageNet's, the less the last layers fit. Few means a few thousand; the competition's
+25,000 are many, and more than a tenth of ImageNet's classes are cats and dogs.
 """
 
 from collections.abc import Callable, Iterable

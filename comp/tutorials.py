@@ -24,6 +24,7 @@ from comp.recipe import (
 # One learning rate for all layers and steps, and no augmentation, decay, average or gradient bound
 # that a tutorial does not name.
 PLAIN = FineTune(
+    optimiser="sgd",
     head_start=False,
     schedule="constant",
     warmup=0.0,
@@ -79,7 +80,6 @@ def vgg16_last_layer() -> Recipe:
     training = PLAIN.replace(
         trainable="head",
         head=HeadShape(dropout=0.5),
-        optimiser="sgd",
         momentum=0.0,
         peak_lr=1e-3,
         epochs=1,
@@ -97,7 +97,6 @@ def vgg16_finetune() -> Recipe:
     training = PLAIN.replace(
         epochs=20,
         batch_size=128,
-        optimiser="sgd",
         peak_lr=1e-3,
         schedule="step",
         final_lr=0.0,
@@ -119,7 +118,6 @@ def vgg16_last_block() -> Recipe:
         trainable="from:features.24",
         epochs=3,
         batch_size=32,
-        optimiser="sgd",
         peak_lr=1e-4,
         head_start=True,
         augment=Augmentation(crop="center-crop", colour=0.0),
@@ -138,7 +136,6 @@ def inception_bottleneck() -> Recipe:
         trainable="head",
         epochs=50,
         batch_size=100,
-        optimiser="sgd",
         momentum=0.0,
         peak_lr=0.1,
         schedule="exponential",
@@ -163,7 +160,6 @@ def inception_last_blocks() -> Recipe:
         trainable="from:Mixed_7b",
         epochs=3,
         batch_size=32,
-        optimiser="sgd",
         peak_lr=1e-4,
     )
     return INCEPTION.replace(name="inception_last_blocks", training=training)
