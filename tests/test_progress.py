@@ -39,7 +39,7 @@ def test_speed_has_two_digits_or_is_in_seconds_per_unit(
         (OSError(errno.EDQUOT, ""), "make room there"),
         (OSError(errno.EROFS, ""), "use another WORKSPACE"),
         (PermissionError(errno.EACCES, ""), "allow writing there"),
-        (OSError(errno.EIO, ""), "the disk or the network folder fails"),
+        (OSError(errno.EIO, ""), "repair the disk or network folder"),
         (OSError(errno.EMFILE, ""), "ulimit -n"),
         (MemoryError("Unable to allocate 7 PiB"), "Unable to allocate 7 PiB): end other programs"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "smaller training.micro_batch"),
