@@ -14,7 +14,7 @@ from comp.errors import UserError
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import DEFAULT, chosen, named
+from comp.recipes import DEFAULT, ON_CPU, chosen, named
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ def path_of(text: str) -> Path:
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "runs": {"nargs": "*", "metavar": "RUN", "help": "of runs/, by folder or recipe"},
-    "verdicts": {"help": "all, drop, flip, soft or the id of one photo in data/verdicts.csv"},
-    "recipe": {"metavar": "NAME", "help": "one of those that the stage `recipes` lists"},
-    "set": {"nargs": "+", "metavar": "OPTION=VALUE", "help": "such as training.epochs=3"},
+    "verdicts": {"nargs": "?", "help": "all (the default), drop, flip, soft or one photo's id"},
+    "recipe": {"help": f"one that `recipes` lists; default: {DEFAULT}, to rehearse {ON_CPU}"},
+    "set": {"nargs": "+", "action": "extend", "metavar": "OPTION=VALUE"},
     "device": {"help": "cuda, mps or cpu; default: the best there is"},
     "run": {"help": "a folder of runs/, such as a blend's, instead of the recipe's"},
-    "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "how to blend"},
+    "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
-    "budget": {"help": "of time, such as 90s, 10m or 1.5h"},
-    "steps": {"type": int, "help": "of the range test"},
+    "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},
+    "steps": {"type": int, "help": "of the range test; default: 100"},
     "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
     "archive": {"type": path_of, "help": "a zip like Kaggle's"},
@@ -106,22 +106,10 @@ def make_parser(commands: Mapping[Callable[[Call], None], str]) -> argparse.Argu
         stage.add_argument("--workspace", type=path_of, default=Path(), help=folder)
         for word in names.split():
             name, _, default = word.partition("=")
-            positional = name in ("runs", "verdicts")
-            options = _argument(name, default)
-            stage.add_argument(name if positional else f"--{name}", **options)
+            is_bare = name in ("runs", "verdicts")
+            options = ARGUMENTS[name] | ({"default": default} if default else {})
+            stage.add_argument(name if is_bare else f"--{name}", **options)
     return parser
-
-
-def _argument(name: str, default: str) -> dict[str, Any]:
-    options = ARGUMENTS[name].copy()
-    if default:
-        options["default"] = default
-    shown: object = default or getattr(Call, name, None)
-    if isinstance(shown, (str, int)) and name != "verdicts" and "action" not in options:
-        options["help"] += f" (default: {shown})"
-    if name == "set":
-        options["action"] = "extend"
-    return options
 
 
 def words_of(texts: Sequence[str]) -> list[str]:

@@ -150,13 +150,3 @@ def _row(cells: Sequence[str], sizes: Sequence[int]) -> str:
     pads = [" " * (n - cell_len(cell)) for cell, n in zip(cells, sizes, strict=True)]
     others = [pad + cell for pad, cell in zip(pads[1:], cells[1:], strict=True)]
     return "  ".join([cells[0] + pads[0], *others]).rstrip()
-
-
-def about(seconds: float) -> str:
-    """`seconds` in words: under a minute, about 5 minutes, about 1.6 hours."""
-    if seconds < 60:
-        return "under a minute"
-    minutes = round(seconds / 60)
-    if minutes > 90:
-        return f"about {seconds / 3600:.1f} hours"
-    return f"about {minutes} minute{'s' * (minutes > 1)}"

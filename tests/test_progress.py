@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from comp import __main__ as command_line
-from comp.progress import Reporter, about, table_lines
+from comp.progress import Reporter, table_lines
 
 ROWS = [("tf_efficientnet_lite2-957f17d84c", "0.01232", "+0.00310 (+0.00032 to +0.00694)")]
 HEADER = ("run", "log loss, cross-fitted", "gain on the leaderboard")
@@ -146,19 +146,6 @@ def test_a_file_gets_tables_and_progress_as_plain_lines(
     out, err = capsys.readouterr()
     assert "  ".join(("tf_efficientnet_lite2-957f17d84c", "               0.01232")) in out
     assert "\x1b[?25l" not in err  # hides the cursor, as a bar does
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (1, "under a minute"),
-        (60, "about 1 minute"),
-        (90 * 60, "about 90 minutes"),
-        (5760, "about 1.6 hours"),
-    ],
-)
-def test_a_duration_is_in_words(seconds: float, words: str) -> None:
-    assert about(seconds) == words
 
 
 def test_commands_work_without_a_user_name_or_a_home(tmp_path: Path) -> None:

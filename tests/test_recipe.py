@@ -163,6 +163,7 @@ def test_make_passes_any_value_as_one_word_that_no_shell_reads(tmp_path: Path) -
         ("lr STEPS=7", [["lr", "--steps", "7"]]),
         ("ablate RECIPE=a AGAINST=b WORKSPACE=w", [["ablate", "a", "b", "--workspace", "w"]]),
         ("judge VERDICTS=flip", [["judge", "flip"]]),
+        ("judge", [["judge"]]),
         (
             "data train RECIPE=a DEVICE=cpu",
             [*[["data", "--recipe", "a"]], *[["train", "--recipe", "a", "--device", "cpu"]]],

@@ -21,7 +21,6 @@ from comp.network.heads import N_AT_ONCE, ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
 from comp.network.surgery import freeze
 from comp.network.views import CENTRE
-from comp.progress import about
 from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
 from comp.store import derive_seed, write_table
@@ -109,8 +108,9 @@ class NetworkFit:
         n_photos = sum(int(self.inputs.training_rows(fold).sum()) for fold in folds)
         phases = fine_tuning(self.inputs).phases()
         seconds = sum(n_photos * phase.epochs * self._step_seconds(phase) for phase in phases)
+        took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
         self.frozen.reporter.warn(
-            f"no GPU: {self.inputs.run.recipe.name} will train for {about(seconds)} on this CPU;"
+            f"no GPU: {self.inputs.run.recipe.name} will train for about {took} on this CPU;"
             f" RECIPE={ON_CPU} is made for CPUs"
         )
 
