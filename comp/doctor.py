@@ -204,8 +204,8 @@ def check_writable(workspace: Workspace) -> str:
 
 
 def _nearest(folder: Path) -> Path:
-    """`folder`, or the nearest folder above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    """`folder`, or the nearest above it that exists, be it a link that leads nowhere."""
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def account_probes(kaggle: Kaggle, competition: Competition) -> Probes:

@@ -225,9 +225,10 @@ def test_memory_is_what_is_available_or_the_limit_of_the_container(tmp_path: Pat
 
 def test_a_folder_is_writable_if_the_nearest_that_exists_is(tmp_path: Path) -> None:
     assert doctor.check_writable(Workspace(tmp_path / "not" / "yet")).endswith("are writable")
-    (tmp_path / "runs").touch()
-    with pytest.raises(UserError, match="runs is not writable: change its owner"):
-        doctor.check_writable(Workspace(tmp_path))
+    for name, make in (("runs", Path.touch), ("data", lambda path: path.symlink_to("nowhere"))):
+        make(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} is not writable: change its owner"):
+            doctor.check_writable(Workspace(tmp_path))
 
 
 def test_only_files_that_a_run_needs_reduce_the_disk_space_it_still_takes(
