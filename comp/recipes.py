@@ -230,21 +230,18 @@ def members(runs: Iterable[str]) -> list[str]:
 
 def listed() -> list[str]:
     """Lines for a terminal: recipes by group with the first line of their claims, and the guide."""
-    tables = {
-        title: {make.__name__: (make.__doc__ or "").strip().splitlines()[0] for make in group}
+    groups = {
+        title: [(make.__name__, (make.__doc__ or "").partition("\n")[0]) for make in group]
         for title, group in _GROUPS.items()
     }
-    blends = {name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()}
-    tables["Several recipes, blended"] = blends
-    tables["Which to take"] = {
-        f"{photos} photos, {like} ImageNet's": " or ".join(names) + "."
+    groups["Several recipes, blended"] = [(name, ", ".join(x)) for name, x in ENSEMBLES.items()]
+    groups["Which to take for how many photos"] = [
+        (f"{photos}, {like} ImageNet's", " or ".join(names))
         for (photos, like), names in GUIDE.items()
-    }
+    ]
     lines = []
-    for title, claims in tables.items():
-        width = 2 + max(map(len, claims)) + 2
+    for title, rows in groups.items():
         lines += ["", title]
-        for name, claim in claims.items():
-            first, *rest = wrap(claim, 110 - width)
-            lines += [f"  {name}".ljust(width) + first, *(" " * width + line for line in rest)]
+        for name, claim in rows:
+            lines += wrap(f"  {name:24}{claim}", 80, subsequent_indent=" " * 26)
     return lines[1:]
