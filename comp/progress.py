@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
 from textwrap import wrap
 from typing import Protocol
@@ -13,7 +14,6 @@ from typing import Protocol
 from rich import progress as bars
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
@@ -72,26 +72,17 @@ class Reporter:
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        count = (bars.MofNCompleteColumn(), bars.TaskProgressColumn(show_speed=True))
-        fields = [
-            bars.TextColumn(f"{{task.{x}}}")
-            for x in ("description", "fields[rate]", "fields[note]")
-        ]
-        columns = (
-            fields[0],
-            bars.BarColumn(),
-            *count,
-            fields[1],
-            bars.TimeRemainingColumn(),
-            fields[2],
-        )
-        with bars.Progress(*columns, console=self._err) as progress:
-            task = progress.add_task(escape(label), total=total, note="", rate="")
+        text = partial(bars.TextColumn, markup=False)
+        left = (text("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+        middle = (bars.TaskProgressColumn(show_speed=True), text("{task.fields[rate]}"))
+        right = (bars.TimeRemainingColumn(), text("{task.fields[note]}"))
+        with bars.Progress(*left, *middle, *right, console=self._err) as progress:
+            task = progress.add_task(_printable(label), total=total, note="", rate="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
                 rate = _rate(speed, unit) if speed else ""
-                progress.update(task, advance=n, note=escape(note), rate=rate)
+                progress.update(task, advance=n, note=_printable(note), rate=rate)
 
             yield advance
 
