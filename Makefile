@@ -1,80 +1,119 @@
 # Two commands need nothing but Python 3.11 and make: `make rehearsal` and `make test`.
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
-quote = '$(subst ','\'',$(1))'
-option = $(if $($(2)),--$(1) $(call quote,$($(2))))
-WITH := $(call option,recipe,RECIPE) $(call option,set,SET) $(call option,workspace,WORKSPACE)
-ON := $(call option,device,DEVICE)
-REAL := $(call option,archive,ARCHIVE) $(call option,solution,SOLUTION)
+
+# The variables that each target takes. Each becomes the option of its name.
+takes_data := RECIPE SET WORKSPACE
+takes_train := RECIPE SET WORKSPACE DEVICE
+takes_predict := RECIPE SET WORKSPACE DEVICE
+takes_calibrate := RECIPE SET WORKSPACE DEVICE
+takes_blend := RUNS METHOD SET WORKSPACE DEVICE
+takes_ablate := RECIPE AGAINST WORKSPACE
+takes_forecast := RECIPE SET RUN WORKSPACE
+takes_submit := RECIPE SET RUN FORCE WORKSPACE
+takes_scores := WORKSPACE
+takes_leaderboard := REFRESH WORKSPACE
+takes_doctor := WORKSPACE
+takes_scout := BACKBONES BUDGET SET WORKSPACE DEVICE
+takes_lr := RECIPE SET STEPS WORKSPACE DEVICE
+takes_audit := RUNS WORKSPACE DEVICE
+takes_judge := VERDICTS RECIPE SET WORKSPACE DEVICE
+takes_rehearsal := RECIPE SET ARCHIVE SOLUTION WORKSPACE DEVICE
+takes_smoke := SET ARCHIVE SOLUTION DEVICE
+takes_bench := ROWS ROUNDS FULL ARCHIVE SOLUTION
+BARE := RUNS AGAINST VERDICTS # words without the option's name before them
+FLAGS := FORCE REFRESH FULL # 1 or 0
+
+# Variables count on the command line only: an environment that has FORCE or RUN changes nothing.
+goals := $(or $(MAKECMDGOALS),help)
+taken := $(sort $(foreach goal,$(goals),$(takes_$(goal))))
+given := $(filter-out PYTHON,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+unexport $(given)
+$(foreach name,$(filter-out $(taken),$(given)),$(error \
+  make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
+$(foreach name,$(filter-out SET,$(given)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
+$(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out 0 1,$(value $(name))),$(error \
+  $(name) must be 1 or 0, got $(value $(name)))))
+$(foreach name,$(taken),$(if $(filter environment,$(origin $(name))),$(warning \
+  $(name) of the environment is ignored: write make $(goals) $(name)=...)))
+
+lower = $(shell echo $(1) | tr A-Z a-z)
+quote = '$(subst ','\'',$(value $(1)))'
+option = $(if $(filter $(BARE),$(1)),,--$(lower)) $(if $(filter $(FLAGS),$(1)),,$(quote))
+off = $(foreach name,$(FLAGS),$(if $(filter 0,$(value $(name))),$(name)))
+options = $(foreach name,$(filter-out $(off),$(filter $(given),$(or $(1),$(takes_$@)))),$(call option,$(name)))
+
+# .venv is made anew where it was moved, its Python is gone, or PYTHON= names another one.
+venv := $(shell cd .venv 2>/dev/null && [ "$$(sed -n 's/^command = .* -m venv [^/]*//p' pyvenv.cfg)" = "$$(pwd -P)" ] && \
+  bin/python -c 'import pip' 2>/dev/null && echo fits)
+ifneq ($(filter command,$(origin PYTHON)),)
+venv := $(shell [ "$$($(PYTHON) -V)" = "$$(.venv/bin/python -V 2>/dev/null)" ] && echo $(venv))
+endif
+$(if $(venv),,$(eval .PHONY: .venv/done))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 .venv/done: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@echo "Setting up .venv with the packages of requirements.txt; on Linux, where torch brings CUDA, 3.3 GB to download and 6.3 GB on disk"
+	$(PYTHON) -m venv $(if $(venv),,--clear) .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv  # the lock pins it too
-	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt
-	touch $@
+	.venv/bin/uv pip install --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt
+	@touch $@
 
-data: .venv/done ## download, check, unpack; manifest, folds, pixels
-	$(COMP) data $(WITH)
-train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn]
-	$(COMP) train $(WITH) $(ON)
-predict: .venv/done ## predict the test photos, calibrate, clip
-	$(COMP) predict $(WITH) $(ON)
-calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities
-	$(COMP) calibrate $(WITH) $(ON)
-blend: .venv/done ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
-	$(COMP) blend $(RUNS) $(call option,method,METHOD) $(call option,set,SET) $(call option,workspace,WORKSPACE) $(ON)
-ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
-	$(COMP) ablate $(RECIPE) $(AGAINST) $(call option,workspace,WORKSPACE)
-forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-...
-	$(COMP) forecast $(WITH) $(call option,run,RUN)
-submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
-	$(COMP) submit $(WITH) $(call option,run,RUN) $(if $(FORCE),--force)
-scores: .venv/done ## pick up scores that were pending
-	$(COMP) scores
-leaderboard: .venv/done ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
-	$(COMP) leaderboard $(if $(REFRESH),--refresh)
-doctor: .venv/done ## what a run needs, line by line: fine, or what to do
-	@$(COMP) doctor
-scout: .venv/done ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"
-	$(COMP) scout $(if $(BACKBONES),--backbones $(BACKBONES)) $(call option,budget,BUDGET) $(call option,set,SET) $(call option,workspace,WORKSPACE) $(ON)
-lr: .venv/done ## find a learning rate: make lr RECIPE=lite0_finetune
-	$(COMP) lr $(WITH) $(ON)
-audit: .venv/done ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/audit.html
-	$(COMP) audit $(RUNS) $(call option,workspace,WORKSPACE) $(ON)
-judge: .venv/done ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
-	$(COMP) judge $(or $(VERDICTS),all) $(WITH) $(ON)
-recipes: .venv/done ## list the recipes
-	@$(COMP) recipes
-rehearsal: .venv/done ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
-	$(COMP) rehearsal $(WITH) $(ON) $(REAL)
+data: ## download, check, unpack; manifest, folds, pixels
+train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn]
+predict: ## predict the test photos, calibrate, clip
+calibrate: ## compare every way from RECIPE's logits to probabilities
+blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
+ablate: ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
+forecast: ## the score and rank to expect of RECIPE, or of RUN=blend-...
+submit: ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
+scores: ## pick up scores that were pending
+leaderboard: ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
+doctor: ## what a run needs, line by line: fine, or what to do
+scout: ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"
+lr: ## find a learning rate: make lr RECIPE=lite0_finetune [STEPS=200]
+audit: ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/audit.html
+judge: ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
+recipes: ## list the recipes
+rehearsal: ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
+STAGES := data train predict calibrate blend forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal
+$(STAGES): .venv/done
+	$(if $(filter doctor recipes,$@),@)$(COMP) $@ $(options)
+ablate: .venv/done
+	$(COMP) ablate $(call quote,RECIPE) $(call quote,AGAINST) $(call options,WORKSPACE)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
-	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(call quote,$(SET)) $(ON) $(REAL)
+	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(options)
 bench: .venv/done ## speed and score beside bare models and peers: make bench [ARCHIVE=... SOLUTION=...] [ROWS="head timm"] [ROUNDS=3] [FULL=1]
-	.venv/bin/python -m tests.bench $(REAL) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FULL),--full)
+	.venv/bin/python -m tests.bench $(options)
 bench-peers: .venv/peers ## install the peers that the benchmark compares with
 .venv/peers: .venv/done requirements-bench.txt
-	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt -r requirements-bench.txt
-	touch $@
+	.venv/bin/uv pip install --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt -r requirements-bench.txt
+	@touch $@
 test: .venv/done ## all tests that need neither network nor GPU
 	.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
 check: .venv/done ## ruff and mypy --strict
 	.venv/bin/ruff check comp tests
 	.venv/bin/ruff format --check comp tests
 	.venv/bin/mypy comp
+check-lock: .venv/done ## the lock has a package for each platform and Python
+	@set -e; for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do for version in 3.11 3.12 3.13 3.14; do \
+	  MACOSX_DEPLOYMENT_TARGET=14.0 .venv/bin/uv pip install --quiet --dry-run --no-build --require-hashes --target .venv/none \
+	    --python-platform $$platform --python-version $$version -r requirements.txt -r requirements-bench.txt; \
+	  echo "$$platform, Python $$version: all packages found"; done; done
 lock: .venv/done ## pin all dependencies anew
-	.venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --generate-hashes \
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
-	.venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra bench --constraint requirements.txt --generate-hashes \
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra bench --constraint requirements.txt --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  pyproject.toml -o requirements-bench.txt
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict calibrate blend ablate forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal smoke bench bench-peers test check lock clean
+.PHONY: help $(STAGES) ablate smoke bench bench-peers test check check-lock lock clean

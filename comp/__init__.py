@@ -1,1 +1,3 @@
 """From Kaggle's archive to a score: data, train, predict, submit."""
+
+__version__ = "0.1.0"

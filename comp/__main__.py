@@ -5,13 +5,16 @@ imported where they are called: torch takes seconds, and neither --help nor a st
 needs it.
 """
 
+import getpass
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from comp.arguments import Call, make_parser, words_of
 from comp.competition import COMPETITION
-from comp.errors import UserError
+from comp.errors import UserError, explain
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed, members
@@ -68,7 +71,7 @@ def _ablate(call: Call) -> None:
     from comp.predict.compare import compare_runs
 
     if len(call.runs) != 2:
-        raise UserError(f"two runs are compared, got {len(call.runs)}")
+        raise UserError(f"two runs are compared, got {len(call.runs)}: name RECIPE and AGAINST")
     name, against = call.runs
     compare_runs(call.workspace, call.competition, name, against, call.reporter)
 
@@ -189,18 +192,37 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
 }
 
 
+def _stand_in_for_home() -> None:
+    """Libraries ask for a home and a user name, which a container's user may not have."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/nonexistent"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = "nobody"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
-    options = vars(make_parser(COMMANDS).parse_args(arguments))
-    command, folder = options.pop("command"), options.pop("workspace")
+    _stand_in_for_home()
     reporter = Reporter()
+    options = vars(make_parser(COMMANDS).parse_args(arguments))
+    command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
     try:
-        if options.get("set"):
-            options["set"] = words_of(options["set"])
-        given = {name: value for name, value in options.items() if value is not None}
-        command(Call(workspace=Workspace(folder.resolve()), reporter=reporter, **given))
+        given: dict[str, Any] = {
+            name: words_of(value) if isinstance(value, list) else value
+            for name, value in options.items()
+            if value is not None
+        }
+        command(Call(workspace=Workspace(folder), reporter=reporter, **given))
     except UserError as error:
         reporter.fail(str(error))
+        return 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        failure = explain(error, folder)
+        if failure is None:
+            raise
+        reporter.fail(failure)
         return 1
     except KeyboardInterrupt:
         reporter.fail("stopped; the same command resumes here")

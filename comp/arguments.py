@@ -1,18 +1,20 @@
 """What the command line takes: the options of every command, described once."""
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from comp import __version__
 from comp.competition import COMPETITION, Competition
 from comp.errors import UserError
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import DEFAULT, ENSEMBLES, RECIPES, chosen, named
+from comp.recipes import DEFAULT, ON_CPU, chosen, named
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -73,63 +75,53 @@ class Call:
         return finished_folder(self.workspace, self.competition, self.recipes)
 
 
+def path_of(text: str) -> Path:
+    """`text` as a path: shells leave the ~ of WORKSPACE=~/data to us."""
+    return Path(os.path.expanduser(text))
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "runs": {"nargs": "*", "metavar": "RUN", "help": "of runs/, by folder or recipe"},
-    "verdicts": {"help": "all, drop, flip, soft or the id of one photo in data/verdicts.csv"},
-    "recipe": {"metavar": "NAME", "help": f"one of {', '.join([*RECIPES, *ENSEMBLES])}"},
-    "set": {"nargs": "+", "metavar": "OPTION=VALUE", "help": "such as training.epochs=3"},
+    "verdicts": {"nargs": "?", "help": "all (the default), drop, flip, soft or one photo's id"},
+    "recipe": {"help": f"one that `recipes` lists; default: {DEFAULT}, to rehearse {ON_CPU}"},
+    "set": {"nargs": "+", "action": "extend", "metavar": "OPTION=VALUE"},
     "device": {"help": "cuda, mps or cpu; default: the best there is"},
     "run": {"help": "a folder of runs/, such as a blend's, instead of the recipe's"},
-    "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "how to blend"},
-    "backbones": {
-        "nargs": "+",
-        "metavar": "NAME[=FILE]",
-        "help": "of timm; default: packaged ones",
-    },
-    "budget": {"help": "of time, such as 90s, 10m or 1.5h"},
-    "steps": {"type": int, "help": "of the range test"},
+    "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
+    "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
+    "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},
+    "steps": {"type": int, "help": "of the range test; default: 100"},
     "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
-    "archive": {"type": Path, "help": "a zip like Kaggle's"},
-    "solution": {"type": Path, "help": "its labels: a CSV of id,label with 0 or 1"},
+    "archive": {"type": path_of, "help": "a zip like Kaggle's"},
+    "solution": {"type": path_of, "help": "its labels: a CSV of id,label with 0 or 1"},
 }
 
 
 def make_parser(commands: Mapping[Callable[[Call], None], str]) -> argparse.ArgumentParser:
     """A parser of `commands` and the names of their options, some with =default."""
     text = "Dogs vs. Cats Redux, from Kaggle's archive to a score."
-    parser = argparse.ArgumentParser(prog="python -m comp", description=text)
+    parser = argparse.ArgumentParser(prog="comp", description=text)
+    parser.add_argument("--version", action="version", version=f"comp {__version__}")
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for command, names in commands.items():
         text = command.__doc__ or ""
-        stage = stages.add_parser(command.__name__.strip("_"), help=text, description=text)
+        name = command.__name__.strip("_")
+        stage = stages.add_parser(name, help=text, description=text, allow_abbrev=False)
         stage.set_defaults(command=command)
         folder = "folder of data/, runs/ and submissions/; default: here"
-        stage.add_argument("--workspace", type=Path, default=Path(), help=folder)
+        stage.add_argument("--workspace", type=path_of, default=Path(), help=folder)
         for word in names.split():
             name, _, default = word.partition("=")
-            positional = name in ("runs", "verdicts")
-            options = _argument(name, default)
-            stage.add_argument(name if positional else f"--{name}", **options)
+            is_bare = name in ("runs", "verdicts")
+            options = ARGUMENTS[name] | ({"default": default} if default else {})
+            stage.add_argument(name if is_bare else f"--{name}", **options)
     return parser
 
 
-def _argument(name: str, default: str) -> dict[str, Any]:
-    options = ARGUMENTS[name].copy()
-    if default:
-        options["default"] = default
-    shown: object = default or getattr(Call, name, None)
-    if isinstance(shown, (str, int)) and name != "verdicts" and "action" not in options:
-        options["help"] += f" (default: {shown})"
-    if name == "set":
-        options["action"] = "extend"
-    return options
-
-
-def words_of(settings: Sequence[str]) -> list[str]:
-    """`settings`, each of which may hold several: make passes SET as one word."""
+def words_of(texts: Sequence[str]) -> list[str]:
+    """The words of `texts`, each of which may hold several: make passes SET and RUNS as one."""
     try:
-        return [word for text in settings for word in shlex.split(text)]
+        return [word for text in texts for word in shlex.split(text)]
     except ValueError as error:
-        cause = f"{str(error).lower()} in {' '.join(settings)}"
-        raise UserError(f"SET cannot be read: {cause}") from None
+        raise UserError(f"{str(error).lower()} in {' '.join(texts)}") from None

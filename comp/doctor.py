@@ -6,8 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,16 +30,17 @@ import torch, torchvision
 torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
 print(f"torch {torch.__version__} and torchvision {torchvision.__version__} work together")
 """
-MAX_SKEW_S = 60.0  # of the clock, beyond which dates mislead; certificates fail only at days
 GB = 10**9
 PIXEL_BYTES = 256 * 256 * 3  # of a decoded photo, in the default recipe
 RUN_BYTES = 600_000_000  # of the default recipe with five folds
 # torch with timm takes 0.8 GB before any work, the features of 37,500 photos 0.2, their fit in
 # float64 0.4; the rest is for batches on a CPU. Decoded photos are mapped and need none.
 MEMORY_BYTES = 4 * GB
-PREREQUISITES = {"device": "torch", "authentication": "credentials"} | dict.fromkeys(
-    ("competition", "rules", "phone", "submissions", "clock"), "authentication"
-)
+PREREQUISITES = {
+    "device": "torch",
+    "authentication": "credentials",
+    **dict.fromkeys(("competition", "rules", "submissions"), "authentication"),
+}
 Probes = dict[str, Callable[[], str]]
 
 
@@ -99,31 +99,28 @@ def run_probes(probes: Probes) -> Iterator[Check]:
 
 
 def machine_probes(workspace: Workspace, competition: Competition) -> Probes:
-    folders = (workspace.data, workspace.runs, workspace.submissions)
     return {
         "Python": lambda: f"{platform.python_version()} in {sys.prefix}",
         "packages": find_packages,
         "disk": lambda: find_disk(workspace, competition),
         "memory": find_memory,
-        "folders": lambda: check_writable(folders),
+        "folders": lambda: check_writable(workspace),
         "torch": find_torch,
         "device": lambda: find_accelerator(shutil.which("nvidia-smi") is not None),
     }
 
 
-def find_packages(root: Path = ROOT) -> str:
-    """Whether the packages of pyproject.toml are installed, and all as in requirements.txt."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lock = (root / "requirements.txt").read_text(encoding="utf-8")
-    pinned = map(Requirement, re.findall(r"^\w[^\\#\n]*==[^\\#\n]*", lock, re.MULTILINE))
-    locked = [need for need in pinned if not need.marker or need.marker.evaluate()]
-    wanted = [Requirement(line) for line in project["dependencies"]]
-    for kind, needs in (("too old or missing", wanted), ("not as locked", locked)):
-        unmet = [f"{need.name}{need.specifier}" for need in needs if not _is_met(need)]
-        if unmet:
-            text = f"{len(unmet)} of {len(needs)} are {kind} ({', '.join(unmet[:3])}): {FIX}"
-            raise UserError(text) if needs is wanted else Doubt(text)
-    return f"{len(locked)} are as locked"
+def find_packages(lock: Path = ROOT / "requirements.txt") -> str:
+    """Whether the packages of `lock` are installed in its versions."""
+    if not lock.exists():
+        raise Doubt(f"not compared: {lock} is not there, so this is no checkout")
+    pinned = re.findall(r"^\w[^\\#\n]*==[^\\#\n]*", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    needs = [need for need in map(Requirement, pinned) if not need.marker or need.marker.evaluate()]
+    unmet = [f"{need.name}{need.specifier}" for need in needs if not _is_met(need)]
+    if unmet:
+        text = f"{len(unmet)} of {len(needs)} are missing or not as locked"
+        raise Doubt(f"{text} ({', '.join(unmet[:3])}): {FIX}")
+    return f"{len(needs)} are as locked"
 
 
 def _is_met(need: Requirement) -> bool:
@@ -191,27 +188,24 @@ def find_memory(
     found = [1024 * int(kib) for kib in re.findall(r"MemAvailable:\s+(\d+) kB", text)]
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         found.append(int(most))
-    need = f"{MEMORY_BYTES / GB:.0f} GB are needed for all photos"
-    if not found:
-        raise Doubt(f"how much is available is unknown; {need}")
-    available = f"{min(found) / GB:.1f} GB are available"
-    if min(found) < MEMORY_BYTES:
+    available = f"{min(found) / GB:.1f} GB are available" if found else "unknown"
+    if not found or min(found) < MEMORY_BYTES:
+        need = f"{MEMORY_BYTES / GB:.0f} GB are needed for all photos"
         raise Doubt(f"{available}, {need}: end other programs, or use fewer photos")
     return available
 
 
-def check_writable(folders: Sequence[Path]) -> str:
-    for folder in folders:
+def check_writable(workspace: Workspace) -> str:
+    for folder in (workspace.data, workspace.runs, workspace.submissions):
         place = _nearest(folder)
         if not place.is_dir() or not os.access(place, os.W_OK):
-            remedy = "change its owner, or use another --workspace"
-            raise UserError(f"{folder} is not writable: {remedy}")
-    return f"{', '.join(f'{folder.name}/' for folder in folders)} are writable"
+            raise UserError(f"{folder} is not writable: change its owner, or use another WORKSPACE")
+    return "data/, runs/ and submissions/ are writable"
 
 
 def _nearest(folder: Path) -> Path:
-    """`folder`, or the nearest folder above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    """`folder`, or the nearest above it that exists, be it a link that leads nowhere."""
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def account_probes(kaggle: Kaggle, competition: Competition) -> Probes:
@@ -221,18 +215,18 @@ def account_probes(kaggle: Kaggle, competition: Competition) -> Probes:
         "authentication": lambda: f"Kaggle knows you as {kaggle.whoami()}",
         "competition": lambda: f"{competition.slug} has {len(kaggle.files()):,} files",
         "rules": lambda: find_rules(kaggle),
-        "phone": lambda: find_phone(kaggle),
         "submissions": lambda: find_limits(kaggle),
-        "clock": lambda: compare_clock(kaggle.clock_skew_s()),
     }
 
 
 def find_credentials(kaggle: Kaggle) -> str:
     found = kaggle.credentials
     text = f"the {found.kind} from {found.source}"
-    if found.warnings or not kaggle.is_real:
-        stand_in = "KAGGLE_API_ENVIRONMENT=LOCALHOST sends them to a stand-in, not to Kaggle"
-        raise Doubt("; ".join([text, *found.warnings, *([] if kaggle.is_real else [stand_in])]))
+    doubts = list(found.warnings)
+    if not kaggle.is_real:
+        doubts.append("KAGGLE_API_ENVIRONMENT=LOCALHOST sends them to a stand-in, not to Kaggle")
+    if doubts:
+        raise Doubt("; ".join([text, *doubts]))
     return text
 
 
@@ -241,30 +235,12 @@ def find_rules(kaggle: Kaggle) -> str:
     return "accepted: the archive may be downloaded"
 
 
-def find_phone(kaggle: Kaggle) -> str:
-    n_submissions = len(kaggle.submissions())
-    if not n_submissions:
-        settings = "https://www.kaggle.com/settings"
-        raise Doubt(f"Kaggle's API does not say if it is verified: if submit fails, see {settings}")
-    return f"verified or not needed: Kaggle has accepted {n_submissions:,} submissions"
-
-
 def find_limits(kaggle: Kaggle) -> str:
     limits = kaggle.limits()
     text = f"{limits.n_allowed_now:,} left today, {limits.n_today:,} made"
     if limits.n_allowed_now < 1:
         raise UserError(f"{text}: try again after midnight UTC")
     return text
-
-
-def compare_clock(skew_s: float | None) -> str:
-    """By how many seconds Kaggle's clock is ahead of ours, None if unknown."""
-    if skew_s is None:
-        raise Doubt("Kaggle's answers had no date")
-    if abs(skew_s) > MAX_SKEW_S:
-        late = "behind" if skew_s > 0 else "ahead of"
-        raise Doubt(f"{abs(skew_s):,.0f} s {late} Kaggle's: set this machine's clock")
-    return f"within {MAX_SKEW_S:.0f} s of Kaggle's"
 
 
 def find_archive(folder: Path, competition: Competition) -> str:

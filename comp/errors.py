@@ -1,23 +1,32 @@
-"""Every failure that a user can act on, as one tree.
+"""Every failure that a user can act on: a tree of errors under UserError.
 
-    UserError
-    ├── RecipeError           an unknown recipe or option, a value out of range
-    ├── DataError             photos, the manifest, or too few of either
-    │   └── ArchiveError      the archive is cut, corrupt, incomplete or hostile
-    ├── StaleError            an artefact made from something else
-    ├── StoreError            a folder that cannot be locked
-    ├── WeightsError          no weights found, or not this backbone's
-    ├── TrainingError         the loss is not finite or explodes
-    ├── SubmissionError       a CSV that Kaggle would refuse or that would waste a slot
-    └── KaggleError           Kaggle refused or failed
-        ├── CredentialsError  none found, or refused (401)
-        ├── RulesError        the competition's rules are not accepted (403)
-        ├── NotFoundError     no such competition or file (404)
-        └── UnavailableError  busy, broken or unreachable (429, 5xx, no connection, time-out)
-
-Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1;
-any other exception is a bug and keeps its traceback.
+Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1,
+as it does for what `explain` knows: the machine's own failures, such as a full disk. Any other
+exception is a bug and keeps its traceback.
 """
+
+import errno
+import os
+import re
+from pathlib import Path
+
+_MEMORY = "end other programs, or use fewer photos (folds.n_photos) or a smaller pixels.size_px"
+_REMEDIES = {
+    "make room there, then run this again": "ENOSPC EDQUOT",
+    "raise the limit (ulimit -f), or use a WORKSPACE whose file system has none (FAT)": "EFBIG",
+    "use another WORKSPACE, or mount it for writing": "EROFS",
+    "allow writing there (chown, chmod), or use another WORKSPACE": "EACCES EPERM",
+    "use a WORKSPACE with a shorter path": "ENAMETOOLONG",
+    "raise the limit (ulimit -n, ulimit -u), or end other programs": "EMFILE ENFILE EAGAIN",
+    "a file is in the place of a folder, or the other way: move it away": "ENOTDIR EISDIR EEXIST",
+    "put it back, or delete what was made from it and run the stages again": "ENOENT",
+    "repair the disk or network folder, or use another WORKSPACE": "EIO ESTALE ENOTCONN ENODEV",
+    _MEMORY: "ENOMEM",
+}
+_REMEDY_OF = {
+    getattr(errno, name): remedy for remedy, names in _REMEDIES.items() for name in names.split()
+}
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -87,3 +96,25 @@ class UnavailableError(KaggleError):
         self.retry_after_s = retry_after_s
         self.not_done = not_done
         self.link_refused = link_refused
+
+
+def explain(error: BaseException, workspace: Path) -> str | None:
+    """One line on a failure of the machine: where and what to do; None if `error` is a bug.
+
+    The place of a failed write whose error does not tell it is somewhere in `workspace`.
+    """
+    text = str(error).partition("\n")[0]
+    if isinstance(error, OSError) and (remedy := _REMEDY_OF.get(error.errno or 0)):
+        name = error.filename
+        path = Path(os.fsdecode(name)) if name and not isinstance(name, int) else workspace
+        for link in (path, *path.parents):  # os.path never raises, Path does for a name too long
+            if os.path.islink(link) and not os.path.exists(link):
+                where = f"{link} is a link to {os.readlink(link)}, which is not there"
+                return f"{where}: make that folder, or delete the link"
+        return f"{path}: {os.strerror(error.errno or 0)}: {remedy}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({text or 'unknown how much'}): {_MEMORY}"
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
+        on_gpu = "set a smaller training.micro_batch or pixels.size_px, or use DEVICE=cpu"
+        return f"not enough memory ({text}): {_MEMORY if 'CPUAllocator' in text else on_gpu}"
+    return None

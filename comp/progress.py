@@ -1,22 +1,20 @@
 """What a user sees while a stage works: a bar on a terminal, plain lines elsewhere."""
 
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from io import TextIOWrapper
+from textwrap import wrap
 from typing import Protocol
 
+from rich import progress as bars
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.text import Text
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
 
@@ -28,51 +26,63 @@ class Advance(Protocol):
 
 
 class Reporter:
-    """The only place that prints. Progress goes to stderr, results and remarks to stdout."""
+    """The only place that prints. Progress goes to stderr, results and remarks to stdout.
+
+    What a terminal cannot print, or would obey, is written as an escape: a team's name, a path.
+    """
 
     def __init__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         self._out = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._err = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        self._warned: set[str] = set()
 
     def say(self, line: str) -> None:
-        self._out.print(escape(line))
+        self._out.print(Text(_printable(line)))
 
     def warn(self, line: str) -> None:
-        self._out.print(f"[yellow]warning:[/] {escape(line)}")
+        """Say it once, however often it is noticed."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self._out.print(Text.assemble(("warning:", "yellow"), " ", _printable(line)))
 
     def fail(self, line: str) -> None:
-        self._err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
+        self._err.print(Text.assemble(("error:", "red"), " ", _printable(line)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Columns after the first are right-aligned; a float is shown to five places."""
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in rows:
-            cells = (f"{x:.5f}" if isinstance(x, float) else escape(str(x)) for x in row)
-            table.add_row(*cells)
-        self._out.print(table)
+        cells = [
+            [f"{x:.5f}" if isinstance(x, float) else _printable(str(x)) for x in row]
+            for row in rows
+        ]
+        width = self._out.width if self._out.is_terminal else math.inf
+        self._out.print(Text(_printable(title), "bold"))
+        for line in table_lines(columns, cells, width):
+            self._out.print(Text(line))
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Progress, throughput and time left: a bar on a terminal, some lines elsewhere."""
-        show = self._bar if self._err.is_terminal else self._lines
+        is_watched = self._err.is_interactive and sys.stderr.isatty() and "CI" not in os.environ
+        show = self._bar if is_watched else self._lines
         with show(label, total, unit) as advance:
             yield advance
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        left = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        right = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        note_column = TextColumn("{task.fields[note]}")
-        percent = TaskProgressColumn(show_speed=True)
-        with Progress(*left, percent, *right, note_column, console=self._err) as progress:
-            task = progress.add_task(escape(label), total=total, note="", rate="")
+        text = partial(bars.TextColumn, markup=False)
+        left = (text("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+        middle = (bars.TaskProgressColumn(show_speed=True), text("{task.fields[rate]}"))
+        right = (bars.TimeRemainingColumn(), text("{task.fields[note]}"))
+        with bars.Progress(*left, *middle, *right, console=self._err) as progress:
+            task = progress.add_task(_printable(label), total=total, note="", rate="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
                 rate = _rate(speed, unit) if speed else ""
-                progress.update(task, advance=n, note=escape(note), rate=rate)
+                progress.update(task, advance=n, note=_printable(note), rate=rate)
 
             yield advance
 
@@ -89,12 +99,12 @@ class Reporter:
                 last = now
                 left = (total - done) * (now - start) / done
                 line = f"{label}: {done:,}/{total:,} {unit}, {left:.0f} s left {note}"
-                self._err.print(escape(line.rstrip()))
+                self._err.print(Text(_printable(line.rstrip())))
 
         yield advance
         took = time.monotonic() - start
         rate = _rate(done / max(took, 1e-9), unit)
-        self._err.print(escape(f"{label}: {done:,} {unit} in {took:.1f} s ({rate})"))
+        self._err.print(Text(_printable(f"{label}: {done:,} {unit} in {took:.1f} s ({rate})")))
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:
@@ -105,3 +115,34 @@ def counted(n: int, noun: str, plural: str = "") -> str:
 def _rate(speed: float, unit: str) -> str:
     """`speed` [1/s] in words that keep two digits of it."""
     return f"{1 / speed:.1f} s each" if 0 < speed < 1 else f"{speed:,.{int(speed < 10)}f} {unit}/s"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: float = math.inf
+) -> list[str]:
+    """A table, at most `width` characters wide if its longest words allow that.
+
+    To fit, headers wrap; if that is not enough, each row becomes a paragraph.
+    """
+    cells = [max([0, *(cell_len(row[at]) for row in rows)]) for at in range(len(columns))]
+    sizes = [max(n, len(column)) for n, column in zip(cells, columns, strict=True)]
+    if sum(sizes) + 2 * len(sizes) - 2 > width:
+        sizes = [max([n, *map(len, x.split())]) for n, x in zip(cells, columns, strict=True)]
+    if sum(sizes) + 2 * len(sizes) - 2 > width:
+        named = [list(zip(columns[1:], row[1:], strict=True)) for row in rows]
+        shown = [[f"  {name}: {cell}" for name, cell in row if cell] for row in named]
+        return [line for row, below in zip(rows, shown, strict=True) for line in (row[0], *below)]
+    heads = [wrap(column, max(n, 1)) for column, n in zip(columns, sizes, strict=True)]
+    height = max(map(len, heads))
+    head = zip(*([""] * (height - len(lines)) + lines for lines in heads), strict=True)
+    return [_row(row, sizes) for row in (*head, ["-" * n for n in sizes], *rows)]
+
+
+def _row(cells: Sequence[str], sizes: Sequence[int]) -> str:
+    pads = [" " * (n - cell_len(cell)) for cell, n in zip(cells, sizes, strict=True)]
+    others = [pad + cell for pad, cell in zip(pads[1:], cells[1:], strict=True)]
+    return "  ".join([cells[0] + pads[0], *others]).rstrip()

@@ -1,22 +1,13 @@
 """The named runs. Each docstring is its measured claim; blank means not measured.
 
-Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"): it depends on
-how many photos there are, and how like ImageNet's they are.
-
-few, like       the features fit already and there is little to learn from: a head on a frozen
-                backbone
-many, like      enough to move every layer without losing what it knows: fine-tune all layers, lower
-                ones less
-few, unlike     the last layers know ImageNet's classes too well: a classical machine on features
-                from further down
-many, unlike    enough to train from scratch, and pretrained weights still make the better start:
-                all layers at one rate
-
-Few means a few thousand. Cats and dogs are like ImageNet, where they are more than a tenth of the
-classes; the competition's 25,000 photos are many.
+Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"), in GUIDE: few
+photos have little to teach a network beyond a new head, and many can move every layer; the less
+they are like ImageNet's, the less the last layers fit. Few means a few thousand; the competition's
+25,000 are many, and more than a tenth of ImageNet's classes are cats and dogs.
 """
 
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from textwrap import wrap
 
 from comp.errors import RecipeError
@@ -215,12 +206,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def named(name: str) -> Recipe:
-    """The recipe called `name`; RecipeError lists the names there are."""
+    """The recipe called `name`; RecipeError says which name is near."""
     if name in ENSEMBLES:
         parts = ", ".join(ENSEMBLES[name])
         raise RecipeError(f"{name} is several recipes, but one is needed here: {parts}")
     if name not in RECIPES:
-        raise RecipeError(f"no recipe {name!r}; there are {', '.join([*RECIPES, *ENSEMBLES])}")
+        near = get_close_matches(name, [*RECIPES, *ENSEMBLES], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`make recipes` lists them"
+        raise RecipeError(f"no recipe {name!r}; {hint}")
     return RECIPES[name]()
 
 
@@ -237,21 +230,18 @@ def members(runs: Iterable[str]) -> list[str]:
 
 def listed() -> list[str]:
     """Lines for a terminal: recipes by group with the first line of their claims, and the guide."""
-    tables = {
-        title: {make.__name__: (make.__doc__ or "").strip().splitlines()[0] for make in group}
+    groups = {
+        title: [(make.__name__, (make.__doc__ or "").partition("\n")[0]) for make in group]
         for title, group in _GROUPS.items()
     }
-    blends = {name: f"{', '.join(parts)}." for name, parts in ENSEMBLES.items()}
-    tables["Several recipes, blended"] = blends
-    tables["Which to take"] = {
-        f"{photos} photos, {like} ImageNet's": " or ".join(names) + "."
+    groups["Several recipes, blended"] = [(name, ", ".join(x)) for name, x in ENSEMBLES.items()]
+    groups["Which to take for how many photos"] = [
+        (f"{photos}, {like} ImageNet's", " or ".join(names))
         for (photos, like), names in GUIDE.items()
-    }
+    ]
     lines = []
-    for title, claims in tables.items():
-        width = 2 + max(map(len, claims)) + 2
+    for title, rows in groups.items():
         lines += ["", title]
-        for name, claim in claims.items():
-            first, *rest = wrap(claim, 110 - width)
-            lines += [f"  {name}".ljust(width) + first, *(" " * width + line for line in rest)]
+        for name, claim in rows:
+            lines += wrap(f"  {name:24}{claim}", 80, subsequent_indent=" " * 26)
     return lines[1:]

@@ -5,19 +5,20 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from comp.errors import DataError, StoreError
+from comp.errors import DataError, StoreError, UserError
 from comp.progress import Reporter
 
 if TYPE_CHECKING:
@@ -26,47 +27,20 @@ if TYPE_CHECKING:
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what flock says on some network folders
 
 
-@dataclass(frozen=True, slots=True)
 class Workspace:
     """The folders of one competition, real or rehearsed; a rehearsal has a root of its own."""
 
-    root: Path
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def raw(self) -> Path:
-        return self.data / "raw"
-
-    @property
-    def photos(self) -> Path:
-        return self.data / "photos"
-
-    @property
-    def pixels(self) -> Path:
-        return self.data / "pixels"
-
-    @property
-    def features(self) -> Path:
-        return self.data / "features"
-
-    @property
-    def verdicts(self) -> Path:
-        return self.data / "verdicts.csv"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def submissions(self) -> Path:
-        return self.root / "submissions"
-
-    @property
-    def ledger(self) -> Path:
-        return self.submissions / "ledger.csv"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.raw = self.data / "raw"
+        self.photos = self.data / "photos"
+        self.pixels = self.data / "pixels"
+        self.features = self.data / "features"
+        self.verdicts = self.data / "verdicts.csv"
+        self.runs = root / "runs"
+        self.submissions = root / "submissions"
+        self.ledger = self.submissions / "ledger.csv"
 
     def manifest(self, split: str) -> Path:
         """`data/train.csv` or `data/test.csv`."""
@@ -78,7 +52,7 @@ def whole(path: Path) -> Iterator[Path]:
     """A scratch path beside `path` that replaces it if the block succeeds, and vanishes if not.
 
     The bytes reach the disk before the name does, so that a crash leaves the old file or the new
-    one, never a piece.
+    one, never a piece. Where the disk refuses, the OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -87,41 +61,81 @@ def whole(path: Path) -> Iterator[Path]:
         with scratch.open("rb") as written:
             os.fsync(written.fileno())
         scratch.replace(path)
+    except Exception as error:
+        cause = _disk_error(error, scratch)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a name that is too long, which is being raised already
+            scratch.unlink(missing_ok=True)
+
+
+def _disk_error(error: Exception, scratch: Path) -> OSError | None:
+    """The file system's error behind a failed write of `scratch`, if there is one.
+
+    numpy, torch and safetensors raise errors of their own, some with the system's number: else
+    writing a little more shows the cause.
+    """
+    if isinstance(error, UserError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return error if error.filename in (None, str(scratch)) else None
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    try:
+        with scratch.open("ab") as file:
+            file.write(bytes(2**16))
+    except OSError as found:
+        return found
+    return None
 
 
 @contextmanager
 def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iterator[None]:
     """Holds the lock file `path`: one process at a time. A killed process leaves nothing locked.
 
-    Says so when it has to wait. StoreError after `limit_s`, or where the file system has no locks.
+    Says so when it has to wait; StoreError after `limit_s`. A folder that cannot be written to
+    needs no lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, fallback_to_soft=False)
+    if not os.access(path.parent, os.W_OK):
+        yield
+        return
+    lock = _lock_at(path, reporter)
     started = time.monotonic()
     try:
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
-            reporter.say(f"waiting for another run that is using {path.parent}")
+            reporter.say(f"waiting for another run that is using {path.parent} ({lock.lock_file})")
             lock.acquire(timeout=-1 if limit_s == math.inf else limit_s)
     except filelock.Timeout:
         raise StoreError(
             f"another run has been using {path.parent} for {time.monotonic() - started:,.0f} s:"
             " wait for it or end it, then run this again"
         ) from None
-    # without flock filelock raises NotImplementedError, the kernel one of NO_LOCKS
-    except (NotImplementedError, OSError) as error:
-        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-            raise
-        raise StoreError(
-            f"the file system of {path.parent} has no file locks: use a local folder"
-        ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _lock_at(path: Path, reporter: Reporter) -> filelock.BaseFileLock:
+    """A lock of the kernel's; where the file system has none, a file that names its process.
+
+    Such a file of a killed process is replaced, but only on the machine that the process ran on.
+    """
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        with suppress(filelock.Timeout), lock.acquire(blocking=False):
+            pass
+    except (NotImplementedError, OSError) as error:  # filelock's own, or the kernel's
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        reporter.warn("this file system has no locks: use the workspace from one machine at a time")
+        return filelock.SoftFileLock(path.with_name(f"{path.name}.held"))
+    return lock
 
 
 def link(source: Path, target: Path) -> None:

@@ -24,6 +24,7 @@ from comp.recipe import (
 # One learning rate for all layers and steps, and no augmentation, decay, average or gradient bound
 # that a tutorial does not name.
 PLAIN = FineTune(
+    optimiser="sgd",
     head_start=False,
     schedule="constant",
     warmup=0.0,
@@ -33,6 +34,8 @@ PLAIN = FineTune(
     ema=0.0,
     augment=Augmentation(crop="center-crop", flip=False, colour=0.0),
 )
+LAST_LAYER = PLAIN.replace(trainable="head", momentum=0.0)
+LAST_BLOCKS = PLAIN.replace(epochs=3, batch_size=32, peak_lr=1e-4)  # as in Keras's examples
 VGG16 = Recipe(
     name="vgg16",
     model=Model(backbone="vgg16.tv_in1k"),
@@ -51,19 +54,11 @@ def vgg16_mlp() -> Recipe:
     25088-4096-4096-1. Photos squashed to 224 px, mean and std 0.5. Epochs, batch and the learning
     rate, Adam's own .001, are ours.
     """
-    training = PLAIN.replace(
-        trainable="head",
-        head=HeadShape(widths=(4096, 4096), dropout=0.5),
-        optimiser="adam",
-        peak_lr=1e-3,
-        epochs=5,
-    )
-    return VGG16.replace(
-        name="vgg16_mlp",
-        model=Model(backbone="vgg16.tv_in1k", layer="features", pool="flatten"),
-        pixels=VGG16.pixels.replace(normalise="constants"),
-        training=training,
-    )
+    model = Model(backbone="vgg16.tv_in1k", layer="features", pool="flatten")
+    pixels = VGG16.pixels.replace(normalise="constants")
+    head = HeadShape(widths=(4096, 4096), dropout=0.5)
+    adam = PLAIN.replace(trainable="head", head=head, optimiser="adam", peak_lr=1e-3, epochs=5)
+    return VGG16.replace(name="vgg16_mlp", model=model, pixels=pixels, training=adam)
 
 
 def vgg16_last_layer() -> Recipe:
@@ -76,14 +71,7 @@ def vgg16_last_layer() -> Recipe:
     SET="pixels.fit=center-crop". ImageNet's mean and std. No momentum, one epoch and the batch are
     ours; dropout is torchvision's, without the one between the frozen layers.
     """
-    training = PLAIN.replace(
-        trainable="head",
-        head=HeadShape(dropout=0.5),
-        optimiser="sgd",
-        momentum=0.0,
-        peak_lr=1e-3,
-        epochs=1,
-    )
+    training = LAST_LAYER.replace(head=HeadShape(dropout=0.5), peak_lr=1e-3, epochs=1)
     return VGG16.replace(name="vgg16_last_layer", training=training)
 
 
@@ -94,14 +82,9 @@ def vgg16_finetune() -> Recipe:
     of 128, as the tutorial trains on STL10-like photos. The rate, .001 of SGD with momentum .9
     times .1 every 7 epochs, is ours: that of PyTorch's own transfer-learning tutorial.
     """
+    augment = Augmentation(crop="pad-and-crop", colour=0.0)
     training = PLAIN.replace(
-        epochs=20,
-        batch_size=128,
-        optimiser="sgd",
-        peak_lr=1e-3,
-        schedule="step",
-        final_lr=0.0,
-        augment=Augmentation(crop="pad-and-crop", colour=0.0),
+        epochs=20, batch_size=128, peak_lr=1e-3, schedule="step", final_lr=0.0, augment=augment
     )
     pixels = VGG16.pixels.replace(size_px=96, normalise="measured")
     return VGG16.replace(name="vgg16_finetune", pixels=pixels, training=training)
@@ -115,15 +98,8 @@ def vgg16_last_block() -> Recipe:
     using very little data", 2016); it starts from the solved head for the reason given there: a
     random one would wreck the block.
     """
-    training = PLAIN.replace(
-        trainable="from:features.24",
-        epochs=3,
-        batch_size=32,
-        optimiser="sgd",
-        peak_lr=1e-4,
-        head_start=True,
-        augment=Augmentation(crop="center-crop", colour=0.0),
-    )
+    augment = Augmentation(crop="center-crop", colour=0.0)
+    training = LAST_BLOCKS.replace(trainable="from:features.24", head_start=True, augment=augment)
     return VGG16.replace(name="vgg16_last_block", training=training)
 
 
@@ -134,16 +110,8 @@ def inception_bottleneck() -> Recipe:
     the 80 % of 25,000 photos that neither part holds out. The batch is that of TensorFlow's
     retrain.py, from which the method comes.
     """
-    training = PLAIN.replace(
-        trainable="head",
-        epochs=50,
-        batch_size=100,
-        optimiser="sgd",
-        momentum=0.0,
-        peak_lr=0.1,
-        schedule="exponential",
-        decay=0.01,
-        final_lr=0.01,
+    training = LAST_LAYER.replace(
+        epochs=50, batch_size=100, peak_lr=0.1, schedule="exponential", decay=0.01, final_lr=0.01
     )
     folds = Folds(split=(0.1, 0.1))
     return INCEPTION.replace(name="inception_bottleneck", folds=folds, training=training)
@@ -158,14 +126,8 @@ def inception_last_blocks() -> Recipe:
     are ours. Every epoch sees the same crops, so that the frozen layers need run only once, for
     160 kB per photo: SET="training.cached_views=1".
     """
-    training = PLAIN.replace(
-        first=Phase(trainable="head", epochs=1, peak_lr=1e-2),
-        trainable="from:Mixed_7b",
-        epochs=3,
-        batch_size=32,
-        optimiser="sgd",
-        peak_lr=1e-4,
-    )
+    first = Phase(trainable="head", epochs=1, peak_lr=1e-2)
+    training = LAST_BLOCKS.replace(first=first, trainable="from:Mixed_7b")
     return INCEPTION.replace(name="inception_last_blocks", training=training)
 
 

@@ -1,8 +1,11 @@
 """Options are typed, bounded where they are defined, and overridden by name."""
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,8 +44,10 @@ def test_every_recipe_has_its_functions_name_a_docstring_and_survives_json() -> 
         assert recipe.name == name
         assert function.__doc__
         assert restored(Recipe, json.loads(recipe.model_dump_json())) == recipe
-    with pytest.raises(RecipeError, match="lite0_head"):
-        named("lite9")
+    with pytest.raises(RecipeError, match=r"^no recipe 'lite0_heads'; did you mean lite0_head\?$"):
+        named("lite0_heads")
+    with pytest.raises(RecipeError, match="`make recipes` lists them"):
+        named("resnet")
 
 
 def test_a_setting_changes_one_option_and_nothing_else() -> None:
@@ -121,15 +126,131 @@ def test_a_new_option_leaves_fingerprints_as_they_are() -> None:
     assert Extended(new_option=4).changed() != Head().changed()
 
 
-def test_make_passes_settings_and_paths_with_spaces_and_quotes_as_one_word() -> None:
-    words = ["SET=seed=3 pixels.mean='[0.1, 0.2, 0.3]'", "ARCHIVE=a b.zip", "SOLUTION=it's.csv"]
+def make(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """What make would run, with .venv taken as up to date."""
     options = ["--dry-run", "--no-print-directory", "--old-file=.venv/done"]
-    make = ["make", *options, "rehearsal", *words]
-    root = Path(__file__).parents[1]
-    shown = subprocess.run(make, cwd=root, capture_output=True, text=True, check=True).stdout
-    given = shlex.split(next(line for line in shown.splitlines() if "-m comp" in line))
+    root, clean = Path(__file__).parents[1], dict(os.environ) | {"MAKEFLAGS": ""} | env
+    command = ["make", *options, *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env=clean, check=False)
+
+
+def commands(*words: str, **env: str) -> list[list[str]]:
+    """The stages that make would run, each with its arguments."""
+    done = make(*words, **env)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "-m comp" in line]
+    return [shlex.split(line)[3:] for line in lines]
+
+
+def test_make_passes_any_value_as_one_word_that_no_shell_reads(tmp_path: Path) -> None:
+    words = ["SET=seed=3 pixels.mean='[0.1, 0.2, 0.3]'", "SOLUTION=it's; $(shell false) `a`.csv"]
+    words += [f"ARCHIVE=a b$(shell touch {tmp_path}/made).zip", "WORKSPACE=$HOME/a"]
+    (given,) = commands("rehearsal", *words)
     for word in words:
         assert word.partition("=")[2] in given
+    assert list(tmp_path.iterdir()) == []
     assert words_of([words[0].partition("=")[2]]) == ["seed=3", "pixels.mean=[0.1, 0.2, 0.3]"]
-    with pytest.raises(UserError, match="SET cannot be read: no closing quotation"):
+    with pytest.raises(UserError, match="no closing quotation in name="):
         words_of(["name='open"])
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        ("submit FORCE=0 RUN=a", [["submit", "--run", "a"]]),
+        ("submit FORCE=1 WORKSPACE=w", [["submit", "--force", "--workspace", "w"]]),
+        ("leaderboard REFRESH=0", [["leaderboard"]]),
+        ("lr STEPS=7", [["lr", "--steps", "7"]]),
+        ("ablate RECIPE=a AGAINST=b WORKSPACE=w", [["ablate", "a", "b", "--workspace", "w"]]),
+        ("judge VERDICTS=flip", [["judge", "flip"]]),
+        ("judge", [["judge"]]),
+        (
+            "data train RECIPE=a DEVICE=cpu",
+            [*[["data", "--recipe", "a"]], *[["train", "--recipe", "a", "--device", "cpu"]]],
+        ),
+    ],
+)
+def test_make_passes_each_variable_to_the_targets_that_take_it(
+    words: str, runs: list[list[str]]
+) -> None:
+    assert commands(*words.split()) == runs
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train recipe=a", "make train does not take recipe; it takes DEVICE RECIPE SET"),
+        ("train RECIP=a", "does not take RECIP;"),
+        ("ablate SET=a=1", "does not take SET;"),
+        ("calibrate RUN=a", "does not take RUN;"),
+        ("recipes DEVICE=cpu", "it takes no variables"),
+        ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
+        ("submit WORKSPACE=", "WORKSPACE is empty"),
+    ],
+)
+def test_make_refuses_a_variable_that_a_target_does_not_take(words: str, says: str) -> None:
+    done = make(*words.split())
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+
+
+def test_make_takes_variables_from_the_command_line_alone_and_says_so() -> None:
+    inherited = {"FORCE": "1", "RUN": "x", "RECIPE": "y", "WORKSPACE": "z"}
+    assert commands("submit", **inherited) == [["submit"]]
+    assert "FORCE of the environment is ignored" in make("submit", **inherited).stderr
+    assert commands("submit", MAKEFLAGS="-e", **inherited) == [["submit"]]
+
+
+def test_make_runs_stages_in_order_however_many_jobs_it_may_run(tmp_path: Path) -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    slow = makefile.replace(
+        "\t$(if $(filter doctor recipes,$@),@)$(COMP) $@",
+        "\t@sleep 0.$(words $(filter data,$@)); echo $@",
+    )
+    assert slow != makefile
+    (tmp_path / "Makefile").write_text(slow)
+    command = ["make", "-j4", "--old-file=.venv/done", "data", "train", "predict"]
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/done").touch()
+    (tmp_path / "requirements.txt").touch()
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ) | {"MAKEFLAGS": ""},
+        check=True,
+    )
+    assert [line for line in done.stdout.splitlines() if " " not in line] == [
+        "data",
+        "train",
+        "predict",
+    ]
+
+
+def test_make_sets_up_anew_a_venv_that_was_moved_or_lost_its_python(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(root / name, tmp_path)
+    venv = tmp_path / ".venv"
+
+    def plan(*words: str) -> str:
+        command = ["make", "--dry-run", "recipes", *words]
+        env = dict(os.environ) | {"MAKEFLAGS": ""}
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=env, check=True
+        ).stdout
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (next(venv.glob("lib/*/site-packages")) / "pip.py").touch()
+    (venv / "done").touch()
+    assert "-m venv" not in plan()
+    assert "-m venv --clear" in plan("PYTHON=false")
+    config = (venv / "pyvenv.cfg").read_text()
+    (venv / "pyvenv.cfg").write_text(config.replace(str(venv), "/elsewhere/.venv"))
+    assert "-m venv --clear" in plan()
+    (venv / "pyvenv.cfg").write_text(config)
+    assert "-m venv" not in plan()
+    (venv / "bin/python").unlink()
+    assert "-m venv --clear" in plan()

@@ -189,7 +189,7 @@ def test_the_guide_names_recipes_and_all_are_listed() -> None:
     lines = listed()
     for name in [*RECIPES, *ENSEMBLES]:
         assert any(line.startswith(f"  {name} ") for line in lines)
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 80
     readme = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
     for (n_photos, like), names in GUIDE.items():
         (row,) = (line for line in readme if line.startswith(f"| {n_photos} photos |"))

@@ -3,13 +3,18 @@
 import errno
 import fcntl
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from heard import Heard
+from safetensors.torch import save_file
 
 from comp.errors import StoreError
 from comp.store import (
@@ -76,22 +81,73 @@ def test_a_lock_lets_one_process_in_and_the_next_one_gives_up_after_its_limit(
             locked(path, heard, limit_s=0.1),
         ):
             pytest.fail("two processes hold one lock")
-        assert heard.lines == [f"waiting for another run that is using {path.parent}"]
+        assert heard.lines == [f"waiting for another run that is using {path.parent} ({path})"]
         other.kill()
     with locked(path, heard, limit_s=0.1):
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
-def test_a_file_system_without_locks_is_named(
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_without_file_locks_a_marker_keeps_others_out_until_its_process_is_gone(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: object) -> None:
         raise OSError(number, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(StoreError, match="has no file locks"), locked(tmp_path / "l", Heard()):
+    path, heard = tmp_path / "lock", Heard()
+    with locked(path, heard):
+        assert "warning: this file system has no locks" in str(heard)
+        with pytest.raises(StoreError, match="another run"), locked(path, heard, limit_s=0.1):
+            pytest.fail("two hold one lock")
+    code = (
+        "import fcntl, os, pathlib, sys; from comp.progress import Reporter\n"
+        "from comp.store import locked\n"
+        f"def flock(*_): raise OSError({number}, '')\n"
+        "fcntl.flock = flock\n"
+        "with locked(pathlib.Path(sys.argv[1]), Reporter()): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=False, stdout=subprocess.DEVNULL)
+    assert list(tmp_path.glob("*.held")) != []
+    with locked(path, heard, limit_s=5):
         pass
+
+
+def test_a_folder_that_cannot_be_written_to_needs_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any folder
+    with locked(tmp_path / "lock", Heard()):
+        assert list(tmp_path.iterdir()) == []
+
+
+BIG = np.zeros(10**5)
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "text": lambda path: path.write_text("x" * 10**6),
+    "numpy": lambda path: np.save(path.open("wb"), BIG),
+    "torch": lambda path: torch.save(torch.tensor(BIG), path),
+    "safetensors": lambda path: save_file({"a": torch.tensor(BIG)}, path),
+    "pandas": lambda path: pd.DataFrame({"a": BIG}).to_csv(path),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_a_write_that_the_file_system_refuses_names_its_file_whatever_library_wrote(
+    writer: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, whole(path) as scratch:
+            WRITERS[writer](scratch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_link_is_a_copy_where_hard_links_are_not_supported(

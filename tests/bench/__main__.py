@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from comp.arguments import words_of
 from comp.errors import UserError
 from comp.progress import Reporter
 from comp.store import Workspace, write_json
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--full", action="store_true", help="also scores of peers, our tail, memory: half an hour")
     options, reporter = parser.parse_args(arguments), Reporter()
     try:
-        rows, home = choose(options.rows, options.full, reporter), options.workspace.resolve()
+        names, home = options.rows and words_of(options.rows), options.workspace.resolve()
+        rows = choose(names, options.full, reporter)
         root = lay_out(home, options.archive, options.solution, options.photos, reporter)
         bench(home, rows, Setup(root=root), options.rounds, reporter)
     except UserError as error:
