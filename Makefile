@@ -21,8 +21,8 @@ help: ## this list
 
 data: .venv/done ## download, check, unpack; manifest, folds, pixels
 	$(COMP) data $(WITH)
-train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn]
-	$(COMP) train $(WITH) $(ON)
+train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, compared with the run before)
+	$(COMP) train $(WITH) $(ON) $(if $(FORCE),--force)
 predict: .venv/done ## predict the test photos, calibrate, clip
 	$(COMP) predict $(WITH) $(ON)
 calibrate: .venv/done ## compare every way from RECIPE's logits to probabilities

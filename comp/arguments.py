@@ -81,7 +81,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "budget": {"help": "of time, such as 90s, 10m or 1.5h"},
     "steps": {"type": int, "help": "of the range test"},
-    "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},
+    "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
     "archive": {"type": Path, "help": "a zip like Kaggle's"},
     "solution": {"type": Path, "help": "its labels: a CSV of id,label with 0 or 1"},

@@ -87,6 +87,9 @@ def whole(path: Path) -> Iterator[Path]:
         with scratch.open("rb") as written:
             os.fsync(written.fileno())
         scratch.replace(path)
+    except OSError as error:  # a full disk: numpy gives no number, and Python no name
+        number, cause = error.errno or errno.ENOSPC, error.strerror or str(error)
+        raise OSError(number, cause, str(path)) from error
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -35,7 +35,7 @@ from comp.recipe import Head, Recipe
 from comp.store import Workspace, write_table
 from comp.train.fits import HeadFit, open_fit
 from comp.train.labels import read_label_fixes
-from comp.train.run import open_run
+from comp.train.run import open_run, run_folders
 from comp.train.solver import out_of_fold, solve_fold
 
 MIN_OF_CLASS = 10  # photos; the average of fewer means nothing
@@ -59,7 +59,7 @@ def audit_labels(
 ) -> pd.DataFrame:
     """The rows of runs/audit.csv, most doubted first, by the runs called `names`, or by all."""
     folders = [find_run(workspace, name) for name in names]
-    folders = folders or sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
+    folders = folders or run_folders(workspace, "oof.csv")
     if not folders:
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
