@@ -7,7 +7,7 @@ COMP := .venv/bin/python -m comp
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET WORKSPACE
-takes_train := RECIPE SET WORKSPACE DEVICE
+takes_train := RECIPE SET FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET WORKSPACE DEVICE
 takes_calibrate := RECIPE SET WORKSPACE DEVICE
 takes_blend := RUNS METHOD SET WORKSPACE DEVICE
@@ -66,7 +66,7 @@ help: ## this list
 	@touch $@
 
 data: ## download, check, unpack; manifest, folds, pixels
-train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn]
+train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
 predict: ## predict the test photos, calibrate, clip
 calibrate: ## compare every way from RECIPE's logits to probabilities
 blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]

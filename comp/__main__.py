@@ -41,7 +41,7 @@ def _train(call: Call) -> None:
     from comp.train.stage import train
 
     for recipe in call.recipes:
-        train(call.workspace, recipe, call.device, call.reporter)
+        train(call.workspace, recipe, call.device, call.reporter, force=call.force)
 
 
 def _predict(call: Call) -> None:
@@ -173,7 +173,7 @@ def _recipes(call: Call) -> None:
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set",
-    _train: "recipe set device",
+    _train: "recipe set device force",
     _predict: "recipe set device",
     _calibrate: "recipe set device",
     _blend: "runs method set device",

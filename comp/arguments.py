@@ -91,7 +91,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
     "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},
     "steps": {"type": int, "help": "of the range test; default: 100"},
-    "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},
+    "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
     "archive": {"type": path_of, "help": "a zip like Kaggle's"},
     "solution": {"type": path_of, "help": "its labels: a CSV of id,label with 0 or 1"},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from comp.progress import Reporter
 from comp.recipe import Head, Model, Pixels, Recipe
 from comp.store import Workspace, write_json, write_table
 from comp.submit.ledger import LedgerRow, write_row
+from comp.train.files import record
 from comp.train.run import open_run
 
 CLIP = 0.005
@@ -63,6 +65,7 @@ def make_run(
     origin = {"recipe": {"name": name}, "name": name, "fingerprint": fingerprint}
     write_json(folder / "run.json", origin)
     write_table(folder / "oof.csv", oof)
+    record(folder / "run.json", folder / "oof.csv")
     settings, by_id = Settings(noise_rate=0.004, clip=CLIP), pd.Series(logits, index=SAMPLE_IDS)
     write_predictions(workspace, folder, oof, by_id, settings, Reporter())
     return folder
@@ -74,11 +77,20 @@ def make_trained_run(workspace: Workspace, recipe: Recipe, seed: int = 0) -> Pat
     folder = make_run(workspace, recipe.name, run.fingerprint, seed)
     for fold in run.folds:
         run.checkpoint(fold).touch()
+        record(run.checkpoint(fold))
     return folder
 
 
 def edit_json(path: Path, **changes: object) -> None:
+    """Change a file of a run, as if its stage had written it so."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    record(path)
+
+
+def edit_table(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change a table of a run, as if its stage had written it so."""
+    change(pd.read_csv(path, dtype={"id": str})).to_csv(path, index=False)
+    record(path)
 
 
 def add_score(workspace: Workspace, run: str, score: float | None, ref: int) -> None:

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from finished_run import add_score, edit_json, make_run, make_workspace
+from finished_run import SAMPLE_IDS, add_score, edit_json, edit_table, make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION, Competition
@@ -144,8 +143,7 @@ def printed(
 
 
 def cut_oof(run: Path, stop: int) -> None:
-    table = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    table[:stop].to_csv(run / "oof.csv", index=False)
+    edit_table(run / "oof.csv", lambda table: table[:stop])
     edit_json(run / "calibration.json", of=None)
 
 
@@ -196,9 +194,8 @@ def test_a_competition_without_an_archived_leaderboard_gets_a_forecast_without_r
 def test_the_forecast_does_not_depend_on_single_test_photos(workspace: Workspace) -> None:
     run = make_run(workspace)
     before = printed(workspace, run)
-    table = pd.read_csv(run / "test.csv", dtype={"id": str})
-    noise = np.random.default_rng(0).uniform(0.01, 0.99, len(table))
-    table.assign(prob=noise, logit=noise).to_csv(run / "test.csv", index=False)
+    noise = np.random.default_rng(0).uniform(0.01, 0.99, len(SAMPLE_IDS))
+    edit_table(run / "test.csv", lambda table: table.assign(prob=noise, logit=noise))
     assert printed(workspace, run) == before
 
 

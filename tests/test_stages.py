@@ -32,6 +32,7 @@ from comp.rehearsal.stage import check_learning
 from comp.store import Workspace, read_json, write_json
 from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
+from comp.train.files import RECORD, record
 from comp.train.fits import HeadFit
 from comp.train.run import Run, open_run, trained_run
 from comp.train.stage import train
@@ -116,7 +117,8 @@ def test_a_rehearsal_fails_unless_something_was_learned(
     run = Run(workspace=Workspace(tmp_path), recipe=recipe, data_key="x")
     run.folder.mkdir(parents=True)
     pd.DataFrame({"id": range(4), "label": [0, 1, 0, 1]}).to_csv(run.oof)
-    pd.DataFrame({"loss": losses}).to_csv(run.history(0))
+    pd.DataFrame({"loss": losses}).to_csv(run.history(0), index=False)
+    record(run.history(0))
     write_json(run.folder / "calibration.json", {"cv_raw": cv})
     with nullcontext() if says is None else pytest.raises(TrainingError, match=says):
         check_learning(run)
@@ -237,7 +239,8 @@ def test_a_killed_run_resumes_at_the_first_unfinished_fold_and_ends_the_same(
     train(drawn_copy, TUNE, "cpu", Reporter())
     assert fitted == [0, 1, 2, 3, 4]
     again = contents(run.folder)
-    del reference[run.origin], again[run.origin]  # it has the time
+    for with_times in (run.origin, run.folder / RECORD):
+        del reference[with_times], again[with_times]
     assert again == reference
 
 

@@ -122,9 +122,16 @@ def test_a_folder_that_cannot_be_written_to_needs_no_lock(
 
 
 BIG = np.zeros(10**5)
+
+
+def write_numpy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, BIG)
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("x" * 10**6),
-    "numpy": lambda path: np.save(path.open("wb"), BIG),
+    "numpy": write_numpy,
     "torch": lambda path: torch.save(torch.tensor(BIG), path),
     "safetensors": lambda path: save_file({"a": torch.tensor(BIG)}, path),
     "pandas": lambda path: pd.DataFrame({"a": BIG}).to_csv(path),
@@ -132,7 +139,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.filterwarnings("ignore:unclosed file")
 def test_a_write_that_the_file_system_refuses_names_its_file_whatever_library_wrote(
     writer: str, tmp_path: Path
 ) -> None:

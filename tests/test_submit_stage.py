@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from finished_run import SAMPLE_IDS, edit_json, make_run, make_workspace
+from finished_run import SAMPLE_IDS, edit_json, edit_table, make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION
@@ -372,11 +372,7 @@ def test_a_ledger_that_cannot_take_a_row_stops_the_stage_before_the_upload(scene
 
 
 def change_test(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
-    def spoil(run: Path) -> None:
-        path = run / "test.csv"
-        change(pd.read_csv(path, dtype={"id": str})).to_csv(path, index=False)
-
-    return spoil
+    return lambda run: edit_table(run / "test.csv", change)
 
 
 def change_json(name: str, **values: object) -> Callable[[Path], None]:
@@ -398,25 +394,25 @@ SAMPLE = "../../data/sample_submission.csv"
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
-        (change_test(lambda t: t[:-1]), SubmissionError, "1 is .* delete the run's test.csv"),
-        (change_test(lambda t: pd.concat([t, t[:1]])), SubmissionError, "repeated, such as"),
+        (change_test(lambda t: t[:-1]), SubmissionError, "1 is .* delete the run.s test.csv"),
+        (change_test(lambda t: pd.concat([t, t[:1]])), StaleError, NO_TABLE),
         (
             change_test(lambda t: t.assign(prob=1 - t["prob"])),
             SubmissionError,
             "classes are swapped: predictions of 12 test photos",
         ),
-        (change_test(lambda t: t.assign(prob="high")), SubmissionError, "40 of 40 probabilities"),
-        (change_test(lambda t: t.drop(columns="prob")), SubmissionError, NO_TABLE),
-        (write("test.csv", b""), SubmissionError, NO_TABLE),
-        (write("test.csv", b"\xff\xfe\x00"), SubmissionError, NO_TABLE),
-        (delete("test.csv"), SubmissionError, r"no test.csv: run `make predict` with the same"),
-        (delete("oof.csv"), SubmissionError, r"no oof.csv: run `make train` with the same"),
-        (write("run.json", b"{"), SubmissionError, "run.json is damaged"),
-        (write("run.json", b"[]"), SubmissionError, "run.json is damaged"),
+        (change_test(lambda t: t.assign(prob="high")), StaleError, NO_TABLE),
+        (change_test(lambda t: t.drop(columns="prob")), StaleError, NO_TABLE),
+        (write("test.csv", b""), StaleError, NO_TABLE),
+        (write("test.csv", b"\xff\xfe\x00"), StaleError, NO_TABLE),
+        (delete("test.csv"), StaleError, r"no test.csv: run `make predict` with the same"),
+        (delete("oof.csv"), StaleError, r"no oof.csv: run `make train` with the same"),
+        (write("run.json", b"{"), StaleError, "run.json is damaged"),
+        (write("run.json", b"[]"), StaleError, "run.json is damaged"),
         (change_json("run.json", fingerprint="ff"), StaleError, "contains the run lite0_head-ff"),
         (
             change_json("calibration.json", clip=None),
-            SubmissionError,
+            StaleError,
             "clip must be a valid number, got None",
         ),
         (change_json("calibration.json", clip=0.2), SubmissionError, "the range of the clip"),
@@ -443,8 +439,8 @@ def test_any_problem_stops_the_stage_in_one_line_before_anything_is_written_or_a
 
 
 def test_a_run_that_does_not_exist_says_how_to_make_one(scene: Scene) -> None:
-    words = "no run nothing-0000000000 in runs/: run `make train predict` first"
-    with pytest.raises(SubmissionError, match=words):
+    words = "nothing-0000000000 has no run.json: run `make train` with the same RECIPE"
+    with pytest.raises(StaleError, match=words):
         scene.submit(scene.workspace.runs / "nothing-0000000000")
 
 
@@ -455,8 +451,7 @@ def test_warnings_about_a_file_are_printed_and_do_not_stop_it(scene: Scene) -> N
 
 
 def test_photos_too_few_for_a_forecast_are_enough_for_a_submission(scene: Scene) -> None:
-    oof = pd.read_csv(scene.run / "oof.csv", dtype={"id": str})
-    oof[:15].to_csv(scene.run / "oof.csv", index=False)
+    edit_table(scene.run / "oof.csv", lambda table: table[:15])
     edit_json(scene.run / "calibration.json", of=None)
     assert scene.submit().public_score == 0.02417
     assert "no forecast: 15 out-of-fold photos are too few" in str(scene.heard)

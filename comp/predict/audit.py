@@ -32,6 +32,7 @@ from comp.predict.runs import find_run, read_oof
 from comp.progress import Reporter, counted
 from comp.store import Workspace, read_json, write_table
 from comp.train.labels import read_label_fixes
+from comp.train.run import run_folders
 
 MIN_OF_CLASS = 10  # photos; the average of fewer means nothing
 N_PRINTED = 20  # doubted labels
@@ -50,7 +51,7 @@ def audit_labels(
 ) -> pd.DataFrame:
     """The rows of runs/audit.csv, most doubted first, by the runs called `names`, or by all."""
     folders = [find_run(workspace, name) for name in names]
-    folders = folders or sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
+    folders = folders or run_folders(workspace, "oof.csv")
     if not folders:
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)

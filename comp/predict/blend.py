@@ -41,6 +41,7 @@ from comp.predict.runs import (
 from comp.progress import Reporter
 from comp.recipe import Prediction, Recipe
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
+from comp.train.files import record
 
 BLEND_FORMAT = 2  # of fingerprints
 OPTIONS = ("prediction.calibration", "prediction.noise_rate", "prediction.clip")
@@ -208,6 +209,7 @@ def blend_runs(
     oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"})
     oof = oof.assign(logit=logits)
     write_table(folder / "oof.csv", oof)
+    record(folder / "run.json", folder / "oof.csv")
     write_predictions(workspace, folder, oof, test_logits, calibration, reporter)
     print_losses(folder, reporter)
     reporter.say(f"next: make forecast RUN={folder.name}, make submit RUN={folder.name}")

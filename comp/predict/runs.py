@@ -6,17 +6,17 @@ calibration.json  how logits become probabilities, what that gains, and what it 
 run.json          name, fingerprint, and the recipe, or the members of a blend
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import ConfigDict
 
 from comp.data.manifest import read_manifest
-from comp.errors import RecipeError, StaleError, SubmissionError
+from comp.errors import RecipeError, StaleError, UserError
 from comp.metric import prior_logit, sigmoid
 from comp.options import Options, restored
 from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
@@ -24,8 +24,8 @@ from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.recipes import RECIPES
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
-
-Parsed = TypeVar("Parsed")
+from comp.train.files import again, is_intact, read_intact, read_table, record
+from comp.train.run import run_folders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +66,11 @@ def is_predicted(workspace: Workspace, folder: Path, noise_rate: float) -> bool:
 
     The competition's noise rate may have changed since; everything else is in the fingerprint.
     """
-    paths = [folder / name for name in ("oof.csv", "test.csv", "calibration.json")]
-    if not all(path.exists() for path in paths):
+    names = ("run.json", "oof.csv", "test.csv", "calibration.json")
+    if not all(is_intact(folder / name) for name in names):
         return False
-    figures = read_json(folder / "calibration.json")
-    now = source_keys(workspace, file_sha256(folder / "oof.csv"))
-    return (figures["of"], figures["noise_rate"]) == (now, noise_rate)
+    figures, now = _read_figures(folder), source_keys(workspace, file_sha256(folder / "oof.csv"))
+    return (figures.of, figures.noise_rate) == (now, noise_rate)
 
 
 def write_predictions(
@@ -108,16 +107,17 @@ def write_predictions(
         "n_without_photo": int(unseen.sum()),
     }
     write_json(folder / "calibration.json", figures)
+    record(folder / "test.csv", folder / "calibration.json")
 
 
 def print_losses(folder: Path, reporter: Reporter) -> None:
     """The out-of-fold log loss of the run in `folder`: raw, calibrated, and as submitted."""
-    figures = read_json(folder / "calibration.json")
-    rows = [("raw", figures["cv_raw"])]
-    if figures["method"] != "none":
-        rows.append((figures["says"], figures["cv_calibrated"]))
-    last = f"with noise rate {figures['noise_rate']:g} and clip {figures['clip']:g}"
-    rows.append((last, figures["cv_clipped"]))
+    figures = _read_figures(folder)
+    rows = [("raw", figures.cv_raw)]
+    if figures.method != "none":
+        rows.append((figures.says, figures.cv_calibrated))
+    last = f"with noise rate {figures.noise_rate:g} and clip {figures.clip:g}"
+    rows.append((last, figures.cv_clipped))
     reporter.table("out-of-fold log loss, calibration cross-fitted", ("", "log loss"), rows)
 
 
@@ -126,7 +126,7 @@ def find_run(workspace: Workspace, name: str) -> Path:
 
     A recipe's name means its only run, or else its only run without changed options.
     """
-    known = sorted(path.parent for path in workspace.runs.glob("*/oof.csv"))
+    known = run_folders(workspace, "oof.csv")
     found = [path for path in known if path.name == name]
     found = found or [path for path in known if path.name.rpartition("-")[0] == name]
     if len(found) > 1 and name in RECIPES:
@@ -144,11 +144,14 @@ def find_run(workspace: Workspace, name: str) -> Path:
 
 
 def recipe_of(folder: Path) -> Recipe | None:
-    """The recipe of the run in `folder`; None for a blend, or for options that no longer exist."""
-    values = read_json(folder / "run.json").get("recipe", {})
+    """The recipe of the run in `folder`.
+
+    None for a blend, for options that no longer exist, and where run.json is damaged.
+    """
     try:
+        values = _read_origin(folder).recipe or {}
         return restored(Recipe, values) if "training" in values else None
-    except RecipeError:
+    except UserError:
         return None
 
 
@@ -157,27 +160,18 @@ def check_current(workspace: Workspace, run: FinishedRun) -> None:
     if run.made_from not in (None, source_keys(workspace, run.oof_sha256)):
         raise StaleError(
             f"the predictions of {run.folder} were made from other photos or other out-of-fold"
-            " logits than those there now: run `make predict` again"
+            f" logits than those there now: {again(workspace.runs / run.folder, 'predict')}"
         )
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """The run in `folder`.
-
-    SubmissionError if a file is missing or damaged, StaleError if the folder was renamed.
-    """
-    if not folder.is_dir():
-        raise SubmissionError(
-            f"there is no run {folder.name} in {folder.parent.name}/: run `make train predict`"
-            " first"
-        )
-    origin = _read(folder, "run.json", lambda path: restored(_Origin, read_json(path)))
+    """The run in `folder`; StaleError if it is renamed, or a file is missing or damaged."""
+    origin, figures = _read_origin(folder), _read_figures(folder)
     name = f"{origin.name}-{origin.fingerprint}"
     if folder.name != name:
         raise StaleError(
             f"the folder {folder.name} contains the run {name}: rename it back, or delete it"
         )
-    figures = _read(folder, "calibration.json", lambda path: restored(_Figures, read_json(path)))
     return FinishedRun(
         folder=folder.name,
         recipe=origin.name,
@@ -186,7 +180,7 @@ def read_run(folder: Path) -> FinishedRun:
         cv_raw=figures.cv_raw,
         cv_calibrated=figures.cv_calibrated,
         cv_clipped=figures.cv_clipped,
-        predictions=_read(folder, "test.csv", lambda path: _parse_table(path, "logit", "prob")),
+        predictions=read_table(folder / "test.csv", ["prob"], "predict"),
         oof=read_oof(folder),
         oof_sha256=file_sha256(folder / "oof.csv"),
         made_from=figures.of,
@@ -195,8 +189,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 def read_oof(folder: Path) -> pd.DataFrame:
     """oof.csv of the run in `folder`; with several views, also the logits of each."""
-    columns = ("label", "fold", "logit")
-    return _read(folder, "oof.csv", lambda path: _parse_table(path, *columns))
+    return read_table(folder / "oof.csv", ["label", "fold", "logit"], "train")
 
 
 class _Origin(Options):
@@ -206,6 +199,7 @@ class _Origin(Options):
 
     name: str
     fingerprint: str
+    recipe: dict[str, Any] | None = None  # of a run that is no blend
 
 
 class _Figures(Settings):
@@ -216,35 +210,14 @@ class _Figures(Settings):
     cv_raw: float
     cv_calibrated: float
     cv_clipped: float
+    says: str
     of: dict[str, str] | None = None
 
 
-def _parse_table(path: Path, *needed: str) -> pd.DataFrame:
-    """`id` as text, all else as float64, bit for bit; NaN for a cell that is not a number."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    table[["id", *needed]]  # a KeyError names what is missing
-    for column in table.columns.drop("id"):
-        table[column] = [_float(cell) for cell in table[column]]
-    return table
+def _read_origin(folder: Path) -> _Origin:
+    return read_intact(folder / "run.json", lambda at: restored(_Origin, read_json(at)), "train")
 
 
-def _float(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")
-
-
-def _read(folder: Path, name: str, parse: Callable[[Path], Parsed]) -> Parsed:
-    """The parsed file `name` of the run in `folder`; SubmissionError if that fails."""
-    stage = "train" if name in ("run.json", "oof.csv") else "predict"
-    remedy = f"run `make {stage}` with the same RECIPE and SET"
-    if not (folder / name).exists():
-        raise SubmissionError(f"the run {folder.name} has no {name}: {remedy} first")
-    try:
-        return parse(folder / name)
-    except (ValueError, KeyError, RecipeError) as error:  # pandas raises ValueErrors
-        cause = " ".join(str(error).split())
-        raise SubmissionError(
-            f"{folder.name}/{name} is damaged ({cause}): delete it and {remedy}"
-        ) from None
+def _read_figures(folder: Path) -> _Figures:
+    path = folder / "calibration.json"
+    return read_intact(path, lambda at: restored(_Figures, read_json(at)), "predict")

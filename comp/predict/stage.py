@@ -16,15 +16,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp.competition import Competition
-from comp.data.manifest import read_manifest, usable
 from comp.errors import StaleError
 from comp.predict.blend import OPTIONS, blend_folder, blend_runs
 from comp.predict.calibrate import settings_of
-from comp.predict.runs import is_predicted, print_losses, write_predictions
+from comp.predict.runs import is_predicted, print_losses, read_oof, write_predictions
 from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, write_table
-from comp.train.run import Run, read_scores, trained_run
+from comp.train.files import is_intact, read_table, record, warn_of_damage
+from comp.train.run import Run, trained_run
 
 ENSEMBLE_METHOD = "simplex"
 
@@ -42,9 +42,9 @@ def predict(
     if is_predicted(workspace, run.folder, settings.noise_rate):
         reporter.say(f"{run.name}: all test photos are predicted; nothing to do")
     else:
+        warn_of_damage([run.folder / "test.csv", run.folder / "calibration.json"], reporter)
         logits = _mean_logits(run, device, reporter)
-        oof = read_scores(run.oof)
-        write_predictions(workspace, run.folder, oof, logits, settings, reporter)
+        write_predictions(workspace, run.folder, read_oof(run.folder), logits, settings, reporter)
         n_folds = len(run.folds)
         reporter.say(f"{run.name}: {len(logits):,} test photos predicted by {n_folds} folds")
     print_losses(run.folder, reporter)
@@ -55,13 +55,12 @@ def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series
     """The mean over folds of the test photos' logits, by id.
 
     The name of a fold's file contains a hash of data/test.csv, so that logits of other photos are
-    never taken for these.
+    never taken for these, and all have the same ids in the same order.
     """
     manifest = run.workspace.manifest("test")
-    ids = list(usable(read_manifest(manifest))["id"])
     key = file_sha256(manifest)[:10]
     paths = {fold: run.folder / f"fold-{fold}-test-{key}.csv" for fold in run.folds}
-    missing = [fold for fold, path in paths.items() if not path.exists()]
+    missing = [fold for fold, path in paths.items() if not is_intact(path)]
     if missing:
         from comp.network.device import find_device  # torch takes seconds to load
         from comp.train.fits import open_fit
@@ -71,19 +70,10 @@ def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series
             by_view = fit.logits(fold, fit.inputs.test_ids)
             logits = np.mean(list(by_view.values()), axis=0)
             write_table(paths[fold], pd.DataFrame({"id": fit.inputs.test_ids, "logit": logits}))
-    tables = [_read_fold(path, ids).to_numpy() for path in paths.values()]
-    mean: NDArray[np.float64] = np.mean(tables, axis=0)
-    return pd.Series(mean, index=ids)
-
-
-def _read_fold(path: Path, ids: list[str]) -> "pd.Series[float]":
-    table = read_scores(path).set_index("id")["logit"]
-    if set(table.index) != set(ids) or not table.index.is_unique or not np.isfinite(table).all():
-        raise StaleError(
-            f"{path} does not contain one finite logit for each of {len(ids):,} test photos:"
-            " delete it and predict again"
-        )
-    return table.loc[ids]
+            record(paths[fold])
+    tables = [read_table(path, ["logit"], "predict") for path in paths.values()]
+    mean: NDArray[np.float64] = np.mean([table["logit"] for table in tables], axis=0)
+    return pd.Series(mean, index=list(tables[0]["id"]))
 
 
 def predict_all(
@@ -95,33 +85,39 @@ def predict_all(
 ) -> Path:
     """The folder of the run of `recipes`, which are trained: for several, that of their blend."""
     names = [predict(workspace, competition, each, device, reporter).name for each in recipes]
-    if len(names) == 1:
-        return workspace.runs / names[0]
-    settings = settings_of(recipes[0].prediction, competition)
-    folder = blend_folder(workspace, names, ENSEMBLE_METHOD, settings)
-    if is_predicted(workspace, folder, settings.noise_rate):
+    folder = _find_result(workspace, competition, recipes)
+    if folder is None:
+        wanted = recipes[0].prediction
+        overrides = [f"{path}={getattr(wanted, path.partition('.')[2])}" for path in OPTIONS]
+        arguments = (ENSEMBLE_METHOD, overrides, device, reporter)
+        return blend_runs(workspace, competition, names, *arguments)
+    if len(names) > 1:
         reporter.say(f"{folder.name}: the blend of {', '.join(names)}; nothing to do")
         print_losses(folder, reporter)
-        return folder
-    wanted = recipes[0].prediction
-    overrides = [f"{path}={getattr(wanted, path.partition('.')[2])}" for path in OPTIONS]
-    arguments = (ENSEMBLE_METHOD, overrides, device, reporter)
-    return blend_runs(workspace, competition, names, *arguments)
+    return folder
 
 
 def finished_folder(
     workspace: Workspace, competition: Competition, recipes: Sequence[Recipe]
 ) -> Path:
     """The folder that `predict_all` made of `recipes`; StaleError if it did not yet."""
-    names = [trained_run(workspace, recipe).name for recipe in recipes]
-    if len(names) == 1:
-        return workspace.runs / names[0]
-    settings = settings_of(recipes[0].prediction, competition)
-    if all((workspace.runs / name / "test.csv").exists() for name in names):
-        folder = blend_folder(workspace, names, ENSEMBLE_METHOD, settings)
-        if is_predicted(workspace, folder, settings.noise_rate):
-            return folder
-    raise StaleError(
-        f"{', '.join(names)} are not blended yet: run `make predict` with the same RECIPE and SET"
-        " first"
-    )
+    folder = _find_result(workspace, competition, recipes)
+    if folder is None:
+        names = ", ".join(recipe.name for recipe in recipes)
+        remedy = "run `make predict` with the same RECIPE and SET first"
+        raise StaleError(f"{names} are not blended yet: {remedy}")
+    return folder
+
+
+def _find_result(
+    workspace: Workspace, competition: Competition, recipes: Sequence[Recipe]
+) -> Path | None:
+    """The folder of the run of `recipes`, or of their blend; None if there is no blend yet."""
+    folders = [trained_run(workspace, recipe).folder for recipe in recipes]
+    if len(folders) == 1:
+        return folders[0]
+    if not all((folder / "test.csv").exists() for folder in folders):
+        return None
+    settings, names = settings_of(recipes[0].prediction, competition), [f.name for f in folders]
+    folder = blend_folder(workspace, names, ENSEMBLE_METHOD, settings)
+    return folder if is_predicted(workspace, folder, settings.noise_rate) else None

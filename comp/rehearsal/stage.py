@@ -24,6 +24,7 @@ from comp.rehearsal.server import RehearsalServer
 from comp.store import Workspace, read_json
 from comp.submit.ledger import LedgerRow
 from comp.submit.stage import submit
+from comp.train.files import read_table
 from comp.train.run import Run
 from comp.train.stage import train
 
@@ -94,7 +95,7 @@ def check_learning(run: Run) -> None:
         )
     if isinstance(run.recipe.training, FineTune) and not run.recipe.training.head_start:
         for fold in run.folds:
-            losses = pd.read_csv(run.history(fold))["loss"]
+            losses = read_table(run.history(fold), ["loss"], "train")["loss"]
             if len(losses) > 1 and losses.iloc[-1] >= losses.iloc[0]:
                 change = f"from {losses.iloc[0]:.4f} to {losses.iloc[-1]:.4f}"
                 raise TrainingError(f"{run.name}: the training loss of fold {fold} went {change}")

@@ -1,5 +1,7 @@
 """A run's networks: new from its recipe, or as a fold was fitted; checkpoints as safetensors."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from comp.network.heads import set_head
 from comp.network.preprocessing import preprocessing_of
 from comp.recipe import FineTune, HeadShape, Recipe
 from comp.store import whole
+from comp.train.files import ORIGIN
 
 
 def new_network(recipe: Recipe, *, seed: int = 0, weights: str | None = None) -> Any:
@@ -50,10 +53,14 @@ def load_network(path: Path, recipe: Recipe, device: Device) -> Any:
     return network.to(device.where)
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str] | None = None
+) -> None:
+    """`origin` goes into the metadata, for `checkpoint_origin`."""
     on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with whole(path) as scratch:
-        safetensors.torch.save_file(on_cpu, scratch)
+    metadata = {ORIGIN: json.dumps(origin or {}, sort_keys=True)}
+    with whole(path) as scratch:  # save_file would make a file that only its owner can read
+        scratch.write_bytes(safetensors.torch.save(on_cpu, metadata))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

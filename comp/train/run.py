@@ -1,5 +1,6 @@
 """A run on disk: what it is made from, which folds are done, their logits. Needs no torch."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp.errors import DataError, StaleError
+from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.store import (
     Workspace,
@@ -22,10 +24,23 @@ from comp.store import (
     write_json,
     write_table,
 )
+from comp.train.files import (
+    again,
+    checkpoint_origin,
+    damaged,
+    is_intact,
+    read_table,
+    record,
+    warn_of_damage,
+)
 from comp.train.labels import chosen_label_fixes
 
+COMP = Path(__file__).parents[1]
 FORMAT = 2  # of the files of a run: one more when their meaning changes
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
+NAME = re.compile(r".+-[0-9a-f]{10}")  # of a run's folder: <recipe>-<fingerprint>
+IMPORT = re.compile(r"(?m)^\s*(?:from|import) (comp[\w.]*)(?: import (\([^)]*|.*))?")
+WORDS = ("comp.errors", "comp.progress", "comp.recipes")  # what is said, and names of recipes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +95,25 @@ class Run:
         """The training curve of a fold, as CSV."""
         return self.folder / f"fold-{fold}-history.csv"
 
+    def is_fitted(self, fold: int) -> bool:
+        return is_intact(self.checkpoint(fold))
+
+    def is_scored(self, fold: int) -> bool:
+        return is_intact(self.scores(fold))
+
     def is_trained(self) -> bool:
-        return self.oof.exists() and all(self.checkpoint(fold).exists() for fold in self.folds)
+        """Whether all that later stages read is there and as it was written."""
+        return all(map(is_intact, (self.origin, self.oof))) and all(map(self.is_fitted, self.folds))
+
+    def origin_of(self, fold: int, weights_key: str) -> dict[str, str]:
+        """What a checkpoint of `fold` says of itself, other than the code that fitted it."""
+        return {"fit": self.fit_fingerprint, "fold": str(fold), "weights": weights_key}
+
+
+def run_folders(workspace: Workspace, having: str = "") -> list[Path]:
+    """The folders of all runs that have the file `having`; nothing else that lies in runs/."""
+    found = [path for path in workspace.runs.glob("*-*") if NAME.fullmatch(path.name)]
+    return sorted(path for path in found if (path / having).exists())
 
 
 def open_run(workspace: Workspace, recipe: Recipe) -> Run:
@@ -101,18 +133,43 @@ def trained_run(workspace: Workspace, recipe: Recipe) -> Run:
     run = open_run(workspace, recipe)
     if run.is_trained():
         return run
-    alike = sorted(path.parent.name for path in workspace.runs.glob(f"{recipe.name}-*/oof.csv"))
+    names = [path.name for path in run_folders(workspace, run.oof.name) if path != run.folder]
+    alike = [name for name in names if name.rpartition("-")[0] == recipe.name]
     hint = f"; {', '.join(alike[:3])} used other photos or settings" if alike else ""
-    raise StaleError(
-        f"run {run.name} has no fitted folds{hint}: run `make train` with the same RECIPE and SET"
-        " first"
-    )
+    what = "files that are missing or damaged" if run.oof.exists() else "no fitted folds"
+    raise StaleError(f"run {run.name} has {what}{hint}: {again(run.folder, 'train')} first")
 
 
-def start(run: Run, weights_key: str, device_name: str) -> None:
-    """Write run.json when a run begins. StaleError if it began with other weights."""
+def code_digest(package: Path = COMP) -> str:
+    """Fingerprint of the modules of `package` that fitting imports, directly or not."""
+    texts, found = dict[str, str](), {"comp.train.fits"}
+    while found:
+        module = found.pop()
+        path = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        if module in (*texts, *WORDS) or not path.is_file():
+            continue
+        texts[module] = path.read_text(encoding="utf-8")
+        for source, names in IMPORT.findall(texts[module]):
+            found |= {source, *(f"{source}.{name}" for name in re.findall(r"\w+", names))}
+    return fingerprint(texts)
+
+
+def folds_of_other_code(run: Run) -> list[int]:
+    """The folds that were fitted by other code than there is now."""
+    now = code_digest()
+    origins = {fold: checkpoint_origin(run.checkpoint(fold)) for fold in run.folds}
+    return [fold for fold, origin in origins.items() if origin.get("code") != now]
+
+
+def start(run: Run, weights_key: str, device_name: str, code: str, reporter: Reporter) -> None:
+    """Write run.json when a run begins, and name what is made again.
+
+    StaleError if folds of it have other weights.
+    """
+    files = (*map(run.checkpoint, run.folds), *map(run.scores, run.folds), run.oof, run.origin)
+    warn_of_damage(files, reporter)
     check_weights(run, weights_key)
-    if run.origin.exists():
+    if is_intact(run.origin) and read_json(run.origin)["weights"] == weights_key:
         return
     origin = {
         "name": run.recipe.name,
@@ -123,33 +180,64 @@ def start(run: Run, weights_key: str, device_name: str) -> None:
         "recipe": run.recipe,
         "device": device_name,
         "versions": {name: version(name) for name in LIBRARIES},
-        "commit": code_commit(Path(__file__).parents[1]),
+        "code": code,
+        "commit": code_commit(COMP),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(run.origin, origin)
+    record(run.origin)
 
 
 def check_weights(run: Run, weights_key: str) -> None:
-    """StaleError if `run` began with other backbone weights: all folds must have the same."""
-    if run.origin.exists() and read_json(run.origin)["weights"] != weights_key:
-        now = run.recipe.model.weights or "those found now"
-        raise StaleError(
-            f"{run.folder} began with other weights than {now}: delete it, or name the old file"
-        )
+    """StaleError if `run` has folds with other backbone weights: all must have the same."""
+    for fold in filter(run.is_fitted, run.folds):
+        if checkpoint_origin(run.checkpoint(fold)).get("weights", weights_key) != weights_key:
+            now = run.recipe.model.weights or "those found now"
+            raise StaleError(
+                f"{run.folder} began with other weights than {now}: delete it, or name the old file"
+            )
 
 
 def adopt(run: Run, weights_key: str) -> list[int]:
-    """Link the checkpoints that other runs with the same fit have; of which folds."""
-    adopted, same = [], {"fit_fingerprint": run.fit_fingerprint, "weights": weights_key}
-    for other in sorted(run.workspace.runs.glob("*/run.json")):
-        if other.parent == run.folder or not same.items() <= read_json(other).items():
-            continue
-        for fold in run.folds:
-            source = other.parent / run.checkpoint(fold).name
-            if source.exists() and not run.checkpoint(fold).exists():
-                link(source, run.checkpoint(fold))
+    """Take over the checkpoints that fit: links to other runs', and unrecorded ones here.
+
+    Of which folds there are links now.
+    """
+    adopted = []
+    for fold in run.folds:
+        target, origin = run.checkpoint(fold), run.origin_of(fold, weights_key).items()
+        for folder in () if run.is_fitted(fold) else (run.folder, *run_folders(run.workspace)):
+            source = folder / target.name
+            if damaged([source]) or not origin <= checkpoint_origin(source).items():
+                continue
+            if folder != run.folder:
+                forget_scores(run, fold)
+                for path in (target, run.history(fold)):
+                    if (folder / path.name).exists():
+                        path.unlink(missing_ok=True)
+                        link(folder / path.name, path)
                 adopted.append(fold)
+            record_fit(run, fold)
+            break
     return adopted
+
+
+def set_aside(run: Run) -> Path:
+    """Rename the folder of `run`, which is then fitted anew, to `<run>.before-N`; its new path."""
+    n = max(set_aside_before(run), default=0) + 1
+    return run.folder.rename(run.folder.with_name(f"{run.name}.before-{n}"))
+
+
+def set_aside_before(run: Run) -> dict[int, Path]:
+    """What `set_aside` made of `run`, by number."""
+    found = run.workspace.runs.glob(f"{run.name}.before-*")
+    numbers = {path.name.rpartition("-")[2]: path for path in found}
+    return {int(n): path for n, path in numbers.items() if n.isdecimal()}
+
+
+def record_fit(run: Run, fold: int) -> None:
+    """Record the checkpoint of `fold`, and its history if there is one."""
+    record(*filter(Path.exists, (run.checkpoint(fold), run.history(fold))))
 
 
 def forget_scores(run: Run, fold: int) -> None:
@@ -174,26 +262,22 @@ def write_scores(
         )
     views = by_view if len(by_view) > 1 else {}
     write_table(run.scores(fold), pd.DataFrame({"id": ids, "logit": logits, **views}))
+    record(run.scores(fold))
 
 
 def collect_oof(run: Run, photos: pd.DataFrame) -> None:
     """Write oof.csv: id, label, fold, logit and views of all held-out photos, in their order.
 
     A split's fold is 0 in its validation part and 1 in its test part, so that cross-fitting fits on
-    one and scores the other. StaleError unless each photo has one row.
+    one and scores the other.
     """
     scored = pd.concat([read_scores(run.scores(fold)) for fold in run.folds])
     held_out = photos[photos["fold"].isin(list(run.folds))]
-    if sorted(scored["id"]) != sorted(held_out["id"]):
-        n_off = len(set(scored["id"]) ^ set(held_out["id"]))
-        raise StaleError(
-            f"{n_off:,} out-of-fold logits in {run.folder} are missing, double or of other photos:"
-            " delete its fold-*-oof.csv and train again"
-        )
     table = held_out[["id", "label", "part"]].rename(columns={"part": "fold"})
     write_table(run.oof, table.merge(scored, on="id", how="left", validate="1:1"))
+    record(run.oof)
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """A table of id (text) and numbers."""
-    return pd.read_csv(path, dtype={"id": str})
+    """A table of id (text), logit (finite) and other numbers."""
+    return read_table(path, ["logit"], "train")

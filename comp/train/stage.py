@@ -1,15 +1,17 @@
 """The stage `train`: how a run starts, resumes and ends.
 
-1. The run's folder is named by recipe and photos; if all its folds are there, nothing is done.
+1. The run's folder is named by recipe and photos; if all its files are intact, nothing is done.
+   Forced, it is set aside as `<run>.before-N`, fitted anew and compared with that.
 2. Checkpoints of other runs with the same fit are adopted.
-3. Each fold without a checkpoint is fitted on the other folds' photos.
-4. Each fold without out-of-fold logits is scored by its checkpoint, under the recipe's views.
+3. Each fold without an intact checkpoint is fitted on the other folds' photos.
+4. Each fold without intact out-of-fold logits is scored by its checkpoint, under all views.
 5. oof.csv collects them; the table shows the log loss of each fold and of all.
 
 Killed at any point, the next call resumes at the first step that has not left its file.
 """
 
 import time
+from pathlib import Path
 
 from comp.data.manifest import read_manifest
 from comp.metric import bootstrap_interval, per_photo_logit_loss
@@ -22,18 +24,37 @@ from comp.train.run import Run, open_run
 # What needs torch is imported where it is used: a run that is done must say so in under a second.
 
 
-def train(workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter) -> Run:
-    """Fit and score the folds of `recipe` that are not fitted yet; the finished run."""
+def train(
+    workspace: Workspace,
+    recipe: Recipe,
+    device: str | None,
+    reporter: Reporter,
+    *,
+    force: bool = False,
+) -> Run:
+    """Fit and score the folds of `recipe` that are not fitted yet; the finished run.
+
+    `force`: fit all of them anew, beside those of a finished run, and compare.
+    """
     run = open_run(workspace, recipe)
+    if force and run.oof.exists():
+        reporter.say(f"the earlier run is kept as {runs.set_aside(run).name}")
     if run.is_trained():
         reporter.say(f"{run.name}: all {len(run.folds)} folds are fitted; nothing to do")
     else:
-        _fit_missing(run, device, reporter)
+        _fit_missing(run, device, reporter, may_adopt=not force)
     print_oof_table(run, reporter)
+    if others := runs.folds_of_other_code(run):
+        reporter.say(
+            f"{len(others)} of {len(run.folds)} folds were fitted by other code than there is now:"
+            " FORCE=1 fits all anew and compares"
+        )
+    if force and (earlier := runs.set_aside_before(run)):
+        _print_change(run, earlier[max(earlier)], reporter)
     return run
 
 
-def _fit_missing(run: Run, wanted: str | None, reporter: Reporter) -> None:
+def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt: bool) -> None:
     from comp.network.backbone import build
     from comp.network.device import find_device
     from comp.network.embedder import weights_key
@@ -41,30 +62,44 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter) -> None:
     from comp.train.fits import open_fit
     from comp.train.optimiser import check_optimiser
 
-    recipe, device = run.recipe, find_device(wanted)
+    code, recipe, device = runs.code_digest(), run.recipe, find_device(wanted)
     if isinstance(recipe.training, FineTune):
         check_optimiser(recipe.training)
     network = build(recipe.model, size_px=recipe.pixels.size_px)
     key = weights_key(network)
     fit = open_fit(run, device, reporter, network=network)
-    runs.start(run, key, device.name)
-    adopted = runs.adopt(run, key)
-    if adopted:
+    runs.start(run, key, device.name, code, reporter)
+    if may_adopt and (adopted := runs.adopt(run, key)):
         reporter.say(f"{run.name}: {len(adopted)} folds adopted from a run with the same fit")
     started = time.perf_counter()
-    missing = [fold for fold in run.folds if not run.checkpoint(fold).exists()]
+    missing = [fold for fold in run.folds if not run.is_fitted(fold)]
     fit.announce(missing)
     for fold in run.folds:
         if fold in missing:
             tensors = fit.fit(fold)
             runs.forget_scores(run, fold)
-            save_tensors(run.checkpoint(fold), tensors)
-        if not run.scores(fold).exists():
+            origin = run.origin_of(fold, key) | {"code": code}
+            save_tensors(run.checkpoint(fold), tensors, origin)
+            runs.record_fit(run, fold)
+        if not run.is_scored(fold):
             ids = fit.inputs.held_out_ids(fold)
             runs.write_scores(run, fold, ids, fit.logits(fold, ids))
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
     reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device.name}")
+
+
+def _print_change(run: Run, earlier: Path, reporter: Reporter) -> None:
+    """What fitting anew has changed: the check after a change of the code or the libraries."""
+    paths = earlier / run.oof.name, run.oof
+    before, now = (runs.read_scores(path).set_index("id") for path in paths)
+    losses = [per_photo_logit_loss(oof["label"], oof["logit"]).mean() for oof in (before, now)]
+    is_same = paths[0].read_bytes() == paths[1].read_bytes()
+    reporter.say(
+        f"log loss {losses[1]:.5f}, in {earlier.name} {losses[0]:.5f}; largest change of a logit"
+        f" {(now['logit'] - before['logit']).abs().max():.3g}; oof.csv is"
+        f" {'the same' if is_same else 'not the same'}, byte for byte"
+    )
 
 
 def print_oof_table(run: Run, reporter: Reporter) -> None:
