@@ -19,8 +19,8 @@ help: ## this list
 	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt
 	touch $@
 
-data: .venv/done ## download, check, unpack; manifest, folds, pixels
-	$(COMP) data $(WITH)
+data: .venv/done ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
+	$(COMP) data $(WITH) $(call option,archive,ARCHIVE)
 train: .venv/done ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn]
 	$(COMP) train $(WITH) $(ON)
 predict: .venv/done ## predict the test photos, calibrate, clip

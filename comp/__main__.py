@@ -20,15 +20,15 @@ from comp.store import Workspace
 
 def _data(call: Call) -> None:
     """download, check and unpack the photos; manifest, folds and pixels"""
-    from comp.data.stage import prepare
+    from comp.data.stage import mention_newer_version, prepare
     from comp.network.preprocessing import geometry_of
 
-    kaggle, geometry = call.kaggle, geometry_of(call.recipes[0])
-
     def download() -> Path:
-        return kaggle.download(call.workspace.raw)
+        return call.kaggle.download(call.workspace.raw)
 
-    prepare(call.workspace, COMPETITION, download, kaggle.is_real, geometry, call.reporter)
+    settings = (call.is_real, geometry_of(call.recipes[0]), call.reporter)
+    if not prepare(call.workspace, COMPETITION, call.archive or download, *settings):
+        mention_newer_version(call.workspace, COMPETITION, call.reporter)
 
 
 def _train(call: Call) -> None:
@@ -167,7 +167,7 @@ def _recipes(call: Call) -> None:
 
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
-    _data: "recipe set",
+    _data: "recipe set archive",
     _train: "recipe set device",
     _predict: "recipe set device",
     _calibrate: "recipe set device",

@@ -1,6 +1,7 @@
 """What the command line takes: the options of every command, described once."""
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,11 @@ class Call:
         return override(named(self.recipe), self.set)
 
     @property
+    def is_real(self) -> bool:
+        """Whether Kaggle itself is asked, not a stand-in; as `kaggle.is_real`, but at no cost."""
+        return os.environ.get("KAGGLE_API_ENVIRONMENT") != "LOCALHOST"
+
+    @property
     def kaggle(self) -> "Kaggle":
         from comp.kaggle import Kaggle
 
@@ -83,7 +89,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "steps": {"type": int, "help": "of the range test"},
     "force": {"action": "store_true", "help": "upload even a file that was uploaded before"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
-    "archive": {"type": Path, "help": "a zip like Kaggle's"},
+    "archive": {"type": Path, "help": "a zip like Kaggle's, or a folder with it or its contents"},
     "solution": {"type": Path, "help": "its labels: a CSV of id,label with 0 or 1"},
 }
 

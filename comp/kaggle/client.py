@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from comp.competition import Competition
 from comp.errors import NotFoundError, RulesError, UnavailableError
 from comp.kaggle.credentials import Credentials, first_credentials
-from comp.kaggle.download import download_archive, remote_version
+from comp.kaggle.download import download_archive, noted_version, remote_version
 from comp.kaggle.session import Session
 from comp.kaggle.submissions import (
     Limits,
@@ -100,6 +100,11 @@ class Kaggle:
 
     def download(self, folder: Path) -> Path:
         return download_archive(self, folder)
+
+    def has_newer_archive(self, folder: Path) -> bool:
+        """Whether the archive that was downloaded to `folder` is not what the server has now."""
+        here, there = noted_version(self, folder), remote_version(self)
+        return bool(here and here.validator and there.validator not in ("", here.validator))
 
     def limits(self) -> Limits:
         answer = self.call("GetSubmissionLimits")

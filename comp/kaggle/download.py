@@ -139,6 +139,11 @@ def download_archive(kaggle: "Kaggle", folder: Path) -> Path:
     return archive.path
 
 
+def noted_version(kaggle: "Kaggle", folder: Path) -> Version | None:
+    """The version of the archive that was downloaded to `folder`, even if it was deleted since."""
+    return Archive(folder / f"{kaggle.competition.slug}.zip").version()
+
+
 def remote_version(kaggle: "Kaggle") -> Version:
     """The version that the server has now, from a download of which only the head is read."""
 
