@@ -34,7 +34,7 @@ class ArchiveStamp(Options):
     path: str  # a zip or a folder; relative to the workspace, if it is inside
     sha256: str  # of the names and sha256s of its files
     n_bytes: int
-    mtime_ns: int
+    mtime_ns: int  # summed over its parts, like n_bytes
 
 
 class Origin(Options):
@@ -93,7 +93,7 @@ def files_in(path: Path) -> list[Path]:
 def _status(parts: Sequence[Path]) -> dict[str, int]:
     """Changes when a part is replaced, and costs less than reading a gigabyte each time."""
     found = [part.stat() for part in parts]
-    mtime_ns = max(status.st_mtime_ns for status in found)
+    mtime_ns = sum(status.st_mtime_ns for status in found)
     return {"n_bytes": sum(status.st_size for status in found), "mtime_ns": mtime_ns}
 
 
