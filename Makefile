@@ -6,7 +6,7 @@ PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
 # The variables that each target takes. Each becomes the option of its name.
-takes_data := RECIPE SET WORKSPACE
+takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET WORKSPACE DEVICE
 takes_calibrate := RECIPE SET WORKSPACE DEVICE
@@ -65,7 +65,7 @@ help: ## this list
 	.venv/bin/uv pip install --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt
 	@touch $@
 
-data: ## download, check, unpack; manifest, folds, pixels
+data: ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
 train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
 predict: ## predict the test photos, calibrate, clip
 calibrate: ## compare every way from RECIPE's logits to probabilities

@@ -24,16 +24,18 @@ from comp.store import Workspace
 def _data(call: Call) -> None:
     """download, check and unpack the photos; manifest, folds and pixels"""
     from comp.data.identity import check_server
-    from comp.data.stage import prepare
+    from comp.data.stage import mention_newer_version, prepare
     from comp.network.preprocessing import geometry_of
 
-    competition, kaggle, geometry = call.competition, call.kaggle, geometry_of(call.recipes[0])
+    competition, kaggle = call.competition, call.kaggle
     check_server(call.workspace, kaggle)
 
     def download() -> Path:
         return kaggle.download(call.workspace.raw)
 
-    prepare(call.workspace, competition, download, kaggle.is_real, geometry, call.reporter)
+    settings = (kaggle.is_real, geometry_of(call.recipes[0]), call.reporter)
+    if not prepare(call.workspace, competition, call.archive or download, *settings):
+        mention_newer_version(call.workspace, competition, call.reporter)
 
 
 def _train(call: Call) -> None:
@@ -172,7 +174,7 @@ def _recipes(call: Call) -> None:
 
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
-    _data: "recipe set",
+    _data: "recipe set archive",
     _train: "recipe set device force",
     _predict: "recipe set device",
     _calibrate: "recipe set device",

@@ -93,7 +93,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "steps": {"type": int, "help": "of the range test; default: 100"},
     "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
-    "archive": {"type": path_of, "help": "a zip like Kaggle's"},
+    "archive": {
+        "type": path_of,
+        "help": "a zip like Kaggle's, or a folder that has it or its parts",
+    },
     "solution": {"type": path_of, "help": "its labels: a CSV of id,label with 0 or 1"},
 }
 

@@ -70,7 +70,7 @@ def examine(
     """All checks, each printed as soon as it is known. UserError if a run would not work."""
     checks = []
     probes = machine_probes(workspace, competition) | account_probes(kaggle, competition)
-    probes["archive"] = lambda: find_archive(workspace.raw, competition)
+    probes["archive"] = lambda: describe_archive(workspace.raw, competition)
     for check in run_probes(probes):
         reporter.say(f"{check.level:4}  {check.name:14}  {check.text}")
         checks.append(check)
@@ -243,7 +243,7 @@ def find_limits(kaggle: Kaggle) -> str:
     return text
 
 
-def find_archive(folder: Path, competition: Competition) -> str:
+def describe_archive(folder: Path, competition: Competition) -> str:
     """Absent, partial and resumable, or complete and checked."""
     archive = Archive(folder / f"{competition.slug}.zip")
     have = f"{(archive.n_bytes or archive.part.n_bytes) / MB:,.1f} MB"

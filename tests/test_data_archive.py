@@ -4,6 +4,7 @@ nothing on disk."""
 import os
 import random
 import re
+import shutil
 import stat
 import struct
 import zipfile
@@ -26,8 +27,7 @@ from odd_photos import (
 
 from comp.competition import COMPETITION
 from comp.data.archive import checked_archive, unpack
-from comp.data.origin import RECEIPT, is_unpacked
-from comp.data.zips import ZipLimits, list_members, open_zip
+from comp.data.zips import list_members, open_zip
 from comp.errors import ArchiveError, DataError
 
 TRAIN, TEST = some_photos(3, 12)
@@ -37,13 +37,11 @@ RANDOM = random.Random(0).randbytes(5000)
 Member = tuple[str | zipfile.ZipInfo, bytes]
 
 
-def run(
-    path: Path, root: Path, is_real: bool = False, reporter: Heard | None = None, origin: str = "a"
-) -> list[str]:
+def run(path: Path, root: Path, reporter: Heard | None = None) -> list[str]:
     folder, reporter = root / "photos", reporter or Heard()
     folder.mkdir(parents=True, exist_ok=True)
-    with checked_archive(path, COMPETITION, is_real, folder, reporter) as (splits, sample):
-        unpack(splits, origin, folder, reporter)
+    with checked_archive(path, COMPETITION, folder, reporter) as (splits, sample):
+        unpack(splits, folder, reporter)
     return sample
 
 
@@ -52,17 +50,17 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".part" not in str(path) and path.name != RECEIPT
+        if path.is_file() and ".part" not in str(path)
     }
 
 
-def refused(members: dict[str, bytes] | bytes, tmp_path: Path, is_real: bool = False) -> str:
+def refused(members: dict[str, bytes] | bytes, tmp_path: Path) -> str:
     """The one line with which an archive is refused; nothing may have been written."""
     path = tmp_path / "in" / "kaggle.zip"
     path.parent.mkdir()
     path.write_bytes(members if isinstance(members, bytes) else zipped(members))
     with pytest.raises(ArchiveError) as caught:
-        run(path, tmp_path / "out", is_real)
+        run(path, tmp_path / "out")
     assert tree(tmp_path / "out") == {}
     assert set(os.listdir(tmp_path)) == {"in", "out"}
     assert "\n" not in str(caught.value)
@@ -86,34 +84,82 @@ def named(name: str, kind: int = 0) -> zipfile.ZipInfo:
     return info
 
 
-@pytest.mark.parametrize("inner_method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("outer_method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_photos_are_unpacked_bit_for_bit_however_they_are_packed(
-    tmp_path: Path, inner_method: int, outer_method: int
+def lay_out(root: Path, form: str) -> Path:
+    """Kaggle's archive as people have it."""
+    methods = [getattr(zipfile, f"ZIP_{word}") for word in form.split() if word.isupper()]
+    if methods:
+        return write_archive(root / "any name.zip", packed(TRAIN, TEST, methods[0]), methods[1])
+    root = root / "a folder"
+    root.mkdir()
+    if form == "zip in a folder":
+        write_archive(root / f"{COMPETITION.slug}.zip", HONEST)
+    elif form == "its members":
+        for name, data in HONEST.items():
+            (root / name).write_bytes(data)
+    else:
+        (root / COMPETITION.sample).write_bytes(HONEST[COMPETITION.sample])
+        for split, photos in (("train", TRAIN), ("test", TEST)):
+            folder = root / split / (split if form == "folders in folders" else "")
+            folder.mkdir(parents=True)
+            for id, data in photos.items():
+                (folder / f"{id}.jpg").write_bytes(data)
+            (folder / "._1.jpg").write_bytes(b"AppleDouble")
+            os.utime(folder / "1.jpg" if split == "test" else folder / "cat.1.jpg", (0, 0))
+    return root
+
+
+FORMS = [f"{one} {two}" for one in ("STORED", "DEFLATED") for two in ("STORED", "DEFLATED")]
+FORMS += ["zip in a folder", "its members", "folders", "folders in folders"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_photos_are_unpacked_bit_for_bit_from_every_form_of_the_archive(
+    tmp_path: Path, form: str
 ) -> None:
-    path = write_archive(tmp_path / "kaggle.zip", packed(TRAIN, TEST, inner_method), outer_method)
-    assert run(path, tmp_path) == list(TEST)
-    assert tree(tmp_path / "photos") == {
+    path = lay_out(tmp_path, form)
+    before = tree(path.parent)
+    assert run(path, tmp_path / "w") == list(TEST)
+    assert tree(tmp_path / "w" / "photos") == {
         f"{split}/{id}.jpg": data
         for split, photos in (("train", TRAIN), ("test", TEST))
         for id, data in photos.items()
     }
-    assert sorted(os.listdir(tmp_path / "photos")) == ["test", "train"]
+    assert sorted(os.listdir(tmp_path / "w" / "photos")) == ["test", "train"]
+    shutil.rmtree(tmp_path / "w")
+    assert tree(path.parent) == before
 
 
-def test_photos_that_exist_are_left_alone_and_those_of_another_archive_are_replaced(
-    tmp_path: Path,
-) -> None:
-    path = write_archive(tmp_path / "kaggle.zip", HONEST)
+@pytest.mark.parametrize("name", [*HONEST, ""])
+def test_a_folder_that_is_not_the_whole_archive_is_refused(tmp_path: Path, name: str) -> None:
+    path = lay_out(tmp_path, "its members")
+    (path / name).unlink() if name else shutil.rmtree(path)
+    with pytest.raises(ArchiveError, match="does not exist or is not the archive"):
+        run(path, tmp_path)
+
+
+def test_photos_that_are_all_there_are_left_alone_and_else_replaced(tmp_path: Path) -> None:
+    path, folder = write_archive(tmp_path / "kaggle.zip", HONEST), tmp_path / "photos" / "train"
+
+    def is_left_alone() -> bool:
+        before = folder.stat().st_ino
+        run(path, tmp_path)
+        return folder.stat().st_ino == before
+
     run(path, tmp_path)
-    photo = tmp_path / "photos" / "train" / "cat.0.jpg"
-    before = photo.stat().st_ino
-    run(path, tmp_path)
-    assert photo.stat().st_ino == before
+    (folder / "._cat.0.jpg").write_bytes(b"AppleDouble")
+    (folder.parent / "._.train.part").write_bytes(b"AppleDouble")
+    assert is_left_alone()
+    photo, whole = folder / "cat.0.jpg", tree(folder)
+    for data in (None, b"", photo.read_bytes()[:-1], bytes(photo.stat().st_size)):
+        photo.unlink()
+        if data is not None:
+            photo.write_bytes(data)
+        assert not is_left_alone()
+        assert tree(folder).items() <= whole.items()
     fewer = {id: TRAIN[id] for id in ("cat.1", "dog.2")}
-    run(write_archive(path, packed(fewer, TEST)), tmp_path, origin="b")
-    assert set(tree(tmp_path / "photos" / "train")) == {"cat.1.jpg", "dog.2.jpg"}
-    assert sorted(os.listdir(tmp_path / "photos")) == ["test", "train"]
+    write_archive(path, packed(fewer, TEST))
+    assert not is_left_alone()
+    assert set(tree(folder)) == {"cat.1.jpg", "dog.2.jpg"}
 
 
 @pytest.mark.parametrize("n_written", [0, 1, 5, 6, 9])
@@ -121,9 +167,8 @@ def test_an_interrupted_unpack_leaves_nothing_that_looks_finished_and_the_next_c
     tmp_path: Path, n_written: int
 ) -> None:
     path, photos = write_archive(tmp_path / "kaggle.zip", HONEST), tmp_path / "photos"
-    assert_killed(lambda: run(path, tmp_path, reporter=DyingReporter(n_written)))
+    assert_killed(lambda: run(path, tmp_path, DyingReporter(n_written)))
     assert len(tree(photos)) == (6 if n_written >= 6 else 0)
-    assert not is_unpacked(photos / "test", "a")
     run(path, tmp_path)
     assert sorted(os.listdir(photos)) == ["test", "train"]
     assert len(tree(photos)) == len(TRAIN) + len(TEST)
@@ -163,6 +208,8 @@ def without(name: str) -> dict[str, bytes]:
 
 
 BOMB = HONEST_TRAIN | {"train/cat.9.jpg": bytes(8 * 2**20)}
+BOMBS = {f"train/cat.{number}.jpg": bytes(2**20) for number in range(8)}
+EMPTY = {f"train/cat.{number}.jpg": b"" for number in range(2000)}
 OTHER_SAMPLE = sample_csv([*list(TEST)[2:], "77"])
 CATS = {id: photo for id, photo in TRAIN.items() if id.startswith("cat")}
 REFUSED: list[tuple[dict[str, bytes] | bytes, str]] = [
@@ -172,15 +219,17 @@ REFUSED: list[tuple[dict[str, bytes] | bytes, str]] = [
     (zipped(HONEST)[:2000], "cut or corrupt"),
     (HONEST | {"test.zip": HONEST["test.zip"][:-50]}, "cut or corrupt"),
     *((without(name), f"lacks {name}") for name in HONEST),
-    (with_extra((named("train/cat.9.jpg", stat.S_IFLNK), b"/etc/passwd")), "a link"),
     (zipped([*HONEST.items(), (named("readme", stat.S_IFLNK), b"/etc/passwd")]), "a link"),
     *(
         (with_extra((named("train/cat.9.jpg", kind), b"")), "neither a file nor a folder")
-        for kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK)
+        for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK)
     ),
     (with_inner_train(zipped(HONEST_TRAIN, zipfile.ZIP_BZIP2)), "compression method"),
     (with_inner_train(zipped(HONEST_TRAIN, zipfile.ZIP_LZMA)), "compression method"),
     (with_inner_train(zipped(BOMB, zipfile.ZIP_DEFLATED)), "no photo compresses to"),
+    (with_inner_train(zipped(BOMBS, zipfile.ZIP_DEFLATED)), "no photo compresses to"),
+    (zipped(HONEST | {"train.zip": bytes(8 * 2**20)}, zipfile.ZIP_DEFLATED), "compresses to"),
+    (with_inner_train(zipped(EMPTY)), "2,000 members, more than 1,4"),
     (with_inner_train(encrypted()), "encrypted"),
     (with_inner_train(with_shared_bytes()), "share their bytes"),
     (packed(CATS, TEST), "no photo of class dog"),
@@ -198,21 +247,11 @@ def test_a_bad_archive_is_refused_with_the_reason(
     assert re.search(reason, message)
 
 
-def test_the_real_edition_must_have_all_its_photos(tmp_path: Path) -> None:
-    message = refused(HONEST, tmp_path, is_real=True)
-    assert "6 training and 12 test photos, not 25,000 and 12,500" in message
-
-
-def test_members_beyond_the_limits_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    path.write_bytes(zipped({"a": RANDOM}))
-    for limits in (
-        ZipLimits(n_members=9, member_bytes=4999, total_bytes=9000),
-        ZipLimits(n_members=9, member_bytes=9000, total_bytes=4999),
-        ZipLimits(n_members=0, member_bytes=9000, total_bytes=9000),
-    ):
-        with open_zip(path, "a.zip") as archive, pytest.raises(ArchiveError, match="more than"):
-            list_members(archive, "a.zip", path.stat().st_size, limits)
+@pytest.mark.parametrize("limits", [(0, 9000), (9, 4999)])
+def test_members_beyond_the_limits_are_refused(tmp_path: Path, limits: tuple[int, int]) -> None:
+    path = write_archive(tmp_path / "a.zip", {"a": RANDOM})
+    with open_zip(path, "a.zip") as archive, pytest.raises(ArchiveError, match="more than"):
+        list_members(archive, "a.zip", *limits)
 
 
 def test_a_sample_submission_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
@@ -220,7 +259,7 @@ def test_a_sample_submission_that_is_too_large_is_refused_unread(tmp_path: Path)
     path = write_archive(tmp_path / "kaggle.zip", HONEST)
     with (
         pytest.raises(ArchiveError, match="larger than 50 bytes"),
-        checked_archive(path, small, False, tmp_path, Heard()),
+        checked_archive(path, small, tmp_path, Heard()),
     ):
         pass
 

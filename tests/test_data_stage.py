@@ -2,13 +2,16 @@
 whatever happens on the way."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -34,10 +37,11 @@ from comp.data import archive as archives
 from comp.data import manifest, origin, scan, stage, summary
 from comp.data.canvas import Geometry
 from comp.data.manifest import SPLITS, read_manifest
+from comp.data.origin import origin_path
 from comp.data.pixels import open_pixels
 from comp.data.sample import read_sample
 from comp.data.stage import prepare
-from comp.errors import ArchiveError, DataError
+from comp.errors import ArchiveError, CredentialsError, DataError
 from comp.store import Workspace, read_json
 
 TRAIN, TEST = some_photos(8, 12)
@@ -77,6 +81,7 @@ SUMMARY = [
     "1 groups have near-duplicates of different classes, so that a label must be wrong: cat.0, dog",
 ]
 SMALL = Geometry(size_px=24)
+FULL = replace(COMPETITION, n_train=len(TRAIN | ODD), n_test=len(TEST | ODD_TEST))
 
 
 def run(
@@ -108,6 +113,16 @@ def artefacts(workspace: Workspace, with_time: bool = True) -> dict[str, tuple[i
         for path in workspace.data.rglob("*")
         if path.is_file() and not path.name.endswith(".lock")
     }
+
+
+@contextmanager
+def limited_files(n_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -226,42 +241,147 @@ sys.exit(bool({{"pandas", "torch", "scipy", "sklearn", "timm"}} & set(sys.module
     assert "nothing to do" in done.stdout
 
 
-def test_the_archive_is_fetched_only_if_there_is_work_to_do(
+def refuse() -> Path:
+    raise CredentialsError("no account")
+
+
+def test_the_archive_is_fetched_only_if_there_is_work_to_do_and_none_here(
     workspace: Workspace, archive: Path
 ) -> None:
-    n_fetched = 0
+    path = workspace.raw / f"{COMPETITION.slug}.zip"
 
     def fetch() -> Path:
-        nonlocal n_fetched
-        n_fetched += 1
-        workspace.raw.mkdir(parents=True, exist_ok=True)
-        path = workspace.raw / "kaggle.zip"
-        path.write_bytes(archive.read_bytes())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(archive, path)
         return path
 
-    for _ in range(2):
-        run(workspace, fetch)
-    (workspace.raw / "kaggle.zip").unlink()
+    with pytest.raises(CredentialsError):
+        run(workspace, refuse)
     run(workspace, fetch)
-    assert n_fetched == 1
+    path.unlink()
+    assert "nothing to do" in str(run(workspace, refuse))
     workspace.manifest("test").unlink()
-    run(workspace, fetch)
-    assert n_fetched == 2
+    with pytest.raises(CredentialsError):
+        run(workspace, refuse)
+    fetch()
+    assert "are ready" in str(run(workspace, refuse))
 
 
-def test_an_archive_that_was_only_touched_is_known_by_its_hash(
-    workspace: Workspace, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_an_archive_in_data_raw_needs_no_account_and_a_bad_one_is_downloaded(
+    workspace: Workspace, archive: Path, is_zip: bool
 ) -> None:
-    copy = tmp_path / "copy.zip"
-    copy.write_bytes(archive.read_bytes())
-    run(workspace, copy)
+    workspace.raw.mkdir(parents=True)
+    if is_zip:
+        path = shutil.copyfile(archive, workspace.raw / f"{COMPETITION.slug}.zip")
+    else:
+        path = workspace.raw / "train.zip"
+        with ZipFile(archive) as packed:
+            packed.extractall(workspace.raw)
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    with pytest.raises(CredentialsError):
+        run(workspace, refuse)
+    assert "cut or corrupt" in str(run(workspace, lambda: archive))
+    shutil.rmtree(workspace.data / "photos")
+    workspace.manifest("train").unlink()
+    origin_path(workspace).unlink()
+    path.write_bytes(data)
+    assert "are ready" in str(run(workspace, refuse))
+
+
+def test_an_archive_that_was_named_once_is_found_again(
+    workspace: Workspace, archive: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "input"
+    with ZipFile(archive) as packed:
+        packed.extractall(folder)
+    run(workspace, folder)
     before = artefacts(workspace)
-    os.utime(copy, (1, 1))
-    assert "nothing to do" in str(run(workspace, copy))
-    after = artefacts(workspace)
-    assert {name for name in before if before[name] != after[name]} == {"origin.json"}
-    assert "nothing to do" in str(run(workspace, copy))
-    assert artefacts(workspace) == after
+    for named in (folder, refuse):
+        assert "nothing to do" in str(run(workspace, named))
+        assert artefacts(workspace) == before
+    shutil.rmtree(workspace.photos)
+    run(workspace, refuse)
+    os.utime(folder / "train.zip", (1, 1))
+    assert "are ready" in str(run(workspace, refuse))
+    assert "nothing to do" in str(run(workspace, refuse))
+    after = artefacts(workspace, with_time=False)
+    (name,) = (name for name, (_, data) in after.items() if before[name][1] != data)
+    assert name == "origin.json"
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "a list": lambda path: path.write_text("[]"),
+    "an object": lambda path: path.write_text("{}"),
+    "binary": lambda path: path.write_bytes(bytes(range(256))),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "another type": lambda path: path.write_text(path.read_text().replace("true", "[]")),
+    "renamed": lambda path: path.rename(path.with_name(f"{path.name}.moved")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("origin.json", kind) for kind in list(DAMAGE)[:-1]),
+        *((COMPETITION.sample, kind) for kind in ("deleted", "empty", "cut", "a list")),
+        *(("photos/train/cat.0.jpg", kind) for kind in ("deleted", "renamed")),
+        ("photos/test/13.jpg", "deleted"),
+        ("train.csv", "deleted"),
+    ],
+)
+def test_what_is_damaged_is_noticed_and_made_again(
+    workspace: Workspace, archive: Path, name: str, kind: str
+) -> None:
+    run(workspace, archive, is_real=True, competition=FULL)
+    before = artefacts(workspace, with_time=False)
+    DAMAGE[kind](workspace.data / name)
+    assert "are ready" in str(run(workspace, archive, is_real=True, competition=FULL))
+    assert artefacts(workspace, with_time=False) == before
+    assert "nothing to do" in str(run(workspace, refuse))
+
+
+def test_a_repair_keeps_edited_manifests(workspace: Workspace, archive: Path) -> None:
+    run(workspace, archive)
+    edit = edited(workspace)
+    (workspace.photos / "train" / "cat.0.jpg").unlink()
+    assert "was edited" in str(run(workspace, archive))
+    assert (workspace.photos / "train" / "cat.0.jpg").exists()
+    assert workspace.manifest("train").read_bytes() == edit
+    origin_path(workspace).write_text("{")
+    assert "your version is kept as train.csv.edited-1" in str(run(workspace, archive))
+    assert [path.name for path in workspace.data.glob("*.edited-*")] == ["train.csv.edited-1"]
+    assert (workspace.data / "train.csv.edited-1").read_bytes() == edit
+
+
+def test_what_is_complete_need_not_be_writable(
+    workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(workspace, archive, SMALL)
+    for path in (workspace.data, workspace.data / "photos", workspace.pixels):
+        (path / "._junk").write_bytes(b"AppleDouble")
+    before = artefacts(workspace)
+    monkeypatch.setattr(stage, "locked", None)
+    for name in ("mkdir", "touch", "write_bytes", "write_text", "rename", "unlink"):
+        monkeypatch.setattr(Path, name, None)
+    assert "nothing to do" in str(run(workspace, archive, SMALL))
+    monkeypatch.undo()
+    assert artefacts(workspace) == before
+
+
+@pytest.mark.parametrize("n_bytes", [100, 3_000, 30_000])
+def test_a_disk_that_fills_up_leaves_nothing_half_written(
+    workspace: Workspace, archive: Path, n_bytes: int
+) -> None:
+    """By a limit on the size of files, of which the kernel says as little as of a full disk."""
+    with limited_files(n_bytes), pytest.raises(OSError, match=r"photos"):
+        run(workspace, archive)
+    assert os.listdir(workspace.photos) == []
+    run(workspace, archive, SMALL)
 
 
 def test_another_archive_replaces_the_first(
@@ -307,8 +427,8 @@ def test_a_killed_second_run_leaves_no_manifest_of_the_first_archive(
         (scan, "assign_folds"),
         (stage, "write_text"),
         (manifest, "write_manifest"),
-        (stage, "write_origin"),
         (summary, "print_summary"),
+        (stage, "write_json"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -330,7 +450,7 @@ def test_a_run_killed_at_any_step_is_completed_by_the_next(
 
     assert_killed(dying)
     heard = run(workspace, archive, SMALL)
-    assert ("nothing to do" in str(heard)) == (step in ("write_origin", "print_summary"))
+    assert ("are ready" in str(heard)) == (step != "write_json")
     assert artefacts(workspace, with_time=False) == artefacts(whole, with_time=False)
 
 
@@ -363,23 +483,12 @@ def test_an_edited_manifest_is_kept_when_it_has_to_be_made_again(
     assert "train.csv was edited and has to be made again" in str(heard)
     assert "your version is kept as train.csv.edited-1" in str(heard)
     second = edited(workspace)
-    monkeypatch.setattr(origin, "RULES", origin.RULES | {"seed": 1})
+    for module in (origin, stage):
+        monkeypatch.setattr(module, "RULES", origin.RULES | {"seed": 1})
     run(workspace, other_archive)
     kept = {path.name: path.read_bytes() for path in workspace.data.glob("*.edited-*")}
     assert kept == {"train.csv.edited-1": first, "train.csv.edited-2": second}
     assert "nothing to do" in str(run(workspace, other_archive))
-
-
-def test_a_photo_that_was_deleted_is_named_with_the_remedy(
-    workspace: Workspace, archive: Path
-) -> None:
-    run(workspace, archive)
-    (workspace.photos / "test" / "3.jpg").unlink()
-    workspace.manifest("test").unlink()
-    with pytest.raises(
-        DataError, match=r"3.jpg cannot be read .*: delete the folder .*photos/test"
-    ):
-        run(workspace, archive)
 
 
 NO_DOGS = {id: data if id.startswith("cat") else b"x" for id, data in TRAIN.items()}
@@ -400,26 +509,32 @@ def test_photos_too_few_to_learn_from_are_an_error_of_one_line(
         run(workspace, archive)
 
 
-def test_data_of_a_rehearsal_is_not_taken_for_the_full_edition(
+def test_only_the_full_edition_of_kaggle_itself_is_called_real(
     workspace: Workspace, archive: Path
 ) -> None:
-    run(workspace, archive)
-    with pytest.raises(ArchiveError, match="not 25,000 and 12,500"):
-        run(workspace, archive, is_real=True)
-    full = replace(COMPETITION, n_train=len(TRAIN | ODD), n_test=len(TEST | ODD_TEST))
-    run(workspace, archive, competition=full, is_real=True)
+    for competition, is_asked, is_real in (
+        (COMPETITION, True, False),
+        (FULL, False, False),
+        (FULL, True, True),
+    ):
+        text = str(run(workspace, archive, competition=competition, is_real=is_asked))
+        assert ("cannot be submitted to Kaggle" in text) == (is_asked and not is_real)
+        assert read_json(origin_path(workspace))["is_real"] == is_real
+        assert "nothing to do" in str(run(workspace, refuse, is_real=True))
+        shutil.rmtree(workspace.root)
 
 
 def test_the_origin_names_the_archive_and_other_rules_make_manifests_again(
     workspace: Workspace, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(workspace, archive)
-    written = read_json(workspace.data / "origin.json")
-    assert written["archive"]["name"] == "kaggle.zip"
+    written = read_json(origin_path(workspace))
+    assert written["archive"]["path"] == str(archive)
     assert written["archive"]["n_bytes"] == archive.stat().st_size
     assert written["rules"]["n_folds"] == 5
-    monkeypatch.setattr(origin, "RULES", origin.RULES | {"seed": 1})
-    assert "photos are ready" in str(run(workspace, archive))
+    for module in (origin, stage):
+        monkeypatch.setattr(module, "RULES", origin.RULES | {"seed": 1})
+    assert "are ready" in str(run(workspace, archive))
 
 
 FACES = Competition(

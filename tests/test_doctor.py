@@ -116,7 +116,7 @@ def test_the_archive_is_absent_partial_or_complete_and_one_of_unknown_origin_is_
     scene: Stand, tmp_path: Path
 ) -> None:
     def find() -> str:
-        return doctor.find_archive(tmp_path, COMPETITION)
+        return doctor.describe_archive(tmp_path, COMPETITION)
 
     assert find().startswith("absent:")
     scene.arm("cut:1", "503:skip=1:on=file")

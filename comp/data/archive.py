@@ -12,24 +12,12 @@ from pathlib import Path
 
 from comp.competition import Competition
 from comp.data.manifest import ID_PATTERN, SPLITS, natural_key, natural_order
-from comp.data.origin import RECEIPT, is_unpacked
+from comp.data.origin import files_in, find_archive
 from comp.data.sample import read_sample
-from comp.data.zips import ZipLimits, list_members, open_inner_zip, open_zip, read_member
+from comp.data.zips import FREE_MEMBERS, GET_AGAIN, MAX_RATIO, list_members, open_zip, read_member
 from comp.errors import ArchiveError
 from comp.progress import Advance, Reporter
-from comp.store import require_room, write_json
-
-GROWTH = 12  # times the real archive's size that an archive may have unpacked; Kaggle's has once
-_REMEDY = "delete the archive and run `make data` again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArchivedPhoto:
-    """A photo that is still in its archive."""
-
-    id: str
-    label: int | None  # None for a test photo
-    info: zipfile.ZipInfo
+from comp.store import require_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,68 +25,93 @@ class ArchivedSplit:
     """The photos of one split in their open archive, in natural order of ids."""
 
     split: str  # train or test
-    name: str  # of the inner archive, for errors
+    name: str  # of the archive, for errors
     archive: zipfile.ZipFile
-    photos: list[ArchivedPhoto]
+    photos: list[tuple[str, int | None, zipfile.ZipInfo]]  # id; label, None of a test photo; member
 
 
 @contextmanager
 def checked_archive(
-    path: Path, competition: Competition, is_real: bool, scratch: Path, reporter: Reporter
+    place: Path, competition: Competition, scratch: Path, reporter: Reporter
 ) -> Iterator[tuple[list[ArchivedSplit], list[str]]]:
     """Both splits and the ids to predict in Kaggle's order. All is checked but the photos' bytes.
 
-    The inner archives are copied to the folder `scratch` for as long as the block lasts. `is_real`
-    demands the number of photos of the full edition.
+    `place` is what `find_archive` finds something at. Zips inside a zip are copied to the folder
+    `scratch` for as long as the block lasts.
     """
+    parts = find_archive(place, competition)
+    if not parts:
+        names = f"{' and '.join(competition.archives)} (or what they unpack to)"
+        raise ArchiveError(
+            f"{place} does not exist or is not the archive: a zip, or a folder with"
+            f" {competition.slug}.zip, or with {names} and {competition.sample}"
+        )
     with ExitStack() as stack:
-        outer = stack.enter_context(open_zip(path, path.name))
-        total = GROWTH * competition.archive_bytes
-        limits = ZipLimits(n_members=1000, member_bytes=total, total_bytes=total)
-        found, junk = list_members(outer, path.name, path.stat().st_size, limits)
-        by_name = {info.filename: info for info in found}
-        expected = (*competition.archives, competition.sample)
-        missing = [name for name in expected if name not in by_name]
-        if missing:
-            raise ArchiveError(
-                f"{path.name} lacks {' and '.join(missing)};"
-                f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {_REMEDY}"
-            )
-        _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
-        if by_name[competition.sample].file_size > competition.max_member_bytes:
-            raise ArchiveError(
-                f"{competition.sample} is larger than {competition.max_member_bytes:,} bytes:"
-                f" {_REMEDY}"
-            )
-        sample = read_sample(
-            b"".join(read_member(outer, by_name[competition.sample], path.name)), competition
+        if len(parts) == 1:
+            opened, sample = _open_packed(stack, parts[0], competition, scratch, reporter)
+        else:
+            opened = [_open_part(stack, part, scratch) for part in parts[:-1]]
+            sample = parts[-1].read_bytes()
+        ids = read_sample(sample, competition, GET_AGAIN)
+        splits = [
+            _checked_split(archive, name, split, competition, reporter)
+            for archive, name, split in zip(opened, competition.archives, SPLITS, strict=True)
+        ]
+        _check_ids(splits, ids, competition)
+        yield splits, ids
+
+
+def _open_packed(
+    stack: ExitStack, path: Path, competition: Competition, scratch: Path, reporter: Reporter
+) -> tuple[list[zipfile.ZipFile], bytes]:
+    """The photos and the sample submission in Kaggle's zip."""
+    outer = stack.enter_context(open_zip(path, path.name))
+    most_each = MAX_RATIO * path.stat().st_size
+    found, junk = list_members(outer, path.name, FREE_MEMBERS, most_each)
+    by_name = {info.filename: info for info in found}
+    expected = (*competition.archives, competition.sample)
+    missing = [name for name in expected if name not in by_name]
+    if missing:
+        raise ArchiveError(
+            f"{path.name} lacks {' and '.join(missing)};"
+            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {GET_AGAIN}"
         )
-        packed = [by_name[name] for name in competition.archives]
-        require_room(
-            scratch, sum(info.file_size for info in packed), "copies of the inner archives"
-        )
-        splits = []
-        for split, info in zip(SPLITS, packed, strict=True):
-            inner = stack.enter_context(open_inner_zip(outer, info, path.name, scratch))
-            splits.append(_checked_split(inner, split, info, competition, reporter))
-        _check_counts(splits, sample, competition, is_real)
-        yield splits, sample
+    _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
+    *packed, listed = (by_name[name] for name in expected)
+    if listed.file_size > competition.max_member_bytes:
+        most = competition.max_member_bytes
+        raise ArchiveError(f"{listed.filename} is larger than {most:,} bytes: {GET_AGAIN}")
+    n_bytes = sum(info.file_size for info in packed)
+    require_room(scratch, n_bytes, "copies of the inner archives")
+    opened = []
+    for info in packed:
+        copy = stack.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - it closes
+        copy.writelines(read_member(outer, info, path.name))
+        opened.append(stack.enter_context(open_zip(copy, f"{info.filename} in {path.name}")))
+    return opened, b"".join(read_member(outer, listed, path.name))
+
+
+def _open_part(stack: ExitStack, part: Path, scratch: Path) -> zipfile.ZipFile:
+    """The zip `part`; of a folder, a zip of its files: there is one way to read photos."""
+    if part.is_file():
+        return stack.enter_context(open_zip(part, part.name))
+    base = part if (part / part.name).is_dir() else part.parent  # train/train or train
+    files = files_in(part)
+    n_bytes = sum(file.stat().st_size for file in files)
+    require_room(scratch, n_bytes, f"copies of the photos in {part}")
+    copy = stack.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - it closes
+    with zipfile.ZipFile(copy, "w", strict_timestamps=False) as packed:
+        for file in files:
+            packed.write(file, file.relative_to(base))
+    return stack.enter_context(open_zip(copy, part.name))
 
 
 def _checked_split(
-    archive: zipfile.ZipFile,
-    split: str,
-    packed: zipfile.ZipInfo,
-    competition: Competition,
-    reporter: Reporter,
+    archive: zipfile.ZipFile, name: str, split: str, competition: Competition, reporter: Reporter
 ) -> ArchivedSplit:
-    name = packed.filename
-    limits = ZipLimits(
-        n_members=2 * (competition.n_train + competition.n_test) + 1000,
-        member_bytes=competition.max_member_bytes,
-        total_bytes=GROWTH * competition.archive_bytes,
-    )
-    found, junk = list_members(archive, name, packed.file_size, limits)
+    n_photos = competition.n_train if split == "train" else competition.n_test
+    limits = (2 * n_photos + FREE_MEMBERS, competition.max_member_bytes)  # junk may double them
+    found, junk = list_members(archive, name, *limits)
     _mention(junk, name, reporter)
     pattern = competition.train_photo if split == "train" else competition.test_photo
     photos, strange = {}, []
@@ -106,8 +119,7 @@ def _checked_split(
         match = re.fullmatch(pattern, info.filename)
         if match and re.fullmatch(ID_PATTERN, match["id"]):
             label = competition.classes.index(match["class"]) if split == "train" else None
-            photo = ArchivedPhoto(id=match["id"], label=label, info=info)
-            photos[photo.id.casefold()] = photo
+            photos[match["id"].casefold()] = match["id"], label, info
         else:
             strange.append(info.filename)
     if strange and re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I):
@@ -118,12 +130,12 @@ def _checked_split(
     if strange:
         raise ArchiveError(
             f"{name} has {len(strange):,} files whose names do not match {pattern},"
-            f" the first is {strange[0][:80]!r}: {_REMEDY}"
+            f" the first is {strange[0][:80]!r}: {GET_AGAIN}"
         )
     if len(photos) < len(found):
         n_lost = len(found) - len(photos)
-        raise ArchiveError(f"{name} has {n_lost:,} photos whose id another one has: {_REMEDY}")
-    ordered = sorted(photos.values(), key=lambda photo: natural_key(photo.id))
+        raise ArchiveError(f"{name} has {n_lost:,} photos whose id another one has: {GET_AGAIN}")
+    ordered = sorted(photos.values(), key=lambda photo: natural_key(photo[0]))
     return ArchivedSplit(split=split, name=name, archive=archive, photos=ordered)
 
 
@@ -135,66 +147,77 @@ def _mention(ignored: Sequence[str], name: str, reporter: Reporter) -> None:
         )
 
 
-def _check_counts(
-    splits: Sequence[ArchivedSplit], sample: Sequence[str], competition: Competition, is_real: bool
+def _check_ids(
+    splits: Sequence[ArchivedSplit], sample: Sequence[str], competition: Competition
 ) -> None:
     train, test = splits
-    for label, name in enumerate(competition.classes):
-        if not any(photo.label == label for photo in train.photos):
-            n_photos = f"{len(train.photos):,} photos"
-            raise ArchiveError(
-                f"{train.name} has no photo of class {name} in {n_photos}: {_REMEDY}"
-            )
-    test_ids = {photo.id for photo in test.photos}
+    labels = {competition.classes[label] for _, label, _ in train.photos if label is not None}
+    for name in set(competition.classes) - labels:
+        found = f"{train.name} has {len(train.photos):,} photos, but no photo of class {name}"
+        raise ArchiveError(f"{found}: {GET_AGAIN}")
+    test_ids = {id for id, _, _ in test.photos}
     without_photo, not_listed = set(sample) - test_ids, test_ids - set(sample)
     if without_photo or not_listed:
         raise ArchiveError(
             f"{competition.sample} lists {len(without_photo):,} ids without a photo in {test.name}"
             f" and lacks {len(not_listed):,} with one,"
-            f" the first is {natural_order(without_photo | not_listed)[0]}: {_REMEDY}"
-        )
-    here = len(train.photos), len(test.photos)
-    wanted = competition.n_train, competition.n_test
-    if is_real and here != wanted:
-        raise ArchiveError(
-            f"the archive has {here[0]:,} training and {here[1]:,} test photos,"
-            f" not {wanted[0]:,} and {wanted[1]:,}: {_REMEDY}"
+            f" the first is {natural_order(without_photo | not_listed)[0]}: {GET_AGAIN}"
         )
 
 
-def unpack(splits: Sequence[ArchivedSplit], origin: str, folder: Path, reporter: Reporter) -> None:
+def is_full(splits: Sequence[ArchivedSplit], competition: Competition, reporter: Reporter) -> bool:
+    """Whether these are as many photos as Kaggle's; warns if not."""
+    here = [len(split.photos) for split in splits]
+    wanted = [competition.n_train, competition.n_test]
+    if here != wanted:
+        reporter.warn(
+            f"{here[0]:,} training and {here[1]:,} test photos, not {wanted[0]:,} and"
+            f" {wanted[1]:,}: predictions for them cannot be submitted to Kaggle"
+        )
+    return here == wanted
+
+
+def unpack(splits: Sequence[ArchivedSplit], folder: Path, reporter: Reporter) -> None:
     """Unpack to `folder/train` and `folder/test`; each gets its name when it is complete.
 
-    `origin` identifies the archive. A folder with photos of the same origin is left alone; one of
-    another origin is replaced when the new one is complete.
+    A folder that has these photos and no others, byte for byte, is left alone.
     """
     for leftover in folder.glob(".*.part"):  # of a killed run
-        shutil.rmtree(leftover)
-    splits = [split for split in splits if not is_unpacked(folder / split.split, origin)]
-    n_bytes = sum(photo.info.file_size for split in splits for photo in split.photos)
+        shutil.rmtree(leftover, ignore_errors=True)
+    splits = [split for split in splits if not _is_unpacked(split, folder / split.split)]
+    n_bytes = sum(info.file_size for split in splits for _, _, info in split.photos)
     require_room(folder, n_bytes, "the photos")
     if splits:
         n_photos = sum(len(split.photos) for split in splits)
         with reporter.track("unpacking", n_photos, "photos") as advance:
             for split in splits:
-                _unpack_split(split, origin, folder, advance)
+                _unpack_split(split, folder, advance)
 
 
-def _unpack_split(split: ArchivedSplit, origin: str, folder: Path, advance: Advance) -> None:
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=f".{split.split}.", suffix=".part"))
-    scratch.chmod(0o755)
+def _is_unpacked(split: ArchivedSplit, folder: Path) -> bool:
+    files = os.scandir(folder) if folder.is_dir() else ()
+    here = {file.name: file.stat().st_size for file in files if not file.name.startswith(".")}
+    return here == {f"{id}.jpg": info.file_size for id, _, info in split.photos} and all(
+        (folder / f"{id}.jpg").read_bytes()
+        == b"".join(read_member(split.archive, info, split.name))
+        for id, _, info in split.photos
+    )
+
+
+def _unpack_split(split: ArchivedSplit, folder: Path, advance: Advance) -> None:
+    target = folder / split.split
+    scratch, old = folder / f".{split.split}.part", folder / f".{split.split}.old.part"
     try:
-        for photo in split.photos:
+        scratch.mkdir()
+        for id, _, info in split.photos:
             # An id has no slash and the folder is new: this cannot write anywhere else.
-            with (scratch / f"{photo.id}.jpg").open("xb") as file:
-                file.writelines(read_member(split.archive, photo.info, split.name))
+            with (scratch / f"{id}.jpg").open("xb") as file:
+                file.writelines(read_member(split.archive, info, split.name))
             advance()
-        write_json(scratch / RECEIPT, {"archive": origin, "n_photos": len(split.photos)})
         os.sync()  # once for all: a power cut must not leave empty files under the folder's name
-        old = scratch.with_name(f"{scratch.name}.old.part")
-        if (folder / split.split).exists():
-            (folder / split.split).rename(old)
-        scratch.rename(folder / split.split)
-        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for leftover in (scratch, old):
+            shutil.rmtree(leftover, ignore_errors=True)

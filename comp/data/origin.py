@@ -1,14 +1,17 @@
 """`data/origin.json`: what the data was made from, by which rules, and whether it is complete.
 
-Loads neither pandas nor torch: `make data` has half a second to see that there is nothing to do.
+Loads neither pandas nor torch: `make data` has a moment to see that there is nothing to do.
 """
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from comp.competition import Competition
 from comp.data.canvas import DECODER, PIXELS_FILE, Geometry, store_folder
+from comp.errors import RecipeError
+from comp.options import Options, restored
 from comp.store import Workspace, file_sha256, read_json, write_json
 
 # If one of these rules changes, the next `make data` makes the manifests again.
@@ -16,104 +19,143 @@ MAX_DISTANCE = 12  # bits between the perceptual hashes of near-duplicates; see 
 MIN_CORRELATION = 0.9  # of their thumbnails
 N_FOLDS = 5
 SEED = 20160902  # of the folds: the day the competition began
-RULES = {
+RULES: dict[str, int | float] = {
     "decoder": DECODER,
     "max_distance": MAX_DISTANCE,
     "min_correlation": MIN_CORRELATION,
     "n_folds": N_FOLDS,
     "seed": SEED,
 }
-RECEIPT = ".origin.json"  # in a folder of photos: which archive they are from
+
+
+class ArchiveStamp(Options):
+    """An archive that was used, and what changes when it is replaced."""
+
+    path: str  # a zip or a folder; relative to the workspace, if it is inside
+    sha256: str  # of the names and sha256s of its files
+    n_bytes: int
+    mtime_ns: int  # summed over its parts, like n_bytes
+
+
+class Origin(Options):
+    """What `data/origin.json` says."""
+
+    archive: ArchiveStamp
+    slug: str
+    rules: dict[str, int | float]
+    is_real: bool  # all photos of Kaggle's edition, not a rehearsal's
+    sample: str  # sha256 of the sample submission
+    manifests: dict[str, str]  # sha256 of each, by its split
+    pixels: dict[str, int]  # bytes of each store that has all photos of these manifests
 
 
 def origin_path(workspace: Workspace) -> Path:
     return workspace.data / "origin.json"
 
 
-def write_origin(
-    workspace: Workspace, competition: Competition, archive: Path, sha256: str, is_real: bool
-) -> None:
-    manifests = {split: workspace.manifest(split) for split in ("train", "test")}
-    origin = {
-        "archive": {"name": archive.name, "sha256": sha256, **_stamp(archive)},
-        "slug": competition.slug,
-        "rules": RULES,
-        "is_real": is_real,
-        "manifests": {split: file_sha256(path) for split, path in manifests.items()},
-        "pixels": {},  # bytes of each store that has all photos of these manifests, by its name
-    }
-    write_json(origin_path(workspace), origin)
+def read_origin(workspace: Workspace) -> Origin | None:
+    """None if there is none, or if it is damaged: `make data` makes it again."""
+    path = origin_path(workspace)
+    try:
+        return restored(Origin, read_json(path)) if path.exists() else None
+    except (ValueError, RecipeError, RecursionError):
+        return None
 
 
-def _stamp(path: Path) -> dict[str, int]:
-    """Changes when a file is replaced, and costs less than reading a gigabyte each time."""
-    status = path.stat()
-    return {"n_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+def find_archive(place: Path, competition: Competition) -> list[Path]:
+    """Kaggle's archive at `place`: a zip, which may lie in the folder `place`; or its three parts
+    in that folder, the photos packed or unpacked. Empty if there is no such thing."""
+    packed = place / f"{competition.slug}.zip" if place.is_dir() else place
+    if packed.is_file():
+        return [packed]
+    parts = []
+    for name in (*competition.archives, competition.sample):
+        choices = (place / name, place / name.removesuffix(".zip"))
+        parts += [path for path in choices if path.exists()][:1]
+    return parts if len(parts) == len(competition.archives) + 1 else []
 
 
-def is_unpacked(folder: Path, archive_sha256: str) -> bool:
-    """Whether `folder` has all its photos, from this archive."""
-    receipt = folder / RECEIPT
-    return receipt.exists() and bool(read_json(receipt)["archive"] == archive_sha256)
+def archive_stamp(workspace: Workspace, place: Path, competition: Competition) -> ArchiveStamp:
+    """Of the archive at `place`, all of which is read."""
+    parts, is_inside = find_archive(place, competition), place.is_relative_to(workspace.root)
+    path = str(place.relative_to(workspace.root) if is_inside else place)
+    files = [(file, file.relative_to(part)) for part in parts for file in files_in(part)]
+    lines = [f"{file_sha256(file)} {name}\n" for file, name in files]
+    sha256 = hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
+    return ArchiveStamp(path=path, sha256=sha256, **_status(parts))
 
 
-def is_done(
-    workspace: Workspace,
-    competition: Competition,
-    archive: Callable[[], Path] | Path,
-    is_real: bool,
+def files_in(path: Path) -> list[Path]:
+    """The file `path`, or all files in the folder `path`."""
+    return [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+
+
+def _status(parts: Sequence[Path]) -> dict[str, int]:
+    """Changes when a part is replaced, and costs less than reading a gigabyte each time."""
+    found = [part.stat() for part in parts]
+    mtime_ns = sum(status.st_mtime_ns for status in found)
+    return {"n_bytes": sum(status.st_size for status in found), "mtime_ns": mtime_ns}
+
+
+def has_manifests(
+    workspace: Workspace, competition: Competition, origin: Origin | None, archive_sha256: str
 ) -> bool:
-    """Whether photos, manifests and sample submission are complete and from this archive."""
-    if not origin_path(workspace).exists() or not (workspace.data / competition.sample).exists():
-        return False
-    origin: dict[str, Any] = read_json(origin_path(workspace))
-    packed, splits = origin["archive"], list(origin["manifests"])
-    if (origin["slug"], origin["rules"]) != (competition.slug, RULES) or origin[
-        "is_real"
-    ] < is_real:
-        return False
-    if not all(
-        workspace.manifest(split).exists()
-        and is_unpacked(workspace.photos / split, packed["sha256"])
-        for split in splits
+    """Whether both manifests are there, edited or not, made from this archive by today's rules."""
+    return (
+        origin is not None
+        and origin.archive.sha256 == archive_sha256
+        and (origin.slug, origin.rules) == (competition.slug, RULES)
+        and all(workspace.manifest(split).exists() for split in origin.manifests)
+    )
+
+
+def is_done(workspace: Workspace, competition: Competition, place: Path | None) -> bool:
+    """Whether photos, manifests and sample submission are complete, and from the archive at
+    `place`; without a place, from the last one, which may have been deleted to save space."""
+    origin, sample = read_origin(workspace), workspace.data / competition.sample
+    if (
+        not origin
+        or not has_manifests(workspace, competition, origin, origin.archive.sha256)
+        or not (sample.exists() and file_sha256(sample) == origin.sample)
+        or not all(_has_photos(workspace, split) for split in origin.manifests)
     ):
         return False
-    path = workspace.raw / packed["name"] if callable(archive) else archive
-    if not path.exists():
-        return callable(archive)  # deleted after unpacking to save space, which is fine
-    if _stamp(path).items() <= packed.items():
-        return True
-    if file_sha256(path) != packed["sha256"]:
-        return False
-    # The same bytes, copied or touched: not to be read again next time.
-    write_json(origin_path(workspace), {**origin, "archive": {**packed, **_stamp(path)}})
-    return True
+    parts = find_archive(place or workspace.root / origin.archive.path, competition)
+    if not parts:
+        return place is None
+    return _status(parts).items() <= dict(origin.archive).items()
+
+
+def _has_photos(workspace: Workspace, split: str) -> bool:
+    """Whether there is a file for each id in the manifest."""
+    folder = workspace.photos / split
+    lines = workspace.manifest(split).read_text("utf-8", errors="replace").splitlines()
+    names = {f"{line.partition(',')[0]}.jpg" for line in lines[1:]}
+    return folder.is_dir() and names <= set(os.listdir(folder))
 
 
 def edited_manifests(workspace: Workspace) -> list[Path]:
-    """Manifests that are not as `make data` wrote them."""
-    if not origin_path(workspace).exists():
-        return []
-    written = read_json(origin_path(workspace))["manifests"]
+    """Manifests that are not known to be as `make data` wrote them."""
+    origin = read_origin(workspace)
+    known = origin.manifests if origin else {"train": None, "test": None}
     return [
         path
-        for split, sha256 in written.items()
+        for split, sha256 in known.items()
         if (path := workspace.manifest(split)).exists() and file_sha256(path) != sha256
     ]
 
 
 def has_pixels(workspace: Workspace, geometry: Geometry) -> bool:
     """Whether the store of `geometry` is known to have all photos of the manifests."""
-    path = store_folder(workspace, geometry) / PIXELS_FILE
-    n_bytes = read_json(origin_path(workspace)).get("pixels", {}).get(path.parent.name)
+    path, origin = store_folder(workspace, geometry) / PIXELS_FILE, read_origin(workspace)
+    n_bytes = origin.pixels.get(path.parent.name) if origin else None
     is_there = n_bytes is not None and path.exists() and path.stat().st_size >= n_bytes
     return is_there and not edited_manifests(workspace)
 
 
 def note_pixels(workspace: Workspace, geometry: Geometry) -> None:
     """Remember that the store of `geometry` has all photos of unedited manifests."""
-    if edited_manifests(workspace):
-        return
-    folder, origin = store_folder(workspace, geometry), read_json(origin_path(workspace))
-    stores = {**origin.get("pixels", {}), folder.name: (folder / PIXELS_FILE).stat().st_size}
-    write_json(origin_path(workspace), {**origin, "pixels": stores})
+    folder, origin = store_folder(workspace, geometry), read_origin(workspace)
+    if origin and not edited_manifests(workspace):
+        stores = origin.pixels | {folder.name: (folder / PIXELS_FILE).stat().st_size}
+        write_json(origin_path(workspace), origin.replace(pixels=stores))

@@ -1,44 +1,31 @@
-"""Zip archives from an untrusted source: no name, size or checksum in them is taken on trust."""
+"""Archives from an untrusted source: no name, size or checksum in them is taken on trust."""
 
+import os
 import re
 import stat
 import struct
-import tempfile
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from comp.errors import ArchiveError
 
-MAX_RATIO = 100  # unpacked to packed bytes: JPEGs have 1, text 3 to 10, deflate's limit is 1,032
-FREE_BYTES = 2**20  # members up to this size may have any ratio; the limit on the total still holds
+MAX_RATIO = 10  # unpacked to packed bytes: JPEGs have 1, text 3 to 10, deflate's limit is 1,032
+FREE_BYTES = 4 * 2**20  # may be unpacked whatever the ratio
+MIN_BYTES = 500  # of an archive for each member: an empty one takes about 110, a photo 20,000
+FREE_MEMBERS = 1000  # may be there whatever their size
 PIECE_BYTES = 2**20
+GET_AGAIN = "delete it and run `make data`, or get it from Kaggle again"
 JUNK = re.compile(
     r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._[^/]*$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE
 )
-_DAMAGE = (  # what zipfile raises for damaged archives
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZipLimits:
-    """The most that an honest archive can contain."""
-
-    n_members: int
-    member_bytes: int
-    total_bytes: int
+BAD_PATH = re.compile(r"/|[A-Za-z]:|(.*/)?\.{0,2}(/|$)|.*[\\\x00-\x1f\x7f]", re.DOTALL)
+_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError)
+_DAMAGE += (RuntimeError, ValueError, OverflowError)  # zipfile raises these too
 
 
 @contextmanager
@@ -58,73 +45,60 @@ def open_zip(file: Path | IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
 def _damage_as_error(name: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise ArchiveError(f"{name} does not exist: run `make data`") from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
-        raise ArchiveError(
-            f"{name} is cut or corrupt ({reason}): delete it and run `make data` again"
-        ) from error
+        raise ArchiveError(f"{name} is cut or corrupt ({reason}): {GET_AGAIN}") from error
 
 
 def list_members(
-    archive: zipfile.ZipFile, name: str, packed_bytes: int, limits: ZipLimits
+    archive: zipfile.ZipFile, name: str, most_members: int, most_each: int
 ) -> tuple[list[zipfile.ZipInfo], list[str]]:
-    """The files in an archive of `packed_bytes`, without junk, and the names of the junk.
+    """The files in the archive `name`, without junk, and the names of the junk.
 
-    ArchiveError if anything in the directory is hostile or beyond `limits`.
+    ArchiveError if anything in the directory is hostile, or more than can be in as many bytes, than
+    `most_members`, or than `most_each` bytes of one member.
     """
-    infos = archive.infolist()
-    faults = _total_faults(infos, packed_bytes, limits)
+    infos, packed_bytes = archive.infolist(), archive.fp.seek(0, os.SEEK_END) if archive.fp else 0
+    n_packed, n_bytes = sum(i.compress_size for i in infos), sum(i.file_size for i in infos)
+    most_members = min(most_members, FREE_MEMBERS + packed_bytes // MIN_BYTES)
+    checks = [
+        (len(infos) > most_members, f"{len(infos):,} members, more than {most_members:,}"),
+        (n_packed > packed_bytes, "members that share their bytes"),
+    ]
+    faults = [fault for found, fault in checks if found]
+    faults += _growth_faults(n_bytes, packed_bytes)
     seen: dict[str, str] = {}
     for info in infos:
-        fault = _fault(info, limits)
+        found = _faults(info, most_each)
         key = unicodedata.normalize("NFC", info.filename.rstrip("/")).casefold()
         if key in seen:
-            fault = fault or f"the same name as {seen[key]!r}, if case is ignored"
+            found.append(f"the same name as {seen[key]!r}, if case is ignored")
         seen[key] = info.filename
-        if fault:
-            faults.append(f"member {info.orig_filename[:80]!r}: {fault}")
+        faults += [f"member {info.orig_filename[:80]!r}: {fault}" for fault in found[:1]]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults, the first"
-        raise ArchiveError(f"{name} is refused for {count}: {faults[0]}; get it from Kaggle again")
+        raise ArchiveError(f"{name} is refused for {count}: {faults[0]}; {GET_AGAIN}")
     junk = [info.filename for info in infos if JUNK.search(info.filename)]
     return [info for info in infos if not info.is_dir() and not JUNK.search(info.filename)], junk
 
 
-def _total_faults(infos: list[zipfile.ZipInfo], packed_bytes: int, limits: ZipLimits) -> list[str]:
-    n, total = len(infos), sum(info.file_size for info in infos)
-    shared = sum(info.compress_size for info in infos) > packed_bytes
-    faults = [
-        (n > limits.n_members, f"{n:,} members, more than {limits.n_members:,}"),
-        (total > limits.total_bytes, f"{total:,} bytes, more than {limits.total_bytes:,}"),
-        (shared, "members that share their bytes"),
-    ]
-    return [fault for found, fault in faults if found]
-
-
-def _fault(info: zipfile.ZipInfo, limits: ZipLimits) -> str | None:
-    """The first thing about a member that no honest one has; its name is as in the archive."""
-    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
-    parts = name.removesuffix("/").split("/")
+def _faults(info: zipfile.ZipInfo, most: int) -> list[str]:
+    """What no honest member has; its name is as in the archive."""
+    kind, size = stat.S_IFMT(info.external_attr >> 16), info.file_size
     is_known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    size, most, packed = info.file_size, limits.member_bytes, info.compress_size
-    is_bomb = size > FREE_BYTES and size > MAX_RATIO * packed
-    faults = [
-        (
-            not name or re.search(r"[\\\x00-\x1f\x7f]", name),
-            "an empty name, backslashes or control characters",
-        ),
-        (re.match(r"/|[A-Za-z]:", name), "an absolute path"),
-        ({"", ".", ".."} & set(parts), "a path that leaves its folder"),
-        (kind == stat.S_IFLNK, "a link"),
-        (kind not in (0, stat.S_IFREG, stat.S_IFDIR), "neither a file nor a folder"),
+    checks = [
+        (BAD_PATH.match(info.orig_filename.removesuffix("/")), "a path that no photo has"),
+        (kind not in (0, stat.S_IFREG, stat.S_IFDIR), "a link, or neither a file nor a folder"),
         (not is_known, "a compression method that zipfile inflates without a limit"),
         (info.flag_bits & 1, "encrypted"),
         (size > most, f"{size:,} bytes unpacked, more than {most:,}"),
-        (is_bomb, f"{size:,} bytes in {packed:,}, which no photo compresses to"),
     ]
-    return next((fault for found, fault in faults if found), None)
+    return [fault for found, fault in checks if found] + _growth_faults(size, info.compress_size)
+
+
+def _growth_faults(n_bytes: int, packed_bytes: int) -> list[str]:
+    is_bomb = n_bytes > FREE_BYTES + MAX_RATIO * packed_bytes
+    return [f"{n_bytes:,} bytes in {packed_bytes:,}, which no photo compresses to"] * is_bomb
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
@@ -144,14 +118,3 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> I
                     raise zipfile.BadZipFile(f"{info.filename} ends {n_left:,} bytes early")
             n_left -= len(piece)
             yield piece
-
-
-@contextmanager
-def open_inner_zip(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, scratch: Path
-) -> Iterator[zipfile.ZipFile]:
-    """An archive inside the archive `name`, copied to a nameless file in the folder `scratch`."""
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        file.writelines(read_member(archive, info, name))
-        with open_zip(file, f"{info.filename} in {name}") as inner:
-            yield inner

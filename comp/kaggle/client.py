@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from comp.competition import Competition
 from comp.errors import KaggleError, NotFoundError, RulesError, SubmissionError, UnavailableError
 from comp.kaggle.credentials import Credentials, first_credentials
-from comp.kaggle.download import ZIP_DAMAGE, download_archive, remote_version
+from comp.kaggle.download import ZIP_DAMAGE, Archive, download_archive, remote_version
 from comp.kaggle.session import Session
 from comp.progress import Reporter
 from comp.store import whole
@@ -120,6 +120,14 @@ class Kaggle:
     def download(self, folder: Path) -> Path:
         """The competition's archive in `folder`: whole, checked, and the one Kaggle has now."""
         return download_archive(self, folder)
+
+    def has_newer_archive(self, folder: Path) -> bool:
+        """Whether the archive that was downloaded to `folder` is not what the server has now."""
+        here = Archive(
+            folder / f"{self.competition.slug}.zip"
+        ).version()  # kept if that was deleted
+        there = remote_version(self)
+        return bool(here and here.validator and there.validator not in ("", here.validator))
 
     def limits(self) -> Limits:
         answer = self._call("GetSubmissionLimits")

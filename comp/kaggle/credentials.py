@@ -92,7 +92,10 @@ def first_credentials(env: Mapping[str, str]) -> Credentials:
     elif login := _entry(_dot_kaggle(env) / "credentials.json", "refresh_token"):
         kind, found = "login", [login]
     else:
-        raise CredentialsError(f"no Kaggle credentials found: {EVERY_WAY}")
+        raise CredentialsError(
+            f"no Kaggle credentials found: {EVERY_WAY}; only `make data ARCHIVE=file-or-folder`,"
+            " with an archive that you have, needs none"
+        )
     username, secret = found[0].text if kind == "key" else "", found[-1].text
     warnings += [
         f"{file} can be read by other users of this machine: run chmod 600 {file}"
