@@ -122,10 +122,10 @@ class Kaggle:
         return download_archive(self, folder)
 
     def has_newer_archive(self, folder: Path) -> bool:
-        """Whether the archive that was downloaded to `folder` is not what the server has now."""
+        """Whether the archive last downloaded to `folder`, deleted or not, is not the server's now."""
         here = Archive(
             folder / f"{self.competition.slug}.zip"
-        ).version()  # kept if that was deleted
+        ).version()
         there = remote_version(self)
         return bool(here and here.validator and there.validator not in ("", here.validator))
 
