@@ -26,7 +26,6 @@ from comp.competition import Competition
 from comp.data.manifest import SPLITS, read_manifest
 from comp.errors import DataError, RecipeError, StaleError
 from comp.metric import Gain, gain, per_photo_logit_loss, sigmoid
-from comp.network.device import find_device
 from comp.predict.compare import side_by_side
 from comp.predict.gallery import Captioned, write_gallery
 from comp.predict.runs import find_run, read_oof, recipe_of
@@ -222,7 +221,7 @@ def measure_leak(
     if not isinstance(training, Head):
         raise RecipeError(f"{recipe.name} solves no head: measure the leak by a head recipe")
     recipe = recipe.replace(folds=recipe.folds.replace(split=None))
-    fit = open_fit(open_run(workspace, recipe), find_device(device), reporter, with_test=False)
+    fit = open_fit(open_run(workspace, recipe), device, reporter, with_test=False)
     assert isinstance(fit, HeadFit)
     photos = fit.inputs.photos
     alike = photos["group"].duplicated(keep=False).to_numpy()

@@ -16,12 +16,10 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
 from comp.metric import Floats, Gain, gain, per_photo_loss, sigmoid
-from comp.network.device import find_device
 from comp.network.heads import LinearHead
 from comp.predict.calibrate import (
     Settings,
@@ -174,7 +172,7 @@ def leave_two_out_logits(
     if not isinstance(training, Head) or not all_folds:
         return None
     run = open_run(workspace, recipe)
-    fit = open_fit(run, find_device(device), reporter, with_test=False)
+    fit = open_fit(run, device, reporter, with_test=False)
     assert isinstance(fit, HeadFit)
     heads = [fit.head(fold) for fold in run.folds]
     penalty = float(np.median([head.penalty for head in heads if isinstance(head, LinearHead)]))
@@ -188,7 +186,7 @@ def leave_two_out_logits(
             held_out = photos["fold"].isin(pair).to_numpy()
             two_parts = photos.assign(fold=held_out.astype(int))
             head = solve_fold(learnt, two_parts, 1, once, recipe.seed)
-            found = head.logits(torch.from_numpy(scored[held_out])).tolist()
+            found = head.logits(scored[held_out]).tolist()
             for row, logit in zip(np.flatnonzero(held_out), found, strict=True):
                 logits[row].append(logit)
             advance()

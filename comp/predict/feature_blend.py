@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from comp.errors import DataError, RecipeError
 from comp.metric import Floats
-from comp.network.device import find_device
 from comp.predict.blend import Members
 from comp.predict.runs import recipe_of
 from comp.progress import Reporter
@@ -56,8 +54,8 @@ def fit_on_features(
         for fold in folds:
             held_out = (inputs.photos["fold"] == fold).to_numpy()
             head = solve_fold(learnt, inputs.photos, fold, shared_head(heads), recipes[0].seed)
-            logits[held_out] = head.logits(torch.from_numpy(scored[held_out])).numpy()
-            test_logits += head.logits(torch.from_numpy(test)).numpy()
+            logits[held_out] = head.logits(scored[held_out])
+            test_logits += head.logits(test)
             advance()
     out_of_fold = pd.Series(logits, index=inputs.ids).loc[members.photos["id"]]
     return out_of_fold.to_numpy(np.float64), pd.Series(test_logits / len(folds), inputs.test_ids)
@@ -83,7 +81,7 @@ def _head_recipe(folder: Path) -> Recipe:
 
 
 def _open(workspace: Workspace, recipe: Recipe, device: str | None, reporter: Reporter) -> HeadFit:
-    fit = open_fit(open_run(workspace, recipe), find_device(device), reporter)
+    fit = open_fit(open_run(workspace, recipe), device, reporter)
     assert isinstance(fit, HeadFit)
     return fit
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comp.errors import RecipeError, TrainingError
-from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
 from comp.progress import Advance, Reporter
 from comp.recipe import FineTune, Recipe
@@ -122,13 +121,12 @@ def find_lr(
         )
     if n_steps < 3 * N_NOISY:
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
-    where = find_device(device)
     inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
-    fit = NetworkFit(FrozenNetwork(inputs, where, reporter))
+    fit = NetworkFit(FrozenNetwork(inputs, device, reporter))
     n_training = int(inputs.training_rows(0).sum())
     per_epoch = n_training // min(training.batch_size, n_training)
     training = training.replace(epochs=math.ceil(n_steps / per_epoch))
-    network = fit.start(0)
+    network, where = fit.start(0), fit.frozen.device
     freeze_for(training, network, 0, fit.frozen)
     batches = fit.batches(0, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
     with torch.random.fork_rng(devices=[where.where] if where.is_cuda else []):

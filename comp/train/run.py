@@ -24,7 +24,7 @@ from comp.store import (
 )
 from comp.train.labels import chosen_label_fixes
 
-FORMAT = 2  # of the files of a run: one more when their meaning changes
+FORMAT = 3  # of the files of a run: one more when their meaning changes
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
 
 

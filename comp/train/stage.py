@@ -14,7 +14,7 @@ import time
 from comp.data.manifest import read_manifest
 from comp.metric import bootstrap_interval, per_photo_logit_loss
 from comp.progress import Reporter
-from comp.recipe import FineTune, Recipe
+from comp.recipe import Recipe
 from comp.store import Workspace
 from comp.train import run as runs
 from comp.train.run import Run, open_run
@@ -34,21 +34,13 @@ def train(workspace: Workspace, recipe: Recipe, device: str | None, reporter: Re
 
 
 def _fit_missing(run: Run, wanted: str | None, reporter: Reporter) -> None:
-    from comp.network.backbone import build
-    from comp.network.device import find_device
-    from comp.network.embedder import weights_key
-    from comp.train.checkpoints import save_tensors
+    from comp.train.checkpoints import origin_of, save_tensors
     from comp.train.fits import open_fit
-    from comp.train.optimiser import check_optimiser
 
-    recipe, device = run.recipe, find_device(wanted)
-    if isinstance(recipe.training, FineTune):
-        check_optimiser(recipe.training)
-    network = build(recipe.model, size_px=recipe.pixels.size_px)
-    key = weights_key(network)
-    fit = open_fit(run, device, reporter, network=network)
-    runs.start(run, key, device.name)
-    adopted = runs.adopt(run, key)
+    fit = open_fit(run, wanted, reporter, new=True)
+    weights, device = fit.frozen.weights, fit.frozen.device_name
+    runs.start(run, weights, device)
+    adopted = runs.adopt(run, weights)
     if adopted:
         reporter.say(f"{run.name}: {len(adopted)} folds adopted from a run with the same fit")
     started = time.perf_counter()
@@ -58,13 +50,13 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter) -> None:
         if fold in missing:
             tensors = fit.fit(fold)
             runs.forget_scores(run, fold)
-            save_tensors(run.checkpoint(fold), tensors)
+            save_tensors(run.checkpoint(fold), tensors, origin_of(fit.inputs, fold))
         if not run.scores(fold).exists():
             ids = fit.inputs.held_out_ids(fold)
             runs.write_scores(run, fold, ids, fit.logits(fold, ids))
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
-    reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device.name}")
+    reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device}")
 
 
 def print_oof_table(run: Run, reporter: Reporter) -> None:
