@@ -70,17 +70,18 @@ def _require_size(model: Model, size_px: int | None) -> None:
     """RecipeError with the nearest size that works, unless one black image goes through."""
     _require_known(model.backbone)
     own = timm_config(model.backbone)["size_px"]
-    # without arithmetic or memory first, which some networks cannot do
-    if not (_refusal(model, size_px, "meta") and (why := _refusal(model, size_px, "cpu"))):
+    if not (why := _refusal(model, size_px, "cpu")):
         return
     wanted = size_px or own
-    steps = range(SIZE_STEP_PX, abs(own - wanted), SIZE_STEP_PX)
-    base = wanted // SIZE_STEP_PX * SIZE_STEP_PX
-    near = [size for step in (0, *steps) for size in (base + step, base - step) if size >= 16]
-    works = (size for size in (*near, own) if not _refusal(model, size, "meta"))
+    sizes = {*range(SIZE_STEP_PX, 2 * max(own, wanted), SIZE_STEP_PX), own} - {wanted}
+    near = sorted((size for size in sizes if size >= 16), key=lambda size: abs(size - wanted))
+    near = near[: near.index(own) + 1] if own in near else near
+    # on a meta device first, which has no arithmetic but does not notice an index out of range
+    works = (size for size in near if not any(_refusal(model, size, on) for on in ("meta", "cpu")))
+    if (size := next(works, None)) is None:
+        raise RecipeError(f"{model.backbone} does not work ({why}): choose another backbone")
     raise RecipeError(
-        f"{model.backbone} takes no images of {wanted} px ({why}): set pixels.size_px="
-        f"{next(works, own)}"
+        f"{model.backbone} takes no images of {wanted} px ({why}): set pixels.size_px={size}"
     )
 
 
@@ -126,9 +127,10 @@ def _create(model: Model, size_px: int | None) -> Any:
 
 def _require_known(backbone: str) -> None:
     name, _, tag = backbone.partition(".")
-    if not timm.is_model(name):
-        raise RecipeError(f"timm knows no backbone {backbone!r}{_near(name, timm.list_models())}")
+    # a name of old versions has no config of its own
     tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(name)]
+    if not timm.is_model(name) or not tags:
+        raise RecipeError(f"timm knows no backbone {backbone!r}{_near(name, timm.list_models())}")
     if tag and tag not in tags:
         near = _near(tag, tags) or f"; there are {some(filter(None, tags))}"
         raise RecipeError(f"timm knows no tag {tag!r} of {name}{near}")
@@ -175,9 +177,13 @@ def _fitting(
         for name in tensors.keys() - needed.keys()
         if _last(name) not in _BUFFERS and name.partition(".")[0] not in _HEADS
     ]
-    both = needed.keys() & tensors.keys()
-    others = [name for name in both if _form(tensors[name]) != _form(needed[name])]
-    found = {"missing": missing, "not used": unused, "of another shape": others}
+    others = [
+        name
+        for name in needed.keys() & tensors.keys()
+        if tensors[name].shape != needed[name].shape
+        or needed[name].is_floating_point() > tensors[name].is_floating_point()
+    ]
+    found = {"missing": missing, "not used": unused, "of another shape or type": others}
     if any(found.values()):
         text = "; ".join(f"{kind}: {some(sorted(names))}" for kind, names in found.items() if names)
         raise WeightsError(f"{what} does not fit, {text}: name a file made for this backbone")
@@ -186,10 +192,6 @@ def _fitting(
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _form(tensor: Tensor) -> tuple[torch.Size, bool]:
-    return tensor.shape, tensor.is_floating_point()
 
 
 def _require_hub(model: Model, repo: str) -> None:

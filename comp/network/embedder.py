@@ -69,16 +69,16 @@ class Embedder:
                 crops = pending.result()
                 if start < len(rows):
                     pending = ahead.submit(look.crops, photos, rows[start : start + n], size_px)
-                yield self(crops, look).numpy()
+                yield self(crops, look).cpu().numpy()
 
     @torch.inference_mode()
     def __call__(self, crops: Crops, look: Look = CENTRE) -> Tensor:
-        """The output [b, *shape] in float32 on the CPU for `crops [b, s, s, 3]`."""
+        """The output [b, *shape] in float32 for `crops [b, s, s, 3]`."""
         given = torch.from_numpy(crops)
 
         def run(n_photos: int) -> Tensor:
             parts = (self.images(part, look) for part in torch.split(given, n_photos))
-            return torch.cat([self.run(self.network, part).float().cpu() for part in parts])
+            return torch.cat([self.run(self.network, part).float() for part in parts])
 
         return self.room.run(run)
 

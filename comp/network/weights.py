@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from os.path import expanduser
 from pathlib import Path
-from pickle import PickleError
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from comp.errors import WeightsError
@@ -28,7 +28,7 @@ _MAX_NESTED = 9  # wrappers: a pickle can contain itself
 # everything that torch and pickle raise on files that are damaged or not theirs
 _UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError),
-    *(MemoryError, OSError, PickleError, RuntimeError, TypeError, ValueError, struct.error),
+    *(MemoryError, OSError, UnpicklingError, RuntimeError, TypeError, ValueError, struct.error),
 )
 
 
@@ -77,15 +77,20 @@ def _load(path: Path) -> Any:
             start = file.read(64)
         if start[8:9] == b"{":
             return safetensors.torch.load_file(path)
-        if start.isascii() and start.decode().replace("\r", "").replace("\n", "").isprintable():
+        if "".join(start.decode("utf-8-sig", "replace").split()).isprintable():
             raise ValueError("it is text, such as an error page" if start else "it is empty")
-        with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
+        allowed = torch.serialization.safe_globals([Namespace])
+        # an open file: of a path torch would trust the suffix
+        with warnings.catch_warnings(), allowed, path.open("rb") as file:
             warnings.simplefilter("ignore")  # about formats of old
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, safetensors.SafetensorError) as error:
         cause = cause_of(error)
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            cause = f"it holds {found[1]}, which may run code: save its state_dict() alone"
+        if isinstance(error, UnpicklingError):  # torch advises to run what is in the file
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            cause = "it is damaged: fetch it again"
+            if found:
+                cause = f"it holds {found[1]}, which may run code: save the state_dict() alone"
         raise WeightsError(f"{path} cannot be read as weights: {cause}") from error
 
 
@@ -102,9 +107,10 @@ def _unwrapped(state: Any, path: Path) -> "dict[str, Tensor]":
         if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
-        what = f"{some([repr(name) for name in entries])}" if entries else type(state).__name__
+        kind = type(state).__name__
+        what = f"other entries: {some(map(repr, entries))}" if entries else f"nothing but a {kind}"
         raise WeightsError(
-            f"{path} holds no tensors by name but {what}: save the network's state_dict() alone"
+            f"{path} holds no named tensors, {what}: save the network's state_dict() alone"
         )
     return tensors
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -130,7 +131,9 @@ def origin_of(inputs: Inputs, fold: int) -> dict[str, Any]:
 def save_tensors(path: Path, arrays: Arrays, origin: dict[str, Any]) -> None:
     metadata = {ORIGIN: json.dumps(plain(origin), sort_keys=True)}
     with whole(path) as scratch:
-        safetensors.numpy.save_file(arrays, scratch, metadata)
+        # it writes memory as it lies, which in channels_last is another order than it reads
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        safetensors.numpy.save_file(contiguous, scratch, metadata)
 
 
 def load_tensors(path: Path) -> Arrays:
