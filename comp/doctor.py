@@ -152,7 +152,7 @@ def find_accelerator(has_driver: bool) -> str:
     if device.is_cpu:
         remedy = "update the driver, or install a torch that fits it"
         driver = f"NVIDIA's driver is installed, but this {built} finds no GPU: {remedy}"
-        text = f"only the CPU, {device.name}: use RECIPE={ON_CPU}; {DEFAULT} needs a GPU"
+        text = f"only the {device.name}: use RECIPE={ON_CPU}; {DEFAULT} needs a GPU"
         raise Doubt(f"{text}; {driver}" if has_driver else text)
     try:
         torch.ones(2, device=device.where).sum().item()

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from finished_run import TINY_HEAD, edit_json
 from heard import Heard
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError
-from comp.network.device import find_device
 from comp.predict.blend import blend_runs
 from comp.predict.feature_blend import shared_head
 from comp.predict.runs import read_run
@@ -54,22 +52,22 @@ def test_heads_see_the_features_of_all_runs_and_no_photo_of_their_own_fold(
 ) -> None:
     runs = [made(drawn_copy, recipe) for recipe in (FIRST, SECOND)]
     folder = joined(drawn_copy, "first", "second")
-    fits = [open_fit(run, find_device("cpu"), Reporter()) for run in runs]
+    fits = [open_fit(run, "cpu", Reporter()) for run in runs]
     inputs = fits[0].inputs
 
     def stacked(ids: list[str], views: ViewsName | None = None) -> np.ndarray:
         return np.hstack([fit.mean_features(ids, views) for fit in fits])  # type: ignore[union-attr]
 
     learnt, scored = stacked(inputs.ids, "none"), stacked(inputs.ids)
-    test = torch.from_numpy(stacked(inputs.test_ids))
+    test = stacked(inputs.test_ids)
     options = Head(penalties=PENALTIES, n_inner=3)
     heads = [solve_fold(learnt, inputs.photos, fold, options, 0) for fold in (0, 1)]
-    by_head = [head.logits(torch.from_numpy(scored)).numpy() for head in heads]
+    by_head = [head.logits(scored) for head in heads]
     expected = np.where(inputs.photos["fold"] == 0, *by_head)
     run = read_run(folder)
     logits = run.oof.set_index("id")["logit"].loc[inputs.ids]
     np.testing.assert_allclose(logits, expected, atol=1e-9)
-    mean = np.mean([head.logits(test).numpy() for head in heads], axis=0)
+    mean = np.mean([head.logits(test) for head in heads], axis=0)
     logits = run.predictions.set_index("id")["logit"].loc[inputs.test_ids]
     np.testing.assert_allclose(logits, mean, atol=1e-9)
     assert read_json(folder / "run.json")["members"] == sorted(run.name for run in runs)

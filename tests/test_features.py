@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from tiny import CPU, TINY
+from tiny import TINY
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError
@@ -56,7 +55,7 @@ def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     inputs = read_inputs(run, Reporter())
     oof = pd.read_csv(run.oof, dtype={"id": str}).set_index("id")["logit"]
     ids = inputs.held_out_ids(0)
-    whole = NetworkFit(FrozenNetwork(inputs, CPU, Reporter()))
+    whole = NetworkFit(FrozenNetwork(inputs, "cpu", Reporter()))
     (logits,) = whole.logits(0, ids).values()
     np.testing.assert_allclose(oof[ids], logits, atol=0.02)
 
@@ -67,13 +66,11 @@ def test_cached_features_are_those_that_are_computed_in_the_order_of_the_ids(
     settings = ["model.layer=blocks.3", "model.pool=flatten", "model.weights=random"]
     recipe = override(named("lite0_head"), [*settings, "pixels.size_px=64"])
     inputs = read_inputs(open_run(drawn_copy, recipe), Reporter())
-    frozen, ids = FrozenNetwork(inputs, CPU, Reporter()), inputs.ids
+    frozen, ids = FrozenNetwork(inputs, "cpu", Reporter()), inputs.ids
     first, again = (frozen.outputs(order, CENTRE).all() for order in (ids, ids[::-1]))
     assert np.array_equal(first, again[::-1])
     rows = [int(row) for row in inputs.pixels.rows(ids)]
-    crops = torch.from_numpy(CENTRE.crops(inputs.pixels, rows, 64))
-    with torch.inference_mode():
-        computed = frozen.embedder(crops).float().numpy()
+    computed = frozen.embedder(CENTRE.crops(inputs.pixels, rows, 64)).numpy()
     assert first.shape == computed.shape == (len(ids), 4 * 4 * 80)
     assert np.abs(first - computed).max() <= 1e-2 * np.abs(computed).max()
 

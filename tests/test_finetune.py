@@ -11,7 +11,7 @@ import torch
 from tiny import CPU, IMAGENET, TINY, Canvases, changed_names, quiet, trained_names
 from torch import Tensor, nn
 
-from comp.errors import RecipeError, TrainingError
+from comp.errors import RecipeError, TrainingError, UserError
 from comp.network.backbone import build
 from comp.network.device import Device, find_device
 from comp.network.surgery import freeze
@@ -129,7 +129,7 @@ def test_micro_batches_add_up_to_the_whole_batch_also_where_memory_decides_their
     assert_near(whole, small)
     assert_near(whole, short)
     room = 0
-    with pytest.raises(TrainingError, match="a single photo does not fit"):
+    with pytest.raises(UserError, match="a single photo does not fit"):
         run(network_of(), training)
 
 

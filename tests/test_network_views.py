@@ -6,7 +6,8 @@ import torch
 from tiny import IMAGENET, Canvases, random_crops
 
 from comp.errors import RecipeError
-from comp.network.views import CENTRE, View, crop, network_input, normalise, views_of
+from comp.network.embedder import network_input, normalise
+from comp.network.views import CENTRE, View, crop, views_of
 
 
 def test_views_cover_the_centre_the_corners_and_the_whole_each_also_mirrored() -> None:

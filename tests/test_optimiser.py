@@ -13,7 +13,7 @@ from torch import nn
 from comp.errors import RecipeError
 from comp.network.surgery import freeze
 from comp.recipe import FineTune
-from comp.train.optimiser import check_optimiser, learning_rate, make_optimiser
+from comp.train.finetune import check_optimiser, learning_rate, make_optimiser
 
 NAMES = ("sgd", "rmsprop", "adam", "adamw", "lamb", "lion")
 SCHEDULES = ("cosine", "one-cycle", "step", "exponential", "constant")

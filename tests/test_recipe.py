@@ -179,7 +179,7 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("train recipe=a", "make train does not take recipe; it takes DEVICE RECIPE SET"),
+        ("train recipe=a", "make train does not take recipe; it takes DEVICE FORCE RECIPE SET"),
         ("train RECIP=a", "does not take RECIP;"),
         ("ablate SET=a=1", "does not take SET;"),
         ("calibrate RUN=a", "does not take RUN;"),

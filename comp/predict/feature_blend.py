@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from comp.errors import DataError, RecipeError
 from comp.metric import Floats
-from comp.network.device import find_device
 from comp.predict.blend import Members
 from comp.predict.runs import recipe_of
 from comp.progress import Reporter
@@ -33,9 +31,9 @@ def fit_on_features(
     RecipeError for a member that solves no heads, DataError if they learn from different labels.
     """
     recipes = [_head_recipe(workspace.runs / name) for name in members.names]
-    fits, found = list[HeadFit](), find_device(device)
+    fits = list[HeadFit]()
     for recipe, _ in recipes:
-        fit = open_fit(open_run(workspace, recipe), found, reporter)
+        fit = open_fit(open_run(workspace, recipe), device, reporter)
         assert isinstance(fit, HeadFit)
         fits.append(fit)
         run, inputs = fit.inputs.run, fits[0].inputs
@@ -56,8 +54,8 @@ def fit_on_features(
         for fold in folds:
             held_out = (inputs.photos["fold"] == fold).to_numpy()
             head = solve_fold(learnt, inputs.photos, fold, training, seed)
-            logits[held_out] = head.logits(torch.from_numpy(scored[held_out])).numpy()
-            test_logits += head.logits(torch.from_numpy(test)).numpy()
+            logits[held_out] = head.logits(scored[held_out])
+            test_logits += head.logits(test)
             advance()
     out_of_fold = pd.Series(logits, index=inputs.ids).loc[members.photos["id"]]
     return out_of_fold.to_numpy(np.float64), pd.Series(test_logits / len(folds), inputs.test_ids)

@@ -62,10 +62,9 @@ def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series
     paths = {fold: run.folder / f"fold-{fold}-test-{key}.csv" for fold in run.folds}
     missing = [fold for fold, path in paths.items() if not is_intact(path)]
     if missing:
-        from comp.network.device import find_device  # torch takes seconds to load
-        from comp.train.fits import open_fit
+        from comp.train.fits import open_fit  # loads what only predicting needs
 
-        fit = open_fit(run, find_device(device), reporter)
+        fit = open_fit(run, device, reporter)
         for fold in missing:
             by_view = fit.logits(fold, fit.inputs.test_ids)
             logits = np.mean(list(by_view.values()), axis=0)

@@ -33,7 +33,7 @@ class Draw:
     flip = False
 
     def __init__(self, options: Augmentation, seed: int, number: int) -> None:
-        self.name = f"draw-{fingerprint(options, seed)}-{number}"
+        self.name, self.key = f"draw {number}", fingerprint(options, seed, number)
         self._options, self._seed, self._number = options, seed, number
 
     def crops(self, photos: Canvases, rows: Sequence[int], size_px: int) -> Crops:

@@ -1,26 +1,35 @@
-"""Outputs of a frozen network, computed once per photo and view, and cached on disk."""
+"""Outputs of a frozen network, computed once per photo and view, and cached on disk.
+
+Where all that is asked for is cached, no network is built and torch is not loaded.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from comp.errors import StaleError
-from comp.network.backbone import build
-from comp.network.boundary import Boundary
-from comp.network.device import Device
-from comp.network.embedder import Embedder, make_embedder, weights_key
 from comp.network.heads import FeatureHead
+from comp.network.preprocessing import preprocessing_of
 from comp.network.views import Look, View
+from comp.network.weights import weights_file
 from comp.progress import Advance, Reporter
-from comp.store import fingerprint, require_room, whole
+from comp.store import file_sha256, fingerprint, read_json, require_room, whole, write_json
 from comp.train.inputs import Inputs
-from comp.train.run import check_weights
+from comp.train.run import LIBRARIES, Run, check_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from comp.network.boundary import Boundary
+    from comp.network.device import Device
+    from comp.network.embedder import Embedder
 
 SHARD_PHOTOS = 2048  # with SHARD_BYTES, what a killed run loses at most
 SHARD_BYTES = 64 * 2**20
@@ -52,10 +61,10 @@ class CachedRows:
     def all(self) -> NDArray[np.float32]:
         return self.take(np.arange(len(self)))
 
-    def parts(self, size: int) -> Iterator[Tensor]:
+    def parts(self, size: int) -> Iterator[NDArray[np.float32]]:
         """All arrays in order, up to `size` of them at once."""
         for start in range(0, len(self), size):
-            yield torch.from_numpy(self.take(range(start, min(start + size, len(self)))))
+            yield self.take(range(start, min(start + size, len(self))))
 
 
 def in_memory(arrays: NDArray[np.float32]) -> CachedRows:
@@ -115,48 +124,112 @@ def _read_shard(path: Path) -> tuple[list[str], NDArray[np.floating]]:
     return keys, values
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What is kept of a frozen network beside its outputs, so that it need not be built."""
+
+    weights: str  # its weights_key
+    key: str  # the embedder's
+    device: str  # its name
+
+
+def kept_path(run: Run, device: str | None) -> Path:
+    """Named by all that outputs depend on and that is known before the network is built."""
+    recipe = run.recipe
+    file = weights_file(recipe.model)
+    sha256 = file_sha256(file) if file and file.is_file() else None
+    size_px, preprocessing = recipe.pixels.size_px, preprocessing_of(recipe)
+    versions = [version(name) for name in LIBRARIES]
+    name = fingerprint(recipe.model, size_px, preprocessing, sha256, versions, device)
+    return run.workspace.features / f"{name}.json"
+
+
+def read_kept(run: Run, device: str | None) -> Kept | None:
+    try:
+        return Kept(**read_json(kept_path(run, device)))
+    except (OSError, ValueError, TypeError):
+        return None  # the network is built, and this written again
+
+
 class FrozenNetwork:
     """The part of the network that all folds of a run share, and its cached outputs."""
 
     def __init__(
         self,
         inputs: Inputs,
-        device: Device,
+        device: str | None,
         reporter: Reporter,
         *,
-        network: nn.Module | None = None,
-        boundary: Boundary | None = None,
+        network: "nn.Module | None" = None,
+        boundary: "Boundary | None" = None,
     ) -> None:
         """`network`, if it is built already, is consumed; `boundary`: where it ends."""
-        self.inputs, self.device, self.reporter = inputs, device, reporter
-        self._network, self._boundary = network, boundary
+        self.inputs, self.reporter = inputs, reporter
+        self._wanted, self._network, self._boundary = device, network, boundary
+        self._kept = None if network or boundary else read_kept(inputs.run, device)
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def device(self) -> "Device":
+        from comp.network.device import find_device
+
+        return find_device(self._wanted)
+
+    @property
+    def device_name(self) -> str:
+        return self._kept.device if self._kept else self.device.name
+
+    @cached_property
+    def weights(self) -> str:
+        """The weights_key of the network. StaleError if the run began with other weights."""
+        found = self._kept.weights if self._kept else self._build()[1]
+        check_weights(self.inputs.run, found)
+        return found
+
+    def _build(self) -> "tuple[nn.Module, str]":
+        from comp.network.backbone import build
+        from comp.network.embedder import weights_key
+
+        model, size_px = self.inputs.run.recipe.model, self.inputs.run.recipe.pixels.size_px
+        self._network = self._network or build(model, size_px=size_px)
+        return self._network, weights_key(self._network)
+
+    @cached_property
+    def embedder(self) -> "Embedder":
         """Ready for inference. StaleError if the weights are not those the run began with."""
-        run, recipe = self.inputs.run, self.inputs.run.recipe
-        network = self._network or build(recipe.model, size_px=recipe.pixels.size_px)
-        self._network = None
-        check_weights(run, weights_key(network))
-        preprocessing, example = self.inputs.preprocessing, self.inputs.example_crops()
-        embedder, why = make_embedder(network, preprocessing, self.device, example, self._boundary)
-        self.reporter.say(f"inference in {why}")
+        from comp.network.embedder import make_embedder
+
+        run, inputs = self.inputs.run, self.inputs
+        (network, weights), self._network = self._build(), None
+        check_weights(run, weights)
+        example = inputs.example_crops()
+        arguments = (inputs.preprocessing, self.device, example, self._boundary)
+        embedder, why = make_embedder(network, *arguments)
+        self.reporter.say(why)
+        if not self._boundary:
+            self._kept = Kept(weights=weights, key=embedder.key, device=self.device.name)
+            write_json(kept_path(run, self._wanted), asdict(self._kept))
         return embedder
 
     def outputs(self, ids: Sequence[str], look: Look) -> CachedRows:
         """Features, or activations, of `ids` under one view, computed where they are not cached."""
         pixels = self.inputs.pixels
-        key = fingerprint(self.embedder.key, pixels.store)
-        cache = ArrayCache(self.inputs.run.workspace.features / key / look.name)
         rows = [int(row) for row in pixels.rows(ids)]
         keys = [pixels.sha256s[row] for row in rows]
         row_of = dict(zip(keys, rows, strict=True))
+        cache = self._cache(self._kept.key, look) if self._kept else None
+        if cache is None or cache.missing(keys):
+            # built today, on a device and in a precision that may differ from those then
+            cache = self._cache(self.embedder.key, look)
         missing = {key: row_of[key] for key in cache.missing(keys)}
         if missing:
             label = f"{self.embedder.output}, {look.name}"
             with self.reporter.track(label, len(missing), "photos") as advance:
                 self._compute(cache, missing, look, advance)
         return cache.rows(keys)
+
+    def _cache(self, key: str, look: Look) -> ArrayCache:
+        folder = fingerprint(key, self.inputs.pixels.store)
+        return ArrayCache(self.inputs.run.workspace.features / folder / look.key)
 
     def mean_features(self, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
         """Features [n, d] averaged over `views`."""
@@ -169,7 +242,7 @@ class FrozenNetwork:
         """Logits [n] of `ids` by a head on this network's outputs, under the recipe's views."""
         by_view = {}
         for view in self.inputs.views():
-            parts = [head.logits(part).numpy() for part in self.outputs(ids, view).parts(N_AT_ONCE)]
+            parts = [head.logits(part) for part in self.outputs(ids, view).parts(N_AT_ONCE)]
             by_view[view.name] = np.concatenate([np.empty(0), *parts])
         return by_view
 
@@ -177,10 +250,10 @@ class FrozenNetwork:
         self, cache: ArrayCache, missing: dict[str, int], look: Look, advance: Advance
     ) -> None:
         """Cache the outputs of the photos `missing`, whose rows in the pixels it maps to."""
-        keys, waiting = list(missing), list[Tensor]()
+        keys, waiting = list(missing), list[NDArray[np.float32]]()
         pixels = self.inputs.pixels
         for batch in self.embedder.embed_photos(pixels, list(missing.values()), look):
-            n_bad = int((~torch.isfinite(batch)).flatten(1).any(1).sum())
+            n_bad = int((~np.isfinite(batch)).reshape(len(batch), -1).any(1).sum())
             if n_bad:
                 raise StaleError(
                     f"{n_bad} of {len(batch)} photos have {self.embedder.output} that are not"
@@ -189,10 +262,10 @@ class FrozenNetwork:
             waiting.append(batch)
             advance(len(batch))
             n_waiting = sum(map(len, waiting))
-            n_bytes = n_waiting * batch[0].numel() * HALF_BYTES
+            n_bytes = n_waiting * batch[0].size * HALF_BYTES
             is_full = n_waiting >= SHARD_PHOTOS or n_bytes >= SHARD_BYTES
             if is_full or n_waiting == len(keys):
-                cache.append(keys[:n_waiting], torch.cat(waiting).numpy())
+                cache.append(keys[:n_waiting], np.concatenate(waiting))
                 keys, waiting = keys[n_waiting:], []
 
     def check_disk(self, n_photos: int, n_views: int) -> None:

@@ -1,22 +1,26 @@
-"""Training by gradients: from a network with a head to the weights that are kept."""
+"""Training by gradients: optimisers and learning rates, and steps to the weights that are kept."""
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from comp.errors import TrainingError
-from comp.network.device import Device
+from comp.network.backbone import parameter_groups, timm_optimiser
+from comp.network.device import Device, Room
+from comp.network.embedder import normalise
 from comp.network.preprocessing import Preprocessing
-from comp.network.views import normalise
 from comp.progress import Advance
 from comp.recipe import FineTune
 from comp.train.batches import Batch
-from comp.train.optimiser import learning_rate, make_optimiser
 
+ONE_CYCLE_START = 1 / 25  # of the peak, where one-cycle begins; torch's and fastai's default
 LOG_EVERY = 10  # steps between two points of the history, fewer in runs under 100 steps
 EXPLODED = 10.0  # a mean log loss above this is a run gone wrong: predicting 0.5 always costs 0.69
 
@@ -28,6 +32,74 @@ class Point:
     step: int  # steps done
     loss: float  # mean since the point before
     lr: float  # the head's
+
+
+def make_optimiser(network: nn.Module, training: FineTune) -> torch.optim.Optimizer:
+    """The optimiser that `training` names, for a network of timm's or for a head alone.
+
+    Each group carries `lr_scale`, its factor on the head's learning rate. RecipeError if neither
+    torch nor timm has the optimiser.
+    """
+    decay = training.weight_decay
+    if hasattr(network, "pretrained_cfg"):
+        groups = parameter_groups(network, weight_decay=decay, layer_decay=training.layer_decay)
+        return _named(training, groups)
+    matrices = [value for value in network.parameters() if value.ndim > 1]
+    vectors = [value for value in network.parameters() if value.ndim <= 1]
+    decayed = {"params": matrices, "weight_decay": decay, "lr_scale": 1.0}
+    return _named(training, [decayed, {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0}])
+
+
+def check_optimiser(training: FineTune) -> None:
+    """RecipeError if there is no such optimiser."""
+    _named(training, [{"params": [torch.zeros(1, requires_grad=True)]}])
+
+
+def _named(training: FineTune, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kinds = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused, lr, momentum = kinds <= {"cpu", "cuda"}, training.peak_lr, training.momentum
+    match training.optimiser:
+        case "sgd":
+            nesterov = training.nesterov
+            return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, fused=fused)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr, momentum=momentum)
+        case "adam":
+            return torch.optim.Adam(groups, lr, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr, fused=fused)
+        case other:
+            return timm_optimiser(other, groups, lr=lr, momentum=momentum)
+
+
+def learning_rate(step: int, n_steps: int, training: FineTune) -> float:
+    """The head's learning rate in step 0 .. n_steps - 1 of `training`."""
+    n_warm = training.warmup * n_steps
+    if step < n_warm:
+        return training.peak_lr * _warmup(step, n_warm, training)
+    done = (step - n_warm) / max(n_steps - n_warm, 1)
+    return training.peak_lr * _after_warmup(done, step * training.epochs // n_steps, training)
+
+
+def _warmup(step: int, n_warm: float, training: FineTune) -> float:
+    """The share of the peak in a step of the warm-up: a line from 0, or half a cosine."""
+    if training.schedule == "one-cycle":
+        risen = (1 - math.cos(math.pi * step / n_warm)) / 2
+        return ONE_CYCLE_START + (1 - ONE_CYCLE_START) * risen
+    return (step + 1) / (n_warm + 1)
+
+
+def _after_warmup(done: float, epoch: int, training: FineTune) -> float:
+    """The share of the peak after a fraction `done` in [0, 1) of the rest, in `epoch` from 0."""
+    match training.schedule:
+        case "cosine" | "one-cycle":
+            return training.final_lr + (1 - training.final_lr) * (1 + math.cos(math.pi * done)) / 2
+        case "step":
+            return max(training.final_lr, math.pow(training.decay, epoch // training.step_epochs))
+        case "exponential":
+            return max(training.final_lr, math.pow(training.decay, done))
+        case "constant":
+            return 1.0
 
 
 def ema_decay(step: int, training: FineTune) -> float:
@@ -74,8 +146,8 @@ def fine_tune(
             loss_sum.zero_()
             _check_loss(history, training)
         note = f"loss {history[-1].loss:.4f}" if history else ""
-        if history and take_step.micro_batch < (training.micro_batch or len(labels)):
-            note += f", {take_step.micro_batch} photos in memory at once"
+        if history and take_step.room.n_photos < (training.micro_batch or len(labels)):
+            note += f", {take_step.room.n_photos} photos in memory at once"
         advance(len(labels), note=note)
     average.store()
     with torch.no_grad():
@@ -101,50 +173,36 @@ class Step:
         self._loss = torch.compile(_mean_loss) if training.compile else _mean_loss
         self._optimiser = make_optimiser(network, training)
         self._scaler = torch.amp.GradScaler(enabled=device.train_dtype == torch.float16)
-        self.micro_batch = training.micro_batch or training.batch_size  # halved if memory runs out
+        self.room = Room(training.micro_batch or training.batch_size)
 
     def __call__(self, arrays: Tensor, labels: Tensor, lr: float) -> Tensor:
         """One step at the head's learning rate `lr`; the mean loss before it, on the device.
 
         `arrays` are uint8 crops [b, s, s, 3], or cached arrays [b, ...]; `labels [b]`.
-        TrainingError if a single photo does not fit into the device's memory.
+        UserError if a single photo does not fit into the device's memory.
         """
         for group in self._optimiser.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        loss = self._backward(arrays, labels)
+        loss = self.room.run(partial(self._sum_gradients, arrays, labels))
         self._scaler.unscale_(self._optimiser)
         if self._training.clip_norm is not None:
             trained = [value for group in self._optimiser.param_groups for value in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self._training.clip_norm, foreach=True)
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        self._optimiser.zero_grad(set_to_none=True)
         return loss
 
-    def _backward(self, arrays: Tensor, labels: Tensor) -> Tensor:
+    def _sum_gradients(self, arrays: Tensor, labels: Tensor, micro_batch: int) -> Tensor:
         """The mean loss of the batch; gradients are summed over micro-batches."""
-        while True:
-            try:
-                return self._sum_gradients(arrays, labels)
-            except torch.OutOfMemoryError as error:
-                if self.micro_batch == 1:
-                    raise TrainingError(
-                        "a single photo does not fit into the device's memory: lower pixels.size_px"
-                    ) from error
-            self.micro_batch = (self.micro_batch + 1) // 2
-            self._optimiser.zero_grad(set_to_none=True)  # the sum so far
-            if self._device.is_cuda:
-                torch.cuda.empty_cache()
-
-    def _sum_gradients(self, arrays: Tensor, labels: Tensor) -> Tensor:
+        self._optimiser.zero_grad(set_to_none=True)  # what an attempt without memory left
         device, total = self._device, torch.zeros((), device=self._device.where)
         is_float = device.train_dtype == torch.float32
         precision = (
             nullcontext() if is_float else torch.autocast(device.where.type, device.train_dtype)
         )
-        for start in range(0, len(labels), self.micro_batch):
+        for start in range(0, len(labels), micro_batch):
             part, target = (
-                each[start : start + self.micro_batch].to(device.where, non_blocking=True)
+                each[start : start + micro_batch].to(device.where, non_blocking=True)
                 for each in (arrays, labels)
             )
             target = smooth_labels(target, self._training.label_smoothing)

@@ -5,32 +5,25 @@ for its checkpoint; and `logits(fold, ids)` [n] by that checkpoint, under each o
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from comp.network.device import Device
-from comp.network.heads import FeatureHead, head_from, make_layers, tensors_of, trained_head
+from comp.network.heads import FeatureHead, arrays_of, head_from
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head, Svm, ViewsName
 from comp.store import derive_seed
-from comp.train.batches import Batch
-from comp.train.checkpoints import head_shape, load_tensors
-from comp.train.features import FrozenNetwork, in_memory
+from comp.train.checkpoints import Arrays, head_shape, load_tensors
+from comp.train.features import FrozenNetwork, in_memory, read_kept
 from comp.train.inputs import read_inputs
 from comp.train.run import Run
 from comp.train.solver import solve_fold
-from comp.train.tuning import (
-    NetworkFit,
-    TailFit,
-    cached_batches,
-    start_from_solved,
-    tail_boundary,
-    train_phases,
-)
+
+# What needs torch is imported where it is used: a head on kept features is solved without it.
+if TYPE_CHECKING:
+    from comp.train.tuning import NetworkFit, TailFit
 
 
 class HeadFit:
@@ -54,65 +47,76 @@ class HeadFit:
         views: ViewsName = "none" if isinstance(training, FineTune) else training.views
         return self.mean_features(self.inputs.ids, views)
 
-    def fit(self, fold: int) -> dict[str, Tensor]:
-        return tensors_of(self._fit_head(fold))
-
-    def _fit_head(self, fold: int) -> FeatureHead:
+    def fit(self, fold: int) -> Arrays:
         photos, recipe = self.inputs.photos, self.inputs.run.recipe
         training, features = recipe.training, self._training_features
-        if isinstance(training, Head):
-            return solve_fold(features, photos, fold, training, recipe.seed)
         if isinstance(training, FineTune):
             return self._train_layers(fold, training)
+        if isinstance(training, Head):
+            return arrays_of(solve_fold(features, photos, fold, training, recipe.seed))
         return self._fit_svm(fold, training)
 
-    def _fit_svm(self, fold: int, training: Svm) -> FeatureHead:
+    def _fit_svm(self, fold: int, training: Svm) -> Arrays:
         from comp.train.svm import fit_svm  # scikit-learn takes most of a second to load
 
         rows = self.inputs.training_rows(fold)
         photos, features = self.inputs.photos[rows], self._training_features[rows]
         groups = [int(group) for group in photos["group"]]
         seed = derive_seed(self.inputs.run.recipe.seed, "inner folds", fold)
-        return fit_svm(features, photos["target"].to_numpy(), groups, training, seed=seed)
+        return arrays_of(
+            fit_svm(features, photos["target"].to_numpy(), groups, training, seed=seed)
+        )
 
-    def _train_layers(self, fold: int, training: FineTune) -> FeatureHead:
+    def _train_layers(self, fold: int, training: FineTune) -> Arrays:
         """A head trained by gradients on the features."""
+        from comp.network.layers import arrays_of_layers, make_layers
+        from comp.train.tuning import cached_batches, start_from_solved, train_phases
+
         features, recipe = self._training_features, self.inputs.run.recipe
         seed = derive_seed(recipe.seed, "head", fold)
         layers = make_layers(features.shape[1], training.head, seed)
         if training.head_start:
             start_from_solved(layers, self.inputs, fold, features)
-        train_phases(self.frozen, fold, layers, self._batches)
-        return trained_head(layers)
-
-    def _batches(self, fold: int, phase: FineTune, seed: int) -> DataLoader[Batch]:
-        return cached_batches([in_memory(self._training_features)], self.inputs, fold, phase, seed)
+        draws = [in_memory(features)]
+        train_phases(self.frozen, fold, layers, partial(cached_batches, draws, self.inputs))
+        return arrays_of_layers(layers)
 
     def head(self, fold: int) -> FeatureHead:
         """The fitted head of `fold`, from its checkpoint."""
-        run = self.inputs.run
-        return head_from(load_tensors(run.checkpoint(fold)), head_shape(run.recipe))
+        arrays = load_tensors(self.inputs.run.checkpoint(fold))
+        shape = head_shape(self.inputs.run.recipe)
+        if not shape.widths:
+            return head_from(arrays)
+        from comp.network.layers import layers_from
+
+        return layers_from(arrays, shape)
 
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         return self.frozen.logits(self.head(fold), ids)
 
 
 def open_fit(
-    run: Run,
-    device: Device,
-    reporter: Reporter,
-    *,
-    with_test: bool = True,
-    network: nn.Module | None = None,
-) -> HeadFit | TailFit | NetworkFit:
+    run: Run, device: str | None, reporter: Reporter, *, with_test: bool = True, new: bool = False
+) -> "HeadFit | TailFit | NetworkFit":
     """The way that the run's recipe asks for, on today's photos.
 
-    `network`: the untrained backbone, if it is built already; consumed.
+    `new`: folds will be fitted, so that the recipe's network, weights and optimiser are tried
+    before photos are decoded.
     """
-    inputs, recipe = read_inputs(run, reporter, with_test=with_test), run.recipe
-    has_tail = recipe.is_cached and not recipe.on_features
-    boundary = tail_boundary(inputs) if has_tail else None
+    recipe, network = run.recipe, None
+    if new and isinstance(recipe.training, FineTune):
+        from comp.train.finetune import check_optimiser
+
+        check_optimiser(recipe.training)
+    if new and read_kept(run, device) is None:
+        from comp.network.backbone import build
+
+        network = build(recipe.model, size_px=recipe.pixels.size_px)
+    inputs = read_inputs(run, reporter, with_test=with_test)
+    if recipe.on_features:
+        return HeadFit(FrozenNetwork(inputs, device, reporter, network=network))
+    from comp.train.tuning import NetworkFit, TailFit, tail_boundary
+
+    boundary = tail_boundary(inputs) if recipe.is_cached else None
     frozen = FrozenNetwork(inputs, device, reporter, network=network, boundary=boundary)
-    if boundary is not None:
-        return TailFit(frozen, boundary)
-    return HeadFit(frozen) if recipe.on_features else NetworkFit(frozen)
+    return NetworkFit(frozen) if boundary is None else TailFit(frozen, boundary)

@@ -6,12 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from comp.data.manifest import read_manifest, usable
-from comp.data.photos import in_order
 from comp.data.pixels import PixelStore, open_pixels
 from comp.errors import DataError
 from comp.network.preprocessing import (
@@ -20,7 +17,7 @@ from comp.network.preprocessing import (
     geometry_of,
     preprocessing_of,
 )
-from comp.network.views import CENTRE, Canvases, View, views_of
+from comp.network.views import CENTRE, Canvases, Crops, View, views_of
 from comp.progress import Reporter
 from comp.recipe import ViewsName
 from comp.train.labels import chosen_label_fixes, select, targets
@@ -57,10 +54,10 @@ class Inputs:
         has_room = canvas_ratio(recipe, self.preprocessing) > 1
         return views_of(name or recipe.prediction.views, has_room=has_room)
 
-    def example_crops(self) -> Tensor:
-        """uint8 crops [n, s, s, 3] of some photos, on which the precision of inference is tried."""
+    def example_crops(self) -> Crops:
+        """Crops [n, s, s, 3] of some photos, on which the precision of inference is tried."""
         rows = range(min(N_EXAMPLES, len(self.pixels)))
-        return torch.from_numpy(CENTRE.crops(self.pixels, rows, self.preprocessing.size_px))
+        return CENTRE.crops(self.pixels, rows, self.preprocessing.size_px)
 
     def preprocessing_for(self, fold: int) -> Preprocessing:
         """With the colours of the fold's own training photos, where the recipe measures them."""
@@ -120,6 +117,7 @@ def measure_colours(
     canvases: Canvases, rows: Sequence[int]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of red, green and blue in [0, 1] over all pixels of `rows`."""
+    from comp.data.photos import in_order  # loads torch
 
     def histogram(row: int) -> NDArray[np.int64]:
         channels = canvases.canvas(row).reshape(-1, 3).T

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comp.errors import RecipeError, TrainingError
-from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
 from comp.progress import Advance, Reporter
 from comp.recipe import FineTune, Recipe
@@ -121,13 +120,12 @@ def find_lr(
         )
     if n_steps < 3 * N_NOISY:
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
-    run, where = open_run(workspace, recipe), find_device(device)
-    inputs = read_inputs(run, reporter, with_test=False)
-    fit = NetworkFit(FrozenNetwork(inputs, where, reporter))
+    inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
+    fit = NetworkFit(FrozenNetwork(inputs, device, reporter))
     n_training = int(inputs.training_rows(0).sum())
     per_epoch = n_training // min(training.batch_size, n_training)
     training = training.replace(epochs=math.ceil(n_steps / per_epoch))
-    network = fit.start(0)
+    network, where = fit.start(0), fit.frozen.device
     freeze_for(training, network, 0, fit.frozen)
     batches = fit.batches(0, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
     with torch.random.fork_rng(devices=[where.where] if where.is_cuda else []):
@@ -135,7 +133,7 @@ def find_lr(
         take_step = Step(network, training, inputs.preprocessing_for(0), where)
         with reporter.track("range test", n_steps, "steps") as advance:
             found = range_test(take_step, batches, n_steps, advance)
-    _print(found, workspace.runs / f"lr-{run.name}.png", reporter)
+    _print(found, workspace.runs / f"lr-{inputs.run.name}.png", reporter)
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ from comp.train.files import (
 from comp.train.labels import chosen_label_fixes
 
 COMP = Path(__file__).parents[1]
-FORMAT = 2  # of the files of a run: one more when their meaning changes
+FORMAT = 3  # of the files of a run: one more when their meaning changes
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
 NAME = re.compile(r".+-[0-9a-f]{10}")  # of a run's folder: <recipe>-<fingerprint>
 IMPORT = re.compile(r"(?m)^\s*(?:from|import) (comp[\w.]*)(?: import (\([^)]*|.*))?")
@@ -105,9 +106,9 @@ class Run:
         """Whether all that later stages read is there and as it was written."""
         return all(map(is_intact, (self.origin, self.oof))) and all(map(self.is_fitted, self.folds))
 
-    def origin_of(self, fold: int, weights_key: str) -> dict[str, str]:
+    def origin_of(self, fold: int, weights_key: str) -> dict[str, Any]:
         """What a checkpoint of `fold` says of itself, other than the code that fitted it."""
-        return {"fit": self.fit_fingerprint, "fold": str(fold), "weights": weights_key}
+        return {"fit": self.fit_fingerprint, "fold": fold, "weights": weights_key}
 
 
 def run_folders(workspace: Workspace, having: str = "") -> list[Path]:

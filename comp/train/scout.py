@@ -19,10 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 from comp.data.manifest import read_manifest
 from comp.errors import UserError
 from comp.metric import bootstrap_interval, gain, per_photo_logit_loss
-from comp.network.backbone import PACKAGED, build
-from comp.network.device import Device, find_device
+from comp.network.backbone import build
+from comp.network.device import find_device
 from comp.network.preprocessing import preprocessing_of
 from comp.network.views import CENTRE
+from comp.network.weights import PACKAGED
 from comp.options import override
 from comp.progress import Advance, Reporter
 from comp.recipe import Folds, Head, Model, Pixels, Recipe
@@ -74,14 +75,15 @@ def scout(
     pixels.size_px=320. A backbone that has no weights or does not fit into the `budget` keeps its
     row, with the reason. The budget may be overrun by one batch, one fold's head, or a download.
     """
-    clock, where = Clock(seconds_of(budget)), find_device(device)
+    clock = Clock(seconds_of(budget))
     recipes = [_recipe(text, settings) for text in dict.fromkeys(backbones or PACKAGED)]
+    find_device(device)  # as this does an unknown device
     for recipe in recipes:
         preprocessing_of(recipe)  # refuses unknown names before any work
     photos = select(read_manifest(workspace.manifest("train")), recipes[0].folds, recipes[0].seed)
     tried: list[Tried] = []
     for recipe in recipes:
-        tried.append(_try(workspace, recipe, where, clock))
+        tried.append(_try(workspace, recipe, device, clock))
         table = _write(workspace, tried, photos)
     if table["log_loss"].isna().all():
         raise UserError(
@@ -107,7 +109,7 @@ def _recipe(text: str, settings: Sequence[str]) -> Recipe:
     return override(recipe, settings)
 
 
-def _try(workspace: Workspace, recipe: Recipe, device: Device, clock: "Clock") -> Tried:
+def _try(workspace: Workspace, recipe: Recipe, device: str | None, clock: "Clock") -> Tried:
     name = recipe.model.backbone
     try:
         clock.check()

@@ -16,7 +16,7 @@ from pathlib import Path
 from comp.data.manifest import read_manifest
 from comp.metric import bootstrap_interval, per_photo_logit_loss
 from comp.progress import Reporter
-from comp.recipe import FineTune, Recipe
+from comp.recipe import Recipe
 from comp.store import Workspace
 from comp.train import run as runs
 from comp.train.run import Run, open_run
@@ -55,21 +55,14 @@ def train(
 
 
 def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt: bool) -> None:
-    from comp.network.backbone import build
-    from comp.network.device import find_device
-    from comp.network.embedder import weights_key
-    from comp.train.checkpoints import save_tensors
+    from comp.train.checkpoints import description, save_tensors
     from comp.train.fits import open_fit
-    from comp.train.optimiser import check_optimiser
 
-    code, recipe, device = runs.code_digest(), run.recipe, find_device(wanted)
-    if isinstance(recipe.training, FineTune):
-        check_optimiser(recipe.training)
-    network = build(recipe.model, size_px=recipe.pixels.size_px)
-    key = weights_key(network)
-    fit = open_fit(run, device, reporter, network=network)
-    runs.start(run, key, device.name, code, reporter)
-    if may_adopt and (adopted := runs.adopt(run, key)):
+    code = runs.code_digest()
+    fit = open_fit(run, wanted, reporter, new=True)
+    weights, device = fit.frozen.weights, fit.frozen.device_name
+    runs.start(run, weights, device, code, reporter)
+    if may_adopt and (adopted := runs.adopt(run, weights)):
         reporter.say(f"{run.name}: {len(adopted)} folds adopted from a run with the same fit")
     started = time.perf_counter()
     missing = [fold for fold in run.folds if not run.is_fitted(fold)]
@@ -78,7 +71,7 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
         if fold in missing:
             tensors = fit.fit(fold)
             runs.forget_scores(run, fold)
-            origin = run.origin_of(fold, key) | {"code": code}
+            origin = {**run.origin_of(fold, weights), "code": code, **description(fit.inputs, fold)}
             save_tensors(run.checkpoint(fold), tensors, origin)
             runs.record_fit(run, fold)
         if not run.is_scored(fold):
@@ -86,7 +79,7 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
             runs.write_scores(run, fold, ids, fit.logits(fold, ids))
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
-    reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device.name}")
+    reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device}")
 
 
 def _print_change(run: Run, earlier: Path, reporter: Reporter) -> None:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
 from comp.data.folds import assign_folds
 from comp.errors import DataError
-from comp.network.heads import FeatureHead, KernelHead, LinearHead
+from comp.network.heads import KernelHead, LinearHead
 from comp.recipe import Svm
 
 
@@ -22,7 +21,7 @@ def fit_svm(
     training: Svm,
     *,
     seed: int,
-) -> FeatureHead:
+) -> LinearHead | KernelHead:
     """A machine fitted to `features [n, d]` and `targets [n]`, 0 or 1, whose decisions are logits.
 
     Platt's sigmoid maps decisions to logits. It is fitted on inner folds, which never split a
@@ -54,13 +53,13 @@ def fit_svm(
 
 def _as_head(
     machine: SVC, sigmoid: Any, mean: NDArray[np.float64], scale: NDArray[np.float64]
-) -> FeatureHead:
+) -> LinearHead | KernelHead:
     """`machine` and Platt's `sigmoid` on features standardised by `mean` and `scale`."""
     # scikit-learn's P is 1 / (1 + exp(a f + b)), so the logit is -(a f + b)
     slope, bias = -sigmoid.a_, -sigmoid.b_ - sigmoid.a_ * machine.intercept_[0]
     if machine.kernel == "linear":
         weight = slope * machine.coef_[0] / scale
-        return LinearHead(weight=torch.tensor(weight), bias=torch.tensor(bias - mean @ weight))
+        return LinearHead(weight=weight, bias=np.asarray(bias - mean @ weight))
     numbers = {
         "mean": mean,
         "scale": scale,
@@ -70,5 +69,4 @@ def _as_head(
         "slope": slope,
         "bias": bias,
     }
-    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-    return KernelHead(**tensors)
+    return KernelHead(**{name: np.array(value, np.float64) for name, value in numbers.items()})

@@ -3,21 +3,21 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from comp.network.boundary import Boundary, find_boundary, input_to, resume_from
 from comp.network.cpu import fuse_activations
-from comp.network.device import has_fast_bf16
+from comp.network.device import Room, has_fast_bf16
 from comp.network.embedder import make_embedder
-from comp.network.heads import N_AT_ONCE, ModuleHead, start_from, trained_head
+from comp.network.layers import ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
 from comp.network.surgery import freeze
 from comp.network.views import CENTRE
@@ -25,8 +25,8 @@ from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
 from comp.store import derive_seed, write_table
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
-from comp.train.checkpoints import load_network, new_network
-from comp.train.features import CachedRows, FrozenNetwork
+from comp.train.checkpoints import Arrays, arrays_of_network, load_network, new_network
+from comp.train.features import N_AT_ONCE, CachedRows, FrozenNetwork
 from comp.train.finetune import Point, fine_tune, set_training_mode
 from comp.train.inputs import Inputs
 from comp.train.solver import solve_fold
@@ -76,6 +76,13 @@ def freeze_for(phase: FineTune, network: nn.Module, fold: int, frozen: FrozenNet
     )
 
 
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return "under a minute"
+    n, unit = (seconds / 3600, "hour") if seconds > 5400 else (seconds / 60, "minute")
+    return f"about {n:.0f} {unit}{'s' * (round(n) != 1)}"
+
+
 def fine_tuning(inputs: Inputs) -> FineTune:
     training = inputs.run.recipe.training
     assert isinstance(training, FineTune)
@@ -108,9 +115,8 @@ class NetworkFit:
         n_photos = sum(int(self.inputs.training_rows(fold).sum()) for fold in folds)
         phases = fine_tuning(self.inputs).phases()
         seconds = sum(n_photos * phase.epochs * self._step_seconds(phase) for phase in phases)
-        took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
         self.frozen.reporter.warn(
-            f"no GPU: {self.inputs.run.recipe.name} will train for about {took} on this CPU;"
+            f"no GPU: {self.inputs.run.recipe.name} will train for {duration(seconds)} on this CPU;"
             f" RECIPE={ON_CPU} is made for CPUs"
         )
 
@@ -160,10 +166,10 @@ class NetworkFit:
         augmented = AugmentedPhotos(inputs.pixels, rows, targets, phase.augment, size_px, seed)
         return batches_of(augmented, len(rows), phase, seed, self.frozen.device)
 
-    def fit(self, fold: int) -> dict[str, Tensor]:
+    def fit(self, fold: int) -> Arrays:
         network, preprocessing = self.start(fold), self.inputs.preprocessing_for(fold)
         train_phases(self.frozen, fold, network, self.batches, preprocessing)
-        return dict(network.state_dict())
+        return arrays_of_network(network, self.inputs.run.recipe)
 
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """A tuned network's outputs are of use once, so that none is cached."""
@@ -180,7 +186,7 @@ class NetworkFit:
                 for batch in embedder.embed_photos(inputs.pixels, rows, view):
                     parts.append(head.logits(batch))
                     advance(len(batch))
-                by_view[view.name] = torch.cat(parts).numpy()
+                by_view[view.name] = np.concatenate([np.empty(0), *parts])
         return by_view
 
 
@@ -219,12 +225,16 @@ class TailFit:
         where = self.frozen.device.where
         network = new_network(self.inputs.run.recipe).to(where)
         self._cut(network)
-        head = network.pretrained_cfg["classifier"]
+        head, room = network.pretrained_cfg["classifier"], Room(N_AT_ONCE)
+
+        def embed(part: NDArray[np.float32], n_photos: int) -> NDArray[np.float32]:
+            given = torch.split(torch.from_numpy(part), n_photos)
+            found = [input_to(network, head, each.to(where)).cpu() for each in given]
+            return torch.cat(found).numpy()
+
         with torch.inference_mode():
             parts = activations.parts(N_AT_ONCE)
-            return torch.cat(
-                [input_to(network, head, part.to(where)).cpu() for part in parts]
-            ).numpy()
+            return np.concatenate([room.run(partial(embed, part)) for part in parts])
 
     def start(self, fold: int) -> nn.Module:
         """The network that training of `fold` starts with; it takes activations."""
@@ -237,10 +247,10 @@ class TailFit:
     def _batches(self, fold: int, phase: FineTune, seed: int) -> DataLoader[Batch]:
         return cached_batches(self._draws, self.inputs, fold, phase, seed)
 
-    def fit(self, fold: int) -> dict[str, Tensor]:
+    def fit(self, fold: int) -> Arrays:
         network = self.start(fold)
         train_phases(self.frozen, fold, network, self._batches)
-        return dict(network.state_dict())
+        return arrays_of_network(network, self.inputs.run.recipe)
 
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         run = self.inputs.run
