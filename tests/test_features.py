@@ -10,7 +10,7 @@ from tiny import TINY
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError
-from comp.network.views import CENTRE
+from comp.network.views import CENTRE, View
 from comp.options import override
 from comp.predict.stage import predict
 from comp.progress import Reporter
@@ -73,6 +73,16 @@ def test_cached_features_are_those_that_are_computed_in_the_order_of_the_ids(
     computed = frozen.embedder(CENTRE.crops(inputs.pixels, rows, 64)).numpy()
     assert first.shape == computed.shape == (len(ids), 4 * 4 * 80)
     assert np.abs(first - computed).max() <= 1e-2 * np.abs(computed).max()
+
+
+def test_a_view_that_shows_something_else_under_the_same_name_is_computed_anew(
+    drawn_copy: Workspace,
+) -> None:
+    inputs = read_inputs(open_run(drawn_copy, TINY), Reporter())
+    frozen = FrozenNetwork(inputs, "cpu", Reporter())
+    before = frozen.outputs(inputs.ids, View(name="edited")).all()
+    after = frozen.outputs(inputs.ids, View(name="edited", x=0.0)).all()
+    assert (np.abs(before - after).max(1) > 0).all()
 
 
 def test_activations_that_do_not_fit_on_disk_are_refused_before_any_work(

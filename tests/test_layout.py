@@ -97,17 +97,22 @@ def test_the_stage_that_trains_stays_an_overview() -> None:
     assert 0 < len(imported) <= 12, sorted(imported)
 
 
-def test_finished_stages_and_submit_load_no_torch(drawn_copy: Workspace) -> None:
+def test_finished_stages_submit_and_heads_on_kept_features_load_no_torch(
+    drawn_copy: Workspace,
+) -> None:
     settings = ["pixels.size_px=64", "folds.n=2"]
     recipe = override(named("lite0_head"), settings)
     train(drawn_copy, recipe, "cpu", Reporter())
     predict(drawn_copy, COMPETITION, recipe, "cpu", Reporter())
     words = ["--workspace", str(drawn_copy.root), "--recipe", "lite0_head", "--set", *settings]
+    other_head = [*words, "training.penalties=[1e-3,1e-2]", "--device", "cpu"]
     loaded = "sorted({'torch', 'timm', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
     for code in (
         "import comp.submit.stage, comp.train.run, comp.kaggle",
         f"from comp.__main__ import main; assert main(['train', *{words}]) == 0",
         f"from comp.__main__ import main; assert main(['predict', *{words}]) == 0",
+        f"from comp.__main__ import main; assert main(['train', *{other_head}]) == 0",
+        f"from comp.__main__ import main; assert main(['predict', *{other_head}]) == 0",
     ):
         command = [sys.executable, "-c", f"import sys; {code}; sys.exit(' '.join({loaded}) or 0)"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

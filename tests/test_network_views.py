@@ -28,6 +28,14 @@ def test_views_cover_the_centre_the_corners_and_the_whole_each_also_mirrored() -
         assert len({view.name for view in views}) == len(views)
 
 
+def test_the_key_of_a_view_is_of_what_it_shows_and_not_of_its_name() -> None:
+    shown = [{"x": 0.1}, {"y": 0.1}, {"whole": True}, {"flip": True}]
+    assert {*shown[0], *shown[1], *shown[2], *shown[3], "name"} == {*View.__dataclass_fields__}
+    keys = {CENTRE.key, *(View(name="centre", **changed).key for changed in shown)}  # type: ignore[arg-type]
+    assert len(keys) == 1 + len(shown)
+    assert View(name="middle").key == CENTRE.key
+
+
 def test_views_that_would_be_the_same_are_refused_where_the_canvas_leaves_no_room() -> None:
     for name in ("five_crop", "multi_scale"):
         with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):

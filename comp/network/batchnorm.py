@@ -45,15 +45,13 @@ def unfuse_batch_norm(
     `state` may have been trained since. A batch norm keeps its statistics and scale, so that it can
     be trained by others; a channel that it scales by 0 gets a scale of 1.
     """
-    result = {name: state.get(name, value) for name, value in network.state_dict().items()}
+    own = network.state_dict()
+    result = {name: state.get(name, value) for name, value in own.items()}
     for conv_name, norm_name in _pairs(network, run):
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
-        mean, variance, weight = (
-            norm.running_mean.clone(),
-            norm.running_var.clone(),
-            norm.weight.clone(),
-        )
+        kept = (norm.running_mean, norm.running_var, norm.weight)
+        mean, variance, weight = (each.clone() for each in kept)
         is_off = weight.abs() < _OFF
         mean[is_off], variance[is_off], weight[is_off] = 0, 1, 1
         scale = weight * torch.rsqrt(variance + norm.eps)
@@ -66,7 +64,7 @@ def unfuse_batch_norm(
             f"{norm_name}.running_var": variance,
         }
         if conv.bias is not None:
-            result[f"{conv_name}.bias"] = conv.bias
+            result[f"{conv_name}.bias"] = own[f"{conv_name}.bias"]
     return result
 
 

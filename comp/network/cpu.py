@@ -61,7 +61,7 @@ def packed(network: nn.Module, example: Tensor, run: Run) -> nn.Module:
         _replace(changed, lambda: run(changed, some), tuple(_ACTIVATIONS), pack)
         tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
         is_same = _is_close(run(changed, some), run(network, some), tolerance)
-    except RuntimeError:  # oneDNN has no bfloat16 for this CPU
+    except (RuntimeError, MemoryError):  # oneDNN has no bfloat16 for this CPU, or there is no room
         is_same = False
     return changed if is_same else network
 

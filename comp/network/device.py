@@ -13,7 +13,7 @@ from comp.errors import UserError
 
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes
 _MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256 * 2**20}
-# how CUDA, Metal, cuBLAS and the CPU's allocator say it, not all by torch.OutOfMemoryError
+# how CUDA, Metal, cuBLAS and the CPU's allocator say it in a RuntimeError
 _OUT_OF_MEMORY = ("out of memory", "alloc_failed", "t allocate memory", "not enough memory")
 Result = TypeVar("Result")
 
@@ -55,7 +55,8 @@ def find_device(wanted: str | None = None) -> Device:
         return Device(where=device, name=torch.cuda.get_device_name(device), train_dtype=dtype)
     tune_malloc()
     # autocast halves the speed of small convolutional nets (LOG.md); cpu.py is faster in bfloat16
-    return Device(where=device, name=f"CPU ({n_cores()} cores)", train_dtype=torch.float32)
+    name = f"CPU ({n_cores()} core{'s' * (n_cores() != 1)})"
+    return Device(where=device, name=name, train_dtype=torch.float32)
 
 
 class Room:
@@ -70,7 +71,8 @@ class Room:
             try:
                 return work(self.n_photos)
             except (RuntimeError, MemoryError) as error:
-                if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+                said = str(error).lower()
+                if isinstance(error, RuntimeError) and not any(w in said for w in _OUT_OF_MEMORY):
                     raise
                 if self.n_photos == 1:
                     raise UserError(

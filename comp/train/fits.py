@@ -100,18 +100,20 @@ def open_fit(
 ) -> "HeadFit | TailFit | NetworkFit":
     """The way that the run's recipe asks for, on today's photos.
 
-    `new`: folds will be fitted, so that the recipe's network, weights and optimiser are tried
-    before photos are decoded.
+    UserError for an unknown device before photos are decoded; `new`, where folds will be fitted:
+    for the recipe's network, weights and optimiser too.
     """
     recipe, network = run.recipe, None
     if new and isinstance(recipe.training, FineTune):
         from comp.train.finetune import check_optimiser
 
         check_optimiser(recipe.training)
-    if new and read_kept(run, device) is None:
+    if read_kept(run, device) is None:
         from comp.network.backbone import build
+        from comp.network.device import find_device
 
-        network = build(recipe.model, size_px=recipe.pixels.size_px)
+        find_device(device)
+        network = build(recipe.model, size_px=recipe.pixels.size_px) if new else None
     inputs = read_inputs(run, reporter, with_test=with_test)
     if recipe.on_features:
         return HeadFit(FrozenNetwork(inputs, device, reporter, network=network))

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comp.errors import RecipeError, TrainingError
+from comp.network.backbone import build
+from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
 from comp.progress import Advance, Reporter
 from comp.recipe import FineTune, Recipe
@@ -120,12 +122,14 @@ def find_lr(
         )
     if n_steps < 3 * N_NOISY:
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
+    where = find_device(device)
+    network = build(recipe.model, size_px=recipe.pixels.size_px)  # refused before any work
     inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
-    fit = NetworkFit(FrozenNetwork(inputs, device, reporter))
+    fit = NetworkFit(FrozenNetwork(inputs, device, reporter, network=network))
     n_training = int(inputs.training_rows(0).sum())
     per_epoch = n_training // min(training.batch_size, n_training)
     training = training.replace(epochs=math.ceil(n_steps / per_epoch))
-    network, where = fit.start(0), fit.frozen.device
+    network = fit.start(0)
     freeze_for(training, network, 0, fit.frozen)
     batches = fit.batches(0, training, derive_seed(recipe.seed, "fine-tune", 0, 0))
     with torch.random.fork_rng(devices=[where.where] if where.is_cuda else []):
