@@ -33,6 +33,8 @@ ablate: .venv/done ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
 	$(COMP) ablate $(RECIPE) $(AGAINST) $(call option,workspace,WORKSPACE)
 forecast: .venv/done ## the score and rank to expect of RECIPE, or of RUN=blend-...
 	$(COMP) forecast $(WITH) $(call option,run,RUN)
+report: .venv/done ## a run as a page, with activation maps: runs/<run>/report.html; make report RECIPE=a, or RUN=blend-...
+	$(COMP) report $(WITH) $(call option,run,RUN) $(ON)
 submit: .venv/done ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
 	$(COMP) submit $(WITH) $(call option,run,RUN) $(if $(FORCE),--force)
 scores: .venv/done ## pick up scores that were pending
@@ -77,4 +79,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help data train predict calibrate blend ablate forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal smoke bench bench-peers test check lock clean
+.PHONY: help data train predict calibrate blend ablate forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal smoke bench bench-peers test check lock clean

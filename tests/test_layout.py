@@ -18,7 +18,7 @@ from comp.train.stage import train
 
 COMP = Path(__file__).parents[1] / "comp"
 # each may import from itself and those before it; other files at the top only from each other
-FLOW = ["kaggle", "data", "network", "train", "predict", "submit"]
+FLOW = ["kaggle", "data", "network", "train", "predict", "submit", "report"]
 FLOW += ["doctor", "rehearsal", "arguments", "__main__"]
 DOORS = {
     "kaggle": ("kaggle/",),
@@ -29,8 +29,14 @@ DOORS = {
     "albumentations": ("train/augment.py",),
     "cv2": ("train/augment.py",),
     "sklearn": ("train/svm.py",),
-    "scipy": ("data/duplicates.py", "predict/blend.py", "predict/calibrate.py"),
+    "scipy": (
+        "data/duplicates.py",
+        "predict/blend.py",
+        "predict/calibrate.py",
+        "report/ledger_page.py",
+    ),
     "matplotlib": ("plots.py",),
+    "jinja2": ("report/page.py",),
     "rich": ("progress.py",),
     "filelock": ("store.py",),
     "pydantic": ("options.py", "recipe.py", "predict/runs.py", "predict/calibrate.py"),

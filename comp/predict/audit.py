@@ -10,9 +10,8 @@
    competitors published, and on how many. Two of the lists seem to be made by models: one list is
    no reason to drop a photo.
 
-It changes no label. runs/audit.csv has a row for each photo with evidence against it, and
-runs/audit.html shows the photos. A person who has looked at them writes data/verdicts.csv
-(comp/train/labels.py).
+It changes no label. runs/audit.csv has a row for each photo with evidence against it. A person who
+has looked at them writes data/verdicts.csv (comp/train/labels.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ from comp.errors import DataError, RecipeError, StaleError
 from comp.metric import Gain, gain, per_photo_logit_loss, sigmoid
 from comp.network.device import find_device
 from comp.predict.compare import side_by_side
-from comp.predict.gallery import Captioned, write_gallery
 from comp.predict.runs import find_run, read_oof, recipe_of
 from comp.progress import Reporter
 from comp.recipe import Head, Recipe
@@ -79,12 +77,9 @@ def audit_labels(
         measure_leak(workspace, of_heads[0], device, reporter)
     else:
         reporter.say("leak: not measured, it takes new heads: name a run of a head recipe in RUNS")
-    path = workspace.runs / "audit.html"
-    sections = _sections(table, pairs)
-    n_shown = write_gallery(path, "Audit of labels", sections, workspace)
     reporter.say(
-        f"{len(table):,} photos in {workspace.runs / 'audit.csv'}, {n_shown:,} pictures in {path};"
-        f" label fixes go into {workspace.verdicts}"
+        f"{len(table):,} photos in {workspace.runs / 'audit.csv'}; label fixes go into"
+        f" {workspace.verdicts}"
     )
     return table
 
@@ -182,33 +177,6 @@ def _print_lists(
     ]
     columns = ("on lists", "photos", "doubted by a run", "by all")
     reporter.table("doubts by the number of published lists", columns, rows)
-
-
-def _sections(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, list[Captioned]]:
-    evidence_of = table.drop(columns=["id", "label"]).round({"p_other": 4}).to_dict("records")
-    photos = pd.Series(
-        [
-            (
-                "train",
-                id,
-                ", ".join([id, *(f"{name} {value}" for name, value in of.items() if value)]),
-            )
-            for id, of in zip(table["id"], evidence_of, strict=True)
-        ],
-        dtype=object,
-    )
-    beside: list[Captioned] = []
-    for id, test_id in pairs.itertuples(index=False):
-        beside += [("train", id, id), ("test", test_id, f"test {test_id}, like {id}")]
-    is_doubted = table["votes"] > 0
-    return {
-        "Labels that runs doubt": list(photos[is_doubted]),
-        "Near-duplicates with different labels": list(photos[table["conflict"] != ""]),
-        "Training photos beside their near-duplicates among the test photos": beside,
-        "On a published list, and no run doubts them": list(
-            photos[~is_doubted & (table["n_lists"] > 0)]
-        ),
-    }
 
 
 def measure_leak(

@@ -24,7 +24,7 @@ from comp.predict.runs import is_predicted, print_losses, write_predictions
 from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, write_table
-from comp.train.run import Run, read_scores, trained_run
+from comp.train.run import Run, read_scores, timed, trained_run
 
 ENSEMBLE_METHOD = "simplex"
 
@@ -68,7 +68,8 @@ def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series
 
         fit = open_fit(run, find_device(device), reporter)
         for fold in missing:
-            by_view = fit.logits(fold, fit.inputs.test_ids)
+            with timed(run, f"predict fold {fold}", len(fit.inputs.test_ids)):
+                by_view = fit.logits(fold, fit.inputs.test_ids)
             logits = np.mean(list(by_view.values()), axis=0)
             write_table(paths[fold], pd.DataFrame({"id": fit.inputs.test_ids, "logit": logits}))
     tables = [_read_fold(path, ids).to_numpy() for path in paths.values()]

@@ -129,10 +129,10 @@ def forecast(
     )
 
 
-def print_forecast(
-    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
-) -> Forecast:
-    """The forecast of a finished run; warns if its gain over the best submission is uncertain."""
+def forecast_run(
+    workspace: Workspace, competition: Competition, run: FinishedRun
+) -> tuple[Forecast, float | None]:
+    """The forecast of a finished run, and the best score so far of any other."""
     rows = [row for row in read_ledger(workspace.ledger) if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]
     best = min((score for _, score in scored), default=None)
@@ -148,6 +148,14 @@ def print_forecast(
         competition,
         len(read_manifest(workspace.manifest("test"))),
     )
+    return made, best
+
+
+def print_forecast(
+    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
+) -> Forecast:
+    """The forecast of a finished run; warns if its gain over the best submission is uncertain."""
+    made, best = forecast_run(workspace, competition, run)
     _print_table(competition, run, made, reporter)
     gain = made.gain
     if gain is not None and gain.mean < gain.spread:

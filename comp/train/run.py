@@ -1,6 +1,8 @@
 """A run on disk: what it is made from, which folds are done, their logits. Needs no torch."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -61,6 +63,10 @@ class Run:
     @property
     def oof(self) -> Path:
         return self.folder / "oof.csv"
+
+    @property
+    def times(self) -> Path:
+        return self.folder / "times.csv"
 
     @property
     def folds(self) -> range:
@@ -136,6 +142,16 @@ def check_weights(run: Run, weights_key: str) -> None:
         raise StaleError(
             f"{run.folder} began with other weights than {now}: delete it, or name the old file"
         )
+
+
+@contextmanager
+def timed(run: Run, work: str, n_photos: int) -> Iterator[None]:
+    """Add what `work` on `n_photos` took, s, to the run's times.csv, for its report."""
+    began = time.perf_counter()
+    yield
+    took = {"work": work, "photos": n_photos, "seconds": round(time.perf_counter() - began, 2)}
+    earlier = [pd.read_csv(run.times)] if run.times.exists() else []
+    write_table(run.times, pd.concat([*earlier, pd.DataFrame([took])], ignore_index=True))
 
 
 def adopt(run: Run, weights_key: str) -> list[int]:
