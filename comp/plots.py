@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # no screen is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
@@ -25,6 +26,7 @@ SERIES = (BLUE, ORANGE, GREEN, PINK, SKY)
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.size": 10,
+    "axes.prop_cycle": cycler(color=SERIES),
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.spines.top": False,

@@ -141,9 +141,8 @@ def activation_map(network: Any, image: Tensor, logit: float) -> Floats | None:
 
 def _box(inputs: Inputs, id: str) -> tuple[float, float, float, float]:
     """Left, top, width and height of the network's crop, in shares of the photo."""
-    train = inputs.run.workspace.manifest("train")
-    row = read_manifest(train).set_index("id").loc[id]
-    wide, high = int(row["width"]), int(row["height"])  # type: ignore[arg-type]  # not a Series
+    row = inputs.photos[inputs.photos["id"] == id].iloc[0]
+    wide, high = int(row["width"]), int(row["height"])
     geometry, side = inputs.pixels.geometry, inputs.preprocessing.size_px
     canvas_high, canvas_wide = geometry.canvas(wide, high)
     part, place = geometry.crop(wide, high), geometry.place(wide, high)

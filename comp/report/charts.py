@@ -217,7 +217,7 @@ def _counts(logits: Floats, edges: Floats) -> NDArray[np.int64]:
 def loss_shares(losses: Floats) -> Chart:
     """How much of the whole loss the worst photos carry; `losses [n]` in any order."""
     ranked = np.sort(losses)[::-1]
-    share = np.cumsum(ranked) / ranked.sum()
+    share = np.cumsum(ranked) / (ranked.sum() or 1.0)
     n = np.arange(1, len(ranked) + 1)
     drawing = Drawing("shares")
     (axes,) = drawing.axes

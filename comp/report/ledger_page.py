@@ -6,10 +6,10 @@ import numpy as np
 
 from comp.competition import Competition
 from comp.metric import Floats
+from comp.options import differing, flat
 from comp.plots import BLUE, INK, MUTED, ORANGE, SKY, Drawing, make_logarithmic
 from comp.predict.runs import recipe_of
 from comp.report.page import Chart, NumberTable, Page, Section, Tile
-from comp.report.run_page import differing, flat
 from comp.store import Workspace
 from comp.submit.leaderboard import archived_scores, ranks
 from comp.submit.ledger import LedgerRow, read_ledger

@@ -36,7 +36,7 @@ class NumberTable:
     columns: tuple[str, ...]
     rows: Rows
     is_text: bool = False  # words, aligned left
-    is_folded: bool = False  # shown on demand
+    is_folded: bool = False  # words, shown on demand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

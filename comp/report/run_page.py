@@ -1,8 +1,9 @@
 """The report of a run: its score, what it gets wrong, where its time went, what it was made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from comp.metric import (
     sigmoid,
 )
 from comp.network.preprocessing import geometry_of
-from comp.options import Options
+from comp.options import differing, flat
 from comp.predict.calibrate import board_losses, cross_fitted
 from comp.predict.compare import groups_of, side_by_side
 from comp.predict.runs import FinishedRun, read_oof, read_run, recipe_of
@@ -38,7 +39,7 @@ N_WORST = 8  # on the first screen
 LOOKS = "looks.json"  # of a run: what `make report` measured with its networks
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """A run as its files are now."""
 
@@ -55,11 +56,30 @@ class RunFacts:
     def labels(self) -> Floats:
         return self.oof["label"].to_numpy(np.float64)
 
-    def probs(self, noise_rate: float = 0.0, clip: float = 0.0) -> Floats:
-        """Cross-fitted calibrated probabilities; needs `finished`."""
+    @cached_property
+    def calibrated(self) -> Floats:
+        """Cross-fitted probabilities, before noise rate and clip; needs `finished`."""
         assert self.finished is not None
-        settings = self.finished.settings.replace(noise_rate=noise_rate, clip=clip)
+        settings = self.finished.settings.replace(noise_rate=0.0, clip=0.0)
         return cross_fitted(self.oof["logit"], self.oof["label"], self.oof["fold"], settings)
+
+    @cached_property
+    def losses(self) -> dict[str, Floats]:
+        """Log loss of each out-of-fold photo: raw, and where it is predicted, calibrated, ..."""
+        raw = {"raw": self.oof["loss"].to_numpy(np.float64)}
+        if self.finished is None:
+            return raw
+        own, submitted = self.finished.settings, self.finished.out_of_fold_probs()
+        return raw | {
+            f"calibrated: {own.method}": per_photo_loss(self.labels, self.calibrated),
+            f"noise rate {own.noise_rate:g}, clip {own.clip:g}": per_photo_loss(
+                self.labels, submitted
+            ),
+        }
+
+    def interval(self, losses: Floats) -> str:
+        low, high = bootstrap_interval(losses, self.oof["group"], seed=0)
+        return f"{low:.4f} to {high:.4f}"
 
 
 def read_facts(workspace: Workspace, competition: Competition, folder: Path) -> RunFacts:
@@ -103,9 +123,17 @@ def run_page(facts: RunFacts) -> Page:
         cards=cards,
         has_toolbar=True,
     )
+    scores = NumberTable(
+        title="Out-of-fold log loss, calibration cross-fitted",
+        columns=("", "log loss", "95 % interval"),
+        rows=[
+            (name, f"{each.mean():.5f}", facts.interval(each))
+            for name, each in facts.losses.items()
+        ],
+    )
     sections = [
         worst,
-        Section(title="Score", tables=[_scores(facts)], charts=list(_charts(facts))),
+        Section(title="Score", tables=[scores], charts=list(_charts(facts))),
         gallery,
         near_duplicates(facts.photos, oof),
         *_times(facts),
@@ -115,38 +143,30 @@ def run_page(facts: RunFacts) -> Page:
         Section(title="Origin", tables=[_origin(facts)]),
     ]
     began = f", began {origin['began']}" if "began" in origin else ""
-    n_folds = oof["fold"].nunique()
+    photos = f"{len(oof):,} labelled photos in {oof['fold'].nunique()} folds"
     return Page(
         title=facts.folder.name,
-        subtitle=f"{facts.competition.title}: {len(oof):,} labelled photos in {n_folds} folds"
-        f"{began}",
+        subtitle=f"{facts.competition.title}: {photos}{began}",
         tiles=list(_tiles(facts, other)),
         sections=sections,
     )
 
 
-def _interval(losses: Floats, facts: RunFacts) -> str:
-    low, high = bootstrap_interval(losses, facts.oof["group"], seed=0)
-    return f"95 % interval {low:.4f} to {high:.4f}"
-
-
 def _tiles(facts: RunFacts, other: FinishedRun | None) -> Iterator[Tile]:
-    oof, finished = facts.oof, facts.finished
-    accuracy = f"{oof['is_right'].mean():.2%} right"
+    finished, losses = facts.finished, list(facts.losses.values())
     yield Tile(
         label="Out-of-fold log loss, raw",
-        value=f"{oof['loss'].mean():.5f}",
-        note=f"{_interval(oof['loss'].to_numpy(), facts)}; {accuracy}",
+        value=f"{losses[0].mean():.5f}",
+        note=f"95 % interval {facts.interval(losses[0])}; {facts.oof['is_right'].mean():.2%} right",
     )
     if finished is None:
-        yield Tile(label="Predictions", value="none yet", note="run `make predict`")
+        yield Tile(label="Predictions", value="none yet", note="run make predict")
         return
-    submitted = per_photo_loss(facts.labels, finished.out_of_fold_probs())
     yield Tile(
         label="As submitted",
-        value=f"{submitted.mean():.5f}",
-        note=f"{finished.cv_calibrated:.5f} calibrated, before noise rate and clip;"
-        f" {_interval(submitted, facts)}",
+        value=f"{losses[-1].mean():.5f}",
+        note=f"95 % interval {facts.interval(losses[-1])}; {finished.cv_calibrated:.5f} calibrated,"
+        " before noise rate and clip",
     )
     made, best = forecast_run(facts.workspace, facts.competition, finished)
     score, board = made.score, archived_scores(facts.competition)
@@ -159,16 +179,11 @@ def _tiles(facts: RunFacts, other: FinishedRun | None) -> Iterator[Tile]:
         value=f"{score.mean:.5f}",
         note=f"90 % interval {score.low:.4f} to {score.high:.4f}{place}",
     )
-    rows = [
-        row for row in read_ledger(facts.workspace.ledger) if row.file == f"{finished.folder}.csv"
-    ]
-    if rows:
-        public = rows[-1].public_score
-        beside = "" if best is None else f"; best of the others {best:.5f}"
-        value = rows[-1].status if public is None else f"{public:.5f}"
-        yield Tile(
-            label="Public score", value=value, note=f"submitted {rows[-1].when[:10]}{beside}"
-        )
+    for row in read_ledger(facts.workspace.ledger):
+        if row.file == f"{finished.folder}.csv":
+            note = f"submitted {row.when[:10]}" + (f"; best other {best:.5f}" if best else "")
+            value = row.status if row.public_score is None else f"{row.public_score:.5f}"
+            yield Tile(label="Public score", value=value, note=note)
     yield _verdict(facts, finished, other)
 
 
@@ -176,14 +191,21 @@ def best_other(facts: RunFacts) -> FinishedRun | None:
     """The other run of the same photos with the best cross-validation as submitted, if any."""
     if facts.finished is None:
         return None
-    paths = facts.workspace.runs.glob("*/calibration.json")
-    for _, folder in sorted((read_json(path)["cv_clipped"], path.parent) for path in paths):
-        with suppress(UserError):  # other photos, or damaged: nothing to compare with
+    for folder in sorted(facts.workspace.runs.glob("*/"), key=_cv):
+        with suppress(UserError):  # not predicted, damaged, or of other photos
             if folder != facts.folder:
                 run = read_run(folder)
                 side_by_side({"ours": facts.oof, "theirs": run.oof})
                 return run
     return None
+
+
+def _cv(folder: Path) -> float:
+    """Of a run, as submitted; infinite if that cannot be read."""
+    try:
+        return float(read_json(folder / "calibration.json")["cv_clipped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return np.inf
 
 
 def _verdict(facts: RunFacts, finished: FinishedRun, other: FinishedRun | None) -> Tile:
@@ -207,26 +229,6 @@ def _verdict(facts: RunFacts, finished: FinishedRun, other: FinishedRun | None) 
     )
 
 
-def _scores(facts: RunFacts) -> NumberTable:
-    oof, finished = facts.oof, facts.finished
-    rows = [("raw", oof["loss"].to_numpy())]
-    if finished:
-        rows.append(
-            (f"calibrated: {finished.settings.method}", per_photo_loss(facts.labels, facts.probs()))
-        )
-        own = finished.settings
-        name = f"as submitted: noise rate {own.noise_rate:g}, clip {own.clip:g}"
-        rows.append((name, per_photo_loss(facts.labels, finished.out_of_fold_probs())))
-    return NumberTable(
-        title="Out-of-fold log loss, calibration cross-fitted",
-        columns=("", "log loss", "95 % interval"),
-        rows=[
-            (name, f"{losses.mean():.5f}", _interval(losses, facts).removeprefix("95 % interval "))
-            for name, losses in rows
-        ],
-    )
-
-
 def _charts(facts: RunFacts) -> Iterator[Chart]:
     folder, oof, classes = facts.folder, facts.oof, facts.competition.classes
     numbers = sorted({int(fold) for fold in oof["fold"]})
@@ -241,12 +243,12 @@ def _charts(facts: RunFacts) -> Iterator[Chart]:
     by_name, test_logits = {"before calibration": sigmoid(oof["logit"])}, None
     if facts.finished:
         if facts.finished.settings.method != "none":
-            by_name["after calibration"] = facts.probs()
+            by_name["after calibration"] = facts.calibrated
         test_logits = facts.finished.predictions["logit"].dropna().to_numpy(np.float64)
     yield charts.reliability(facts.labels, by_name, classes[1])
     if facts.finished:
         settings = facts.finished.settings
-        yield charts.clip_curve(facts.labels, facts.probs(), settings, facts.competition)
+        yield charts.clip_curve(facts.labels, facts.calibrated, settings, facts.competition)
     yield charts.distribution(oof, test_logits, classes, facts.looks.get("drift"))
 
 
@@ -259,33 +261,12 @@ def _times(facts: RunFacts) -> Iterator[Section]:
         yield Section(title="Time", text=text, charts=[charts.work_times(times)])
 
 
-def flat(options: Options) -> dict[str, str]:
-    """`options` by dotted name, as text."""
-    found: dict[str, str] = {}
-    for name, value in options:
-        if isinstance(value, Options):
-            found |= {f"{name}.{inner}": text for inner, text in flat(value).items()}
-        else:
-            found[name] = str(value)
-    return found
-
-
-def differing(columns: Mapping[str, Mapping[str, str]]) -> list[tuple[str, ...]]:
-    """The options that are not the same in all `columns`, with their value in each."""
-    names = dict.fromkeys(name for options in columns.values() for name in options)
-    rows = [(name, *(of.get(name, "-") for of in columns.values())) for name in names]
-    return [row for row in rows if len(set(row[1:])) > 1]
-
-
 def _recipe_text(facts: RunFacts, other: FinishedRun | None) -> str:
-    if "members" in facts.origin:
-        members = facts.origin["members"]
-        parts = (
-            members
-            if isinstance(members, list)
-            else [f"{weight:.3f} {name}" for name, weight in members.items()]
-        )
-        return f"A blend by {facts.origin['method']} of {', '.join(parts)}."
+    members = facts.origin.get("members")
+    if members:
+        weights = members.items() if isinstance(members, dict) else ((each, 1) for each in members)
+        parts = ", ".join(f"{weight:.3g} {name}" for name, weight in weights)
+        return f"A blend by {facts.origin['method']} of {parts}."
     if recipe_of(facts.folder) is None:
         return "Made by another version of this code, which has other options."
     named = "Options that differ from the recipe of that name"
@@ -303,16 +284,10 @@ def _recipe_tables(facts: RunFacts, other: FinishedRun | None) -> list[NumberTab
     if other and against:
         columns[other.folder] = flat(against)
     rows = differing(columns) or [("no option differs", *("" for _ in columns))]
-    everything = list(flat(recipe).items())
+    options = list(flat(recipe).items())
     return [
         NumberTable(title="Differences", columns=("option", *columns), rows=rows, is_text=True),
-        NumberTable(
-            title="All options",
-            columns=("option", "value"),
-            rows=everything,
-            is_text=True,
-            is_folded=True,
-        ),
+        NumberTable(title="All options", columns=("", "value"), rows=options, is_folded=True),
     ]
 
 
