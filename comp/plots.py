@@ -57,6 +57,10 @@ class Drawing:
         )
         self.axes: list[Any] = list(axes[:, 0])
 
+    def legend(self) -> None:
+        """Above the axes, where it hides nothing."""
+        self._figure.legend(loc="outside upper left", ncols=2)
+
     def svg(self) -> str:
         """An <svg> element without style attributes, which a strict Content-Security-Policy bans.
 

@@ -289,7 +289,7 @@ def test_an_activation_map_of_a_linear_head_on_averages_is_its_weights_times_the
         features = network.forward_features(image)[0]
         first, other = features[:, 0, 0], features[:, 1, 1]
         # for one position and against the other, so that both signs have a map
-        weight = first / first.dot(first) - other / other.dot(other)
+        weight = first / first.norm() - other / other.norm()
         network.fc.weight[0] = weight
         weighted = (features * weight[:, None, None]).sum(0)
     for sign in (1, -1):

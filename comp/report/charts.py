@@ -30,7 +30,7 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Chart:
     rate.set(ylabel="learning rate", xlabel="step", ylim=(0, None))
     rate.ticklabel_format(axis="y", scilimits=(0, 0))
     if len(histories) <= len(SERIES):
-        loss.legend(ncols=2)
+        drawing.legend()
     rows, ends = list[tuple[object, ...]](), []
     for fold, points in histories.items():
         kept = points.iloc[np.unique(np.linspace(0, len(points) - 1, N_SAMPLED).astype(int))]
@@ -145,7 +145,7 @@ def clip_curve(
     axes.axvline(settings.clip, color=INK, linestyle="--", linewidth=1, label="chosen")
     make_logarithmic(axes.xaxis)
     axes.set(xlabel="clip", ylabel="expected log loss")
-    axes.legend()
+    drawing.legend()
     name, losses = list(curves.items())[min(1, len(curves) - 1)]
     best = int(np.argmin(losses))
     return Chart(

@@ -129,7 +129,7 @@ def _against(pairs: Floats) -> Chart:
     x, y = pairs.T
     drawing = Drawing("against")
     (axes,) = drawing.axes
-    words = f"{len(x)} submissions"
+    words = f"Submissions with both: {len(x)}"
     if len(x) >= MIN_FITTED and np.ptp(x) > 0:
         at = np.linspace(x.min(), x.max(), 50)
         line, half = fitted_line(x, y, at)
@@ -156,8 +156,8 @@ def _over_time(scored: Sequence[LedgerRow], public: Floats) -> Chart:
     axes.step(n, best, where="post", color=BLUE, label="best so far")
     axes.plot(n, public, "o", color=ORANGE, label="each")
     axes.set(xlabel="submission", ylabel="public score")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend()
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    drawing.legend()
     return Chart(
         title="Over time",
         sentence=f"Public scores in order; the best of {len(public)} is {best[-1]:.5f}.",

@@ -72,7 +72,7 @@ class RunFacts:
         own, submitted = self.finished.settings, self.finished.out_of_fold_probs()
         return raw | {
             f"calibrated: {own.method}": per_photo_loss(self.labels, self.calibrated),
-            f"noise rate {own.noise_rate:g}, clip {own.clip:g}": per_photo_loss(
+            f"as submitted: noise rate {own.noise_rate:g}, clip {own.clip:g}": per_photo_loss(
                 self.labels, submitted
             ),
         }
@@ -110,19 +110,6 @@ def run_page(facts: RunFacts) -> Page:
     cards = list(largest_losses(facts.photos, oof, facts.folder.name, facts.looks.get("heat", {})))
     share = oof["loss"].nlargest(N_WORST).sum() / oof["loss"].sum()
     other = best_other(facts)
-    worst = Section(
-        title="Worst photos",
-        text=f"These {min(N_WORST, len(cards))} of {len(oof):,} photos carry {share:.0%} of the"
-        f" out-of-fold log loss. The gallery below has {len(cards)}.",
-        cards=[replace(card, reason="") for card in cards[:N_WORST]],
-    )
-    gallery = Section(
-        title="Largest losses",
-        text="Sort and filter with the controls; arrow keys move between photos, c copies a line"
-        " for data/verdicts.csv. A line changes what is learnt, never what is scored.",
-        cards=cards,
-        has_toolbar=True,
-    )
     scores = NumberTable(
         title="Out-of-fold log loss, calibration cross-fitted",
         columns=("", "log loss", "95 % interval"),
@@ -132,9 +119,20 @@ def run_page(facts: RunFacts) -> Page:
         ],
     )
     sections = [
-        worst,
+        Section(
+            title="Worst photos",
+            text=f"These {min(N_WORST, len(cards))} of {len(oof):,} photos carry {share:.0%} of the"
+            f" out-of-fold log loss. The gallery below has {len(cards)}.",
+            cards=[replace(card, reason="") for card in cards[:N_WORST]],
+        ),
         Section(title="Score", tables=[scores], charts=list(_charts(facts))),
-        gallery,
+        Section(
+            title="Largest losses",
+            text="Sort and filter with the controls; arrow keys move between photos, c copies a"
+            " line for data/verdicts.csv. A line changes what is learnt, never what is scored.",
+            cards=cards,
+            has_toolbar=True,
+        ),
         near_duplicates(facts.photos, oof),
         *_times(facts),
         Section(
@@ -253,11 +251,10 @@ def _charts(facts: RunFacts) -> Iterator[Chart]:
 
 
 def _times(facts: RunFacts) -> Iterator[Section]:
-    path = facts.folder / "times.csv"
-    if path.exists():
-        times = pd.read_csv(path)
-        total = times["seconds"].sum()
-        text = f"{total:,.1f} s of fitting and predicting on {facts.origin.get('device', '?')}."
+    if "times" in facts.origin:
+        times = pd.DataFrame(facts.origin["times"])
+        seconds = f"{times['seconds'].sum():,.1f} s of fitting and predicting"
+        text = f"{seconds} on {facts.origin['device']}."
         yield Section(title="Time", text=text, charts=[charts.work_times(times)])
 
 
@@ -269,8 +266,8 @@ def _recipe_text(facts: RunFacts, other: FinishedRun | None) -> str:
         return f"A blend by {facts.origin['method']} of {parts}."
     if recipe_of(facts.folder) is None:
         return "Made by another version of this code, which has other options."
-    named = "Options that differ from the recipe of that name"
-    return named + (f" or from {other.folder}, the best other run." if other else ".")
+    beside = f" or from {other.folder}, the best other run" if other else ""
+    return f"Options that differ from the recipe of that name{beside}."
 
 
 def _recipe_tables(facts: RunFacts, other: FinishedRun | None) -> list[NumberTable]:

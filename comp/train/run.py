@@ -65,10 +65,6 @@ class Run:
         return self.folder / "oof.csv"
 
     @property
-    def times(self) -> Path:
-        return self.folder / "times.csv"
-
-    @property
     def folds(self) -> range:
         """The folds that the recipe fits; a split has one, which holds out both of its parts."""
         folds = self.recipe.folds
@@ -146,12 +142,12 @@ def check_weights(run: Run, weights_key: str) -> None:
 
 @contextmanager
 def timed(run: Run, work: str, n_photos: int) -> Iterator[None]:
-    """Add what `work` on `n_photos` took, s, to the run's times.csv, for its report."""
+    """Add what `work` on `n_photos` took, s, to run.json, for the run's report."""
     began = time.perf_counter()
     yield
     took = {"work": work, "photos": n_photos, "seconds": round(time.perf_counter() - began, 2)}
-    earlier = [pd.read_csv(run.times)] if run.times.exists() else []
-    write_table(run.times, pd.concat([*earlier, pd.DataFrame([took])], ignore_index=True))
+    origin = read_json(run.origin)
+    write_json(run.origin, {**origin, "times": [*origin.get("times", []), took]})
 
 
 def adopt(run: Run, weights_key: str) -> list[int]:
