@@ -13,6 +13,7 @@ takes_calibrate := RECIPE SET WORKSPACE DEVICE
 takes_blend := RUNS METHOD SET WORKSPACE DEVICE
 takes_ablate := RECIPE AGAINST WORKSPACE
 takes_forecast := RECIPE SET RUN WORKSPACE
+takes_report := RECIPE SET RUN WORKSPACE DEVICE
 takes_submit := RECIPE SET RUN FORCE WORKSPACE
 takes_scores := WORKSPACE
 takes_leaderboard := REFRESH WORKSPACE
@@ -72,6 +73,7 @@ calibrate: ## compare every way from RECIPE's logits to probabilities
 blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
 ablate: ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
 forecast: ## the score and rank to expect of RECIPE, or of RUN=blend-...
+report: ## a run as a page, with activation maps: runs/<run>/report.html; make report RECIPE=a, or RUN=blend-...
 submit: ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
 scores: ## pick up scores that were pending
 leaderboard: ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
@@ -82,7 +84,7 @@ audit: ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/
 judge: ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
 recipes: ## list the recipes
 rehearsal: ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
-STAGES := data train predict calibrate blend forecast submit scores leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict calibrate blend forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
 $(STAGES): .venv/done
 	$(if $(filter doctor recipes,$@),@)$(COMP) $@ $(options)
 ablate: .venv/done

@@ -18,6 +18,7 @@ from comp.errors import UserError, explain
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed, members
+from comp.report.stage import pages_kept_current
 from comp.store import Workspace
 
 
@@ -86,6 +87,13 @@ def _forecast(call: Call) -> None:
     print_forecast(call.workspace, call.competition, read_run(call.run_folder), call.reporter)
 
 
+def _report(call: Call) -> None:
+    """write a run's report, with activation maps and drift: runs/<run>/report.html"""
+    from comp.report.stage import report_run
+
+    report_run(call.workspace, call.competition, call.run_folder, call.device, call.reporter)
+
+
 def _submit(call: Call) -> None:
     """check, upload and score the submission; a row in the ledger"""
     from comp.submit.stage import submit
@@ -146,8 +154,10 @@ def _lr(call: Call) -> None:
 def _audit(call: Call) -> None:
     """labels that runs, near-duplicates and published lists contradict"""
     from comp.predict.audit import audit_labels
+    from comp.report.stage import write_audit_page
 
-    audit_labels(call.workspace, call.competition, call.runs, call.reporter)
+    table = audit_labels(call.workspace, call.competition, call.runs, call.reporter)
+    call.reporter.say(f"their photos: {write_audit_page(call.workspace, call.competition, table)}")
 
 
 def _judge(call: Call) -> None:
@@ -181,6 +191,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _blend: "runs method set device",
     _ablate: "runs",
     _forecast: "recipe set run",
+    _report: "recipe set run device",
     _submit: "recipe set run force",
     _scores: "",
     _leaderboard: "refresh",
@@ -216,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, value in options.items()
             if value is not None
         }
-        command(Call(workspace=Workspace(folder), reporter=reporter, **given))
+        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
+        with pages_kept_current(call.workspace, COMPETITION, reporter):
+            command(call)
     except UserError as error:
         reporter.fail(str(error))
         return 1

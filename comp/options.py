@@ -102,3 +102,21 @@ def restored(kind: type[Group], values: Mapping[str, Any]) -> Group:
     if first["loc"] and " must be " not in message:
         message = f"{path} {message}, got {first['input']!r}"
     raise RecipeError(message) from None
+
+
+def flat(options: Options) -> dict[str, str]:
+    """`options` by dotted name, as text."""
+    found: dict[str, str] = {}
+    for name, value in options:
+        if isinstance(value, Options):
+            found |= {f"{name}.{inner}": text for inner, text in flat(value).items()}
+        else:
+            found[name] = str(value)
+    return found
+
+
+def differing(columns: Mapping[str, Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """The options that are not the same in all `columns`, with their value in each."""
+    names = dict.fromkeys(name for options in columns.values() for name in options)
+    rows = [(name, *(of.get(name, "-") for of in columns.values())) for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]

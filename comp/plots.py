@@ -1,7 +1,10 @@
-"""Curves as PNG, and as text for a terminal. The only door to matplotlib."""
+"""Figures as SVG for a page or as PNG, and curves as text. The only door to matplotlib."""
 
+import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,11 +12,97 @@ matplotlib.use("Agg")  # no screen is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from comp.store import whole
 
+# Okabe and Ito's colours, which colour-blind readers can tell apart; a page replaces them by its
+# own in a dark theme (comp/report/templates/page.css).
+INK, MUTED, GRID = "#24292f", "#656d76", "#d8dee4"
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
+SERIES = (BLUE, ORANGE, GREEN, PINK, SKY)
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 10,
+    "axes.prop_cycle": cycler(color=SERIES),
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "text.parse_math": False,  # names may contain $
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+plt.style.use(_STYLE)
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+class Drawing:
+    """A figure for a page, about 400 px wide: draw on `axes`, then take `svg()`."""
+
+    def __init__(self, name: str, *, rows: int = 1, height: float = 2.6) -> None:
+        """`name`, unique in its page, keeps ids apart; `height` in inches of 100 px."""
+        self._name = name
+        self._figure, axes = plt.subplots(
+            rows, figsize=(4.2, height), layout="constrained", sharex=True, squeeze=False
+        )
+        self.axes: list[Any] = list(axes[:, 0])
+
+    def legend(self) -> None:
+        """Above the axes, where it hides nothing."""
+        self._figure.legend(loc="outside upper left", ncols=2)
+
+    def svg(self) -> str:
+        """An <svg> element without style attributes, which a strict Content-Security-Policy bans.
+
+        The same figure has the same bytes.
+        """
+        file = io.StringIO()
+        # the same figure gets the same ids, and no other figure of the page gets them
+        with matplotlib.rc_context({"svg.hashsalt": self._name}):
+            self._figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(self._figure)
+        text = file.getvalue()
+        text = text[text.index("<svg") :].replace("xlink:href", "href")
+        for pattern, replacement in _TO_ELEMENT.items():
+            text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+        return re.sub(r' style="([^"]*)"', _attributes, text)
+
+
+def make_logarithmic(*axes: Any) -> None:
+    """Logarithmic scales with plain numbers at powers of ten; `axes` as in figure.xaxis."""
+    for axis in axes:
+        getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
+_TO_ELEMENT = {
+    r"<(metadata|style).*?</\1>|<!--.*?-->": "",
+    r"(<svg)[^>]*?( viewBox=\"[^\"]*\")[^>]*": r"\1\2",
+    r"<g id=\"[^\"]*\"": "<g",  # the same in every figure, and nothing refers to them
+    r">\s+<": "><",
+    r"\s*\n\s*": " ",
+}
+
+
+def _attributes(style: "re.Match[str]") -> str:
+    """The declarations of a style attribute as attributes of SVG; of a font only its size."""
+    pairs = (part.split(":", 1) for part in style[1].split(";") if part.strip())
+    values = {name.strip(): value.strip() for name, value in pairs}
+    values.pop("font-family", None)
+    if "font" in values:
+        values["font-size"] = re.findall(r"[\d.]+px", values.pop("font"))[0]
+    return "".join(f' {name}="{value}"' for name, value in values.items())
 
 
 def curve_png(

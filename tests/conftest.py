@@ -77,8 +77,17 @@ def drawn_copy(drawn: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "drawn")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), "")
+AXE = Path(__file__).parents[1] / ".browser/node_modules/axe-core/axe.min.js"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    absent = {}
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+        absent["gpu"] = "no CUDA device here"
+    if not (CHROMIUM and AXE.exists()) and config.option.markexpr != "browser":
+        absent["browser"] = "no Chromium or no axe-core here: .ci/run installs them"
+    for item in items:
+        for marker, reason in absent.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

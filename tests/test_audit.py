@@ -24,9 +24,9 @@ from comp.predict.audit import (
     pairs_across,
     read_suspects,
 )
-from comp.predict.gallery import write_gallery
 from comp.predict.runs import read_oof
 from comp.progress import Reporter
+from comp.report.stage import write_audit_page
 from comp.store import Workspace
 from comp.train.stage import train
 
@@ -111,8 +111,10 @@ def test_an_audit_writes_a_table_and_a_gallery_and_changes_no_other_file(
     assert list(written["id"]) == list(table["id"])
     assert "keep" in set(written["verdict"])
     assert "labels are doubted by 1 recipe" in str(heard)
-    most_doubted = f"{table['id'][0]}, votes 1, p_other 0."
-    assert most_doubted in (drawn_copy.runs / "audit.html").read_text()
+    page = write_audit_page(drawn_copy, COMPETITION, table).read_text()
+    first = page.index('<li class="card"')
+    assert f'data-id="{table["id"][0]}"' in page[first : page.index(">", first)]
+    assert "runs that doubt it: 1" in page
 
 
 def test_runs_of_one_recipe_share_a_vote_and_a_blend_has_none_beside_its_members(
@@ -147,22 +149,6 @@ def test_one_command_compares_a_recipe_with_and_without_label_fixes(
     assert re.search(r"lite0_head-\w+ (and|is better than|is worse than) lite0_head-\w+", said)
     assert main(["judge", "drop", *options]) == 1
     assert "folds.label_fixes=drop names none of the 1 lines" in capsys.readouterr().err
-
-
-def test_a_gallery_needs_no_other_file_and_escapes_its_captions(
-    drawn: Workspace, tmp_path: Path
-) -> None:
-    sections = {
-        "a < b": [("train", "cat.0", '<script>alert("1")</script>'), ("train", "x", "gone")]
-    }
-    assert write_gallery(tmp_path / "g.html", "t & u", sections, drawn) == 2
-    page = (tmp_path / "g.html").read_text()
-    assert "<script" not in page
-    assert "a &lt; b" in page
-    assert "t &amp; u" in page
-    assert page.count("data:image/jpeg;base64,") == 1
-    assert "(no photo)" in page
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
 def test_runs_that_cannot_be_audited_end_in_one_line(drawn_copy: Workspace) -> None:

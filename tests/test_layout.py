@@ -18,7 +18,7 @@ from comp.train.stage import train
 
 COMP = Path(__file__).parents[1] / "comp"
 # each may import from itself and those before it; other files at the top only from each other
-FLOW = ["kaggle", "data", "network", "train", "predict", "submit"]
+FLOW = ["kaggle", "data", "network", "train", "predict", "submit", "report"]
 FLOW += ["doctor", "rehearsal", "arguments", "__main__"]
 DOORS = {
     "kaggle": ("kaggle/",),
@@ -29,8 +29,14 @@ DOORS = {
     "albumentations": ("train/augment.py",),
     "cv2": ("train/augment.py",),
     "sklearn": ("train/svm.py",),
-    "scipy": ("data/duplicates.py", "predict/blend.py", "predict/calibrate.py"),
+    "scipy": (
+        "data/duplicates.py",
+        "predict/blend.py",
+        "predict/calibrate.py",
+        "report/ledger_page.py",
+    ),
     "matplotlib": ("plots.py",),
+    "jinja2": ("report/page.py",),
     "rich": ("progress.py",),
     "filelock": ("store.py",),
     "pydantic": ("options.py", "recipe.py", "predict/runs.py", "predict/calibrate.py"),
@@ -106,14 +112,15 @@ def test_finished_stages_submit_and_heads_on_kept_features_load_no_torch(
     predict(drawn_copy, COMPETITION, recipe, "cpu", Reporter())
     words = ["--workspace", str(drawn_copy.root), "--recipe", "lite0_head", "--set", *settings]
     other_head = [*words, "training.penalties=[1e-3,1e-2]", "--device", "cpu"]
-    loaded = "sorted({'torch', 'timm', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules))"
-    for code in (
-        "import comp.submit.stage, comp.train.run, comp.kaggle",
-        f"from comp.__main__ import main; assert main(['train', *{words}]) == 0",
-        f"from comp.__main__ import main; assert main(['predict', *{words}]) == 0",
-        f"from comp.__main__ import main; assert main(['train', *{other_head}]) == 0",
-        f"from comp.__main__ import main; assert main(['predict', *{other_head}]) == 0",
+    some, more = "'torch', 'timm', 'sklearn', 'scipy'", ", 'matplotlib'"
+    for code, names in (
+        ("import comp.submit.stage, comp.train.run, comp.kaggle", some + more),
+        (f"from comp.__main__ import main; assert main(['train', *{words}]) == 0", some + more),
+        (f"from comp.__main__ import main; assert main(['predict', *{words}]) == 0", some + more),
+        (f"from comp.__main__ import main; assert main(['train', *{other_head}]) == 0", some),
+        (f"from comp.__main__ import main; assert main(['predict', *{other_head}]) == 0", some),
     ):
+        loaded = f"sorted({{{names}}} & set(sys.modules))"
         command = [sys.executable, "-c", f"import sys; {code}; sys.exit(' '.join({loaded}) or 0)"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, ""), code

@@ -10,9 +10,8 @@
    competitors published, and on how many. Two of the lists seem to be made by models: one list is
    no reason to drop a photo.
 
-It changes no label. runs/audit.csv has a row for each photo with evidence against it, and
-runs/audit.html shows the photos. A person who has looked at them writes data/verdicts.csv
-(comp/train/labels.py).
+It changes no label. runs/audit.csv has a row for each photo with evidence against it. A person who
+has looked at them writes data/verdicts.csv (comp/train/labels.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from comp.data.manifest import SPLITS, read_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import sigmoid
 from comp.predict.compare import side_by_side
-from comp.predict.gallery import Captioned, write_gallery
 from comp.predict.runs import find_run, read_oof
 from comp.progress import Reporter, counted
 from comp.store import Workspace, read_json, write_table
@@ -71,11 +69,9 @@ def audit_labels(
     counts = counted(n_conflicts, "photo has", "photos have"), counted(len(pairs), "pair")
     reporter.say(f"{counts[0]} a near-duplicate with another label")
     reporter.say(f"{counts[1]} of near-duplicates across training and test photos")
-    path = workspace.runs / "audit.html"
-    n_shown = write_gallery(path, "Audit of labels", _sections(table, pairs), workspace)
     reporter.say(
-        f"{counted(len(table), 'photo')} in {workspace.runs / 'audit.csv'}, {n_shown:,} shown in"
-        f" {path}; label fixes go into {workspace.verdicts}"
+        f"{counted(len(table), 'photo')} in {workspace.runs / 'audit.csv'}; label fixes go into"
+        f" {workspace.verdicts}"
     )
     return table
 
@@ -177,24 +173,3 @@ def _print_doubts(table: pd.DataFrame, n_photos: int, n_recipes: int, reporter: 
     title = f"{len(doubts):,} of {n_photos:,} labels are doubted {by}"
     columns = ("photo", "votes", "P(other)", "lists", "near-duplicate, other label", "label fix")
     reporter.table(title, columns, list(cells.itertuples(index=False)))
-
-
-def _sections(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, list[Captioned]]:
-    evidence_of = table.drop(columns=["id", "label"]).round({"p_other": 4}).to_dict("records")
-    captions = [
-        ", ".join([id, *(f"{name} {value}" for name, value in of.items() if value)])
-        for id, of in zip(table["id"], evidence_of, strict=True)
-    ]
-    photos = pd.Series([("train", *each) for each in zip(table["id"], captions, strict=True)])
-    beside: list[Captioned] = []
-    for id, test_id in pairs.itertuples(index=False):
-        beside += [("train", id, id), ("test", test_id, f"test {test_id}, like {id}")]
-    is_doubted = table["votes"] > 0
-    return {
-        "Labels in doubt": list(photos[is_doubted]),
-        "Near-duplicates with different labels": list(photos[table["conflict"] != ""]),
-        "Training photos beside their near-duplicates among the test photos": beside,
-        "On a published list, not in doubt here": list(
-            photos[~is_doubted & (table["n_lists"] > 0)]
-        ),
-    }

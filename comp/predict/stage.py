@@ -24,7 +24,7 @@ from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, write_table
 from comp.train.files import is_intact, read_table, record, warn_of_damage
-from comp.train.run import Run, trained_run
+from comp.train.run import Run, timed, trained_run
 
 ENSEMBLE_METHOD = "simplex"
 
@@ -66,7 +66,8 @@ def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series
 
         fit = open_fit(run, device, reporter)
         for fold in missing:
-            by_view = fit.logits(fold, fit.inputs.test_ids)
+            with timed(run, f"predict fold {fold}", len(fit.inputs.test_ids)):
+                by_view = fit.logits(fold, fit.inputs.test_ids)
             logits = np.mean(list(by_view.values()), axis=0)
             write_table(paths[fold], pd.DataFrame({"id": fit.inputs.test_ids, "logit": logits}))
             record(paths[fold])

@@ -21,6 +21,7 @@ from comp.recipe import FineTune, Recipe
 from comp.rehearsal.drawing import write_edition
 from comp.rehearsal.scoring import labels_of
 from comp.rehearsal.server import RehearsalServer
+from comp.report.stage import pages_kept_current
 from comp.store import Workspace, read_json
 from comp.submit.ledger import LedgerRow
 from comp.submit.stage import submit
@@ -63,9 +64,10 @@ def rehearse(
         kaggle = Kaggle(competition, reporter, env=server.environment(account_home(workspace)))
         download, geometry = partial(kaggle.download, workspace.raw), geometry_of(recipes[0])
         prepare(workspace, competition, download, kaggle.is_real, geometry, reporter)
-        runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
-        folder = predict_all(workspace, competition, recipes, device, reporter)
-        row = submit(workspace, competition, kaggle, folder, reporter)
+        with pages_kept_current(workspace, competition, reporter):
+            runs = [train(workspace, recipe, device, reporter) for recipe in recipes]
+            folder = predict_all(workspace, competition, recipes, device, reporter)
+            row = submit(workspace, competition, kaggle, folder, reporter)
     for run in runs:
         check_learning(run)
     names, place = ", ".join(recipe.name for recipe in recipes), os.path.relpath(workspace.root)

@@ -130,10 +130,10 @@ def forecast(
     )
 
 
-def print_forecast(
-    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
-) -> Forecast:
-    """The forecast of a finished run; warns if it may not be better than the best submission.
+def forecast_run(
+    workspace: Workspace, competition: Competition, run: FinishedRun
+) -> tuple[Forecast, LedgerRow | None]:
+    """The forecast of a finished run, and the best submission so far of any other.
 
     StaleError for a run of photos that are not in `workspace`.
     """
@@ -153,6 +153,14 @@ def print_forecast(
         competition,
         len(read_manifest(workspace.manifest("test"))),
     )
+    return made, best_row
+
+
+def print_forecast(
+    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
+) -> Forecast:
+    """The forecast of a finished run; warns if it may not be better than the best submission."""
+    made, best_row = forecast_run(workspace, competition, run)
     _print_table(competition, run, made, reporter)
     if best_row and made.gain:
         _warn_if_no_gain(made.gain, score_text(best_row), reporter)

@@ -1,7 +1,9 @@
 """A run on disk: what it is made from, which folds are done, their logits. Needs no torch."""
 
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -197,6 +199,17 @@ def check_weights(run: Run, weights_key: str) -> None:
             raise StaleError(
                 f"{run.folder} began with other weights than {now}: delete it, or name the old file"
             )
+
+
+@contextmanager
+def timed(run: Run, work: str, n_photos: int) -> Iterator[None]:
+    """Add what `work` on `n_photos` took, s, to run.json, for the run's report."""
+    began = time.perf_counter()
+    yield
+    took = {"work": work, "photos": n_photos, "seconds": round(time.perf_counter() - began, 2)}
+    origin = read_json(run.origin)
+    write_json(run.origin, {**origin, "times": [*origin.get("times", []), took]})
+    record(run.origin)
 
 
 def adopt(run: Run, weights_key: str) -> list[int]:

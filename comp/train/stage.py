@@ -69,14 +69,17 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
     fit.announce(missing)
     for fold in run.folds:
         if fold in missing:
-            tensors = fit.fit(fold)
+            with runs.timed(run, f"fit fold {fold}", int(fit.inputs.training_rows(fold).sum())):
+                tensors = fit.fit(fold)
             runs.forget_scores(run, fold)
             origin = {**run.origin_of(fold, weights), "code": code, **description(fit.inputs, fold)}
             save_tensors(run.checkpoint(fold), tensors, origin)
             runs.record_fit(run, fold)
         if not run.is_scored(fold):
             ids = fit.inputs.held_out_ids(fold)
-            runs.write_scores(run, fold, ids, fit.logits(fold, ids))
+            with runs.timed(run, f"score fold {fold}", len(ids)):
+                by_view = fit.logits(fold, ids)
+            runs.write_scores(run, fold, ids, by_view)
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
     reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device}")

@@ -1,0 +1,1 @@
+"""What finished runs and submissions look like: HTML pages that need no other file."""
