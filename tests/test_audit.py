@@ -143,7 +143,7 @@ def test_without_near_duplicates_there_is_no_leak_and_nothing_is_computed(
     drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_manifest(drawn_copy, group=np.arange(len(read_manifest(drawn_copy.manifest("train")))))
-    monkeypatch.setattr("comp.train.features.build", lambda *_, **__: pytest.fail("a backbone"))
+    monkeypatch.setattr("comp.network.backbone.build", lambda *_, **__: pytest.fail("a backbone"))
     assert measure_leak(drawn_copy, TINY_HEAD, "cpu", Reporter()).mean == 0
 
 
