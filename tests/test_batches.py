@@ -150,14 +150,14 @@ def test_a_draw_depends_on_the_photo_and_its_number_and_not_on_the_batch() -> No
     assert not np.array_equal(both[0], first.crops(photos, [2], 32)[0])
 
 
-def test_every_option_of_the_augmentation_gives_a_draw_another_name() -> None:
+def test_every_option_of_the_augmentation_gives_a_draw_another_key() -> None:
     other = {"crop": "pad-and-crop", "area": 0.5, "aspect": 1.5, "pad_px": 9}
     other |= {"flip": False, "colour": 0.9}
     assert set(other) == set(Augmentation.model_fields)
     changed = [Augmentation(**{name: value}) for name, value in other.items()]
-    names = {Draw(options, 7, 0).name for options in [Augmentation(), *changed]}
-    names |= {Draw(Augmentation(), 8, 0).name, Draw(Augmentation(), 7, 1).name}
-    assert len(names) == len(other) + 3
+    keys = {Draw(options, 7, 0).key for options in [Augmentation(), *changed]}
+    keys |= {Draw(Augmentation(), 8, 0).key, Draw(Augmentation(), 7, 1).key}
+    assert len(keys) == len(other) + 3
 
 
 def test_epochs_use_the_cached_draws_in_turn() -> None:

@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import TINY
+from torch import Tensor
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError, StaleError
@@ -17,11 +20,12 @@ from comp.progress import Reporter
 from comp.recipe import FineTune
 from comp.recipes import named
 from comp.store import Workspace
+from comp.train import tuning
 from comp.train.features import ArrayCache, FrozenNetwork
 from comp.train.inputs import read_inputs
 from comp.train.run import open_run
 from comp.train.stage import train
-from comp.train.tuning import NetworkFit
+from comp.train.tuning import NetworkFit, TailFit
 
 TAIL = TINY.replace(
     training=FineTune(trainable="last:2", cached_views=2, epochs=2, batch_size=8, peak_lr=1e-3)
@@ -58,6 +62,26 @@ def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     whole = NetworkFit(FrozenNetwork(inputs, "cpu", Reporter()))
     (logits,) = whole.logits(0, ids).values()
     np.testing.assert_allclose(oof[ids], logits, atol=0.02)
+
+
+def test_a_tails_features_are_halved_until_they_fit_into_memory(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = read_inputs(open_run(drawn_copy, TAIL), Reporter())
+    boundary = tuning.tail_boundary(inputs)
+
+    def features() -> np.ndarray:
+        frozen = FrozenNetwork(inputs, "cpu", Reporter(), boundary=boundary)
+        return TailFit(frozen, boundary)._features
+
+    def bounded(network: Any, module: str, images: Tensor) -> Tensor:
+        if len(images) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return input_to(network, module, images)
+
+    expected, input_to = features(), tuning.input_to
+    monkeypatch.setattr(tuning, "input_to", bounded)
+    np.testing.assert_allclose(features(), expected, atol=1e-5)
 
 
 def test_cached_features_are_those_that_are_computed_in_the_order_of_the_ids(

@@ -133,6 +133,20 @@ def test_micro_batches_add_up_to_the_whole_batch_also_where_memory_decides_their
         run(network_of(), training)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "under a minute"),
+        (59, "under a minute"),
+        (61, "about 1 minute"),
+        (1000, "about 17 minutes"),
+        (7200, "about 2 hours"),
+    ],
+)
+def test_a_duration_is_told_in_round_words(seconds: float, words: str) -> None:
+    assert tuning.duration(seconds) == words
+
+
 def test_averaged_weights_and_wise_ft_stay_nearer_to_the_initial_ones() -> None:
     start, last, averaged, quarter = (network_of() for _ in range(4))
     run(last, TRAINING)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.data.manifest import natural_order, read_manifest
 from comp.data.stage import prepare
-from comp.errors import DataError, RecipeError, StaleError, TrainingError
+from comp.errors import DataError, RecipeError, StaleError, TrainingError, UserError
 from comp.kaggle import Kaggle
 from comp.network.embedder import Embedder
 from comp.options import override
@@ -34,6 +35,7 @@ from comp.submit.ledger import read_ledger
 from comp.submit.stage import submit
 from comp.train.files import RECORD, record
 from comp.train.fits import HeadFit
+from comp.train.lr_finder import find_lr
 from comp.train.run import Run, open_run, trained_run
 from comp.train.stage import train
 from comp.train.tuning import NetworkFit
@@ -253,7 +255,7 @@ def test_a_fine_tune_goes_through_train_predict_and_submit(
     predict(drawn_copy, COMPETITION, recipe, "cpu", heard)
     kaggle = Kaggle(COMPETITION, heard, env=server.environment(tmp_path / "home"))
     assert submit(drawn_copy, COMPETITION, kaggle, run.folder, heard).public_score is not None
-    assert "no GPU: tiny will train for under a minute" in str(heard)
+    assert "no GPU: tiny will train for under a minute on this CPU" in str(heard)
     assert "parameters train on" in str(heard)
     lines = (drawn_copy.submissions / f"{run.name}.csv").read_bytes().split(b"\n")
     assert lines[0] == b"id,label"
@@ -305,6 +307,25 @@ def test_bad_input_ends_in_one_line_before_any_work(drawn_copy: Workspace, tmp_p
         with pytest.raises(RecipeError, match=r"set pixels\.canvas above 1"):
             train(drawn_copy, override(HEAD, settings), "cpu", Reporter())
     assert not drawn_copy.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "says"),
+    [
+        ("pixels.size_px=20", "cpu", r"vgg11 takes no images of 20 px .*pixels\.size_px=32"),
+        ("model.weights=none.pth", "cpu", "no weights at none.pth"),
+        ("pixels.size_px=32", "tpu", "no device 'tpu' on this machine"),
+    ],
+)
+@pytest.mark.parametrize("command", [train, find_lr])
+def test_what_cannot_be_computed_is_refused_before_photos_are_decoded(
+    setting: str, device: str, says: str, command: Any, drawn_copy: Workspace
+) -> None:
+    settings = ["model.backbone=vgg11", "model.weights=random", "pixels.size_px=32", setting]
+    before = contents(drawn_copy.root)
+    with pytest.raises(UserError, match=says):
+        command(drawn_copy, override(named("lite0_finetune"), settings), device, Reporter())
+    assert contents(drawn_copy.root) == before
 
 
 def test_a_run_neither_resumes_nor_predicts_with_other_weights_nor_is_adopted(

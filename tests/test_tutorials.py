@@ -10,7 +10,7 @@ from tiny import trained_names
 from torch import nn
 
 from comp.network.backbone import build
-from comp.network.heads import set_head
+from comp.network.layers import set_head
 from comp.network.preprocessing import geometry_of
 from comp.network.surgery import freeze
 from comp.options import override

@@ -1,10 +1,11 @@
 """A run's networks: new from its recipe, or as a fold was fitted; checkpoints as safetensors.
 
 A checkpoint of a network has timm's own names and shapes, batch norms included, so that
-`timm.create_model(backbone, num_classes=1).load_state_dict(tensors)` takes it; not so if the recipe
-cuts the backbone at a layer or gives its head hidden layers. One of a head on features has that
-head alone, because its backbone is the one that everybody can load. Both say in their metadata,
-under `comp` as JSON, what they are: see `description` and `Run.origin_of`.
+`timm.create_model(backbone, num_classes=1).load_state_dict(tensors)` takes it (a transformer for
+images of another size than its own also needs `img_size`); not so if the recipe cuts the backbone
+at a layer or gives its head hidden layers. One of a head on features has that head alone, because
+its backbone is the one that everybody can load. Both say in their metadata, under `comp` as JSON,
+what they are: see `description` and `Run.origin_of`.
 """
 
 import json
