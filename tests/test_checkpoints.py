@@ -113,7 +113,7 @@ def test_a_checkpoint_and_what_it_says_of_itself_suffice_to_predict(
         says = json.loads(file.metadata()["comp"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     assert (says["backbone"], says["fold"], says["classes"]) == (MODEL.backbone, 1, ["cat", "dog"])
-    assert says["fit_fingerprint"] == run.fit_fingerprint
+    assert says["fit"] == run.fit_fingerprint
     assert len(says["commit"]) >= 7
     network = timm.create_model(says["backbone"], num_classes=1).eval()
     network.load_state_dict(state, strict=True)

@@ -26,7 +26,7 @@ from comp.progress import Reporter
 from comp.recipe import Model, Recipe
 from comp.recipes import named
 from comp.store import Workspace
-from comp.train.checkpoints import arrays_of_network, origin_of, save_tensors
+from comp.train.checkpoints import arrays_of_network, description, save_tensors
 from comp.train.finetune import fine_tune
 from comp.train.fits import open_fit
 from comp.train.run import open_run
@@ -191,7 +191,7 @@ def prediction(setup: Setup, *, n: int) -> Work:
     settings = ("prediction.views=multi_scale", NO_HEAD_START)
     fit = _fit(setup, recipe_of(setup, "lite0_finetune", *settings))
     arrays = arrays_of_network(fit.start(0), fit.inputs.run.recipe)
-    save_tensors(fit.inputs.run.checkpoint(0), arrays, origin_of(fit.inputs, 0))
+    save_tensors(fit.inputs.run.checkpoint(0), arrays, description(fit.inputs, 0))
     few, ids = fit.inputs.test_ids[: setup.batch], fit.inputs.test_ids[: (n + 1) * setup.batch]
     n_views = len(fit.logits(0, few))
     n_photos = n_views * (len(ids) - len(few))
