@@ -3,12 +3,16 @@
 import errno
 import fcntl
 import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from heard import Heard
 
 from comp.errors import StoreError
@@ -21,7 +25,9 @@ from comp.store import (
     whole,
     write_json,
     write_table,
+    write_text,
 )
+from comp.train.checkpoints import save_tensors
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
@@ -31,6 +37,38 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -
         scratch.write_bytes(b"half" + "\udc00".encode())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["text", "table", "numpy", "checkpoint"])
+def test_a_write_beyond_a_limit_names_the_file_and_leaves_the_old_one(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def write() -> None:
+        if kind == "text":
+            write_text(path, "x" * 9000)
+        elif kind == "table":
+            write_table(path, pd.DataFrame({"x": range(5000)}))
+        elif kind == "numpy":
+            with whole(path) as scratch, scratch.open("wb") as file:
+                np.save(file, np.zeros(9000))
+        else:
+            save_tensors(path, {"x": torch.zeros(9000)})
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(path))) as caught:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (caught.value.filename, bool(caught.value.errno)) == (str(path), True)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    write()
+    assert path.stat().st_size > 4096
 
 
 def test_a_write_that_succeeds_replaces_the_old_file(tmp_path: Path) -> None:
