@@ -31,7 +31,7 @@ N_DRAWS = 4000
 N_PAIRS = 20  # latest scores that are used
 # The belief about label noise may be wrong: with probability DOUBT the rate is MAX_RATE * u^3
 # instead, with u uniform on [0, 1], which includes clean labels.
-DOUBT, MAX_RATE = 0.4, 0.01
+DOUBT, MAX_RATE = 0.5, 0.01
 # Standard deviation of ln(loss on hidden photos / loss out of fold): it was +.07 to +.45 for seven
 # runs on 1,000 to 5,000 hidden photos, -.7 to -.2 for five on 400, where chance alone makes .5.
 HARDNESS = 0.25
@@ -66,13 +66,6 @@ def draw_noise_rates(mean: float, spread: float, n_draws: int, seed: int) -> Flo
     return np.random.default_rng(seed).beta(mean * strength, (1 - mean) * strength, n_draws)
 
 
-def draw_doubtful_rates(competition: Competition, n_draws: int) -> Floats:
-    """Noise rates as the competition believes, but for a share DOUBT."""
-    believed = draw_noise_rates(competition.noise_rate, competition.noise_spread, n_draws, seed=1)
-    doubt, u = np.random.default_rng(2).random((2, n_draws))
-    return np.where(doubt < DOUBT, MAX_RATE * u**3, believed)
-
-
 def score_moments(
     labels: Floats, probs: Floats, groups: ArrayLike, flipped: Floats, hardness: Floats, n_test: int
 ) -> tuple[Floats, Floats]:
@@ -80,8 +73,8 @@ def score_moments(
 
     `probs` are cross-fitted probabilities, as submitted, of the out-of-fold photos with
     `labels [n]` and near-duplicate `groups [n]`, which are themselves only a sample. A leaderboard
-    has `n_test` photos, a share `flipped [d]` of wrong labels, and a `hardness [d]` that multiplies the
-    losses above the least, which clip and noise rate of a run impose on every photo.
+    has `n_test` photos, a share `flipped [d]` of wrong labels, and `hardness [d]`, which multiplies
+    what the losses exceed the least possible by; a run's clip and noise rate set that for all.
     """
     correct, wrong = (per_photo_loss(truth, probs.T) for truth in (labels, 1 - labels))
     least, extra = correct.min(1, keepdims=True), wrong - correct
@@ -92,10 +85,11 @@ def score_moments(
     one_photo, one_flip = sums @ sums.T / labels.size, np.atleast_2d(np.cov(extra))
     means = least.T + hardness[:, None] * mean.T + flipped[:, None] * extra.mean(1)
     share = hardness**2 * (1 / n_test + 1 / labels.size)
-    covariances = np.multiply.outer(share, one_photo) + np.multiply.outer(
-        flipped / n_test, one_flip
+    photos, flips = (
+        np.multiply.outer(share, one_photo),
+        np.multiply.outer(flipped / n_test, one_flip),
     )
-    return means, covariances
+    return means, photos + flips
 
 
 def condition(
@@ -144,7 +138,8 @@ def forecast(
     `best` is the best score so far, of any run.
     """
     rng = np.random.default_rng(0)
-    rates = draw_doubtful_rates(competition, n_draws)
+    believed = draw_noise_rates(competition.noise_rate, competition.noise_spread, n_draws, seed=1)
+    rates = np.where(rng.random(n_draws) < DOUBT, MAX_RATE * rng.random(n_draws) ** 3, believed)
     hardness = np.exp(rng.normal(0, HARDNESS, n_draws))
     flipped = rng.binomial(n_test, rates) / n_test
     means, covariances = score_moments(labels, probs, groups, flipped, hardness, n_test)
@@ -241,23 +236,21 @@ def _explain(competition: Competition, own: float, made: Forecast, reporter: Rep
     """What the forecast assumes of the test photos, or has learnt of them from scores."""
     n, rate, hard = made.n_pairs, made.noise_rate, made.hardness
     interval = f"{_percent(rate.low)} to {_percent(rate.high)}"
-    harder = f"{hard.low:.2f} to {hard.high:.2f} times as hard as the training photos"
+    harder = f"test photos {hard.low:.2f} to {hard.high:.2f} times as hard as the training photos"
     if not n:
         which = "no scores yet" if made.gain is None else "no score of a run on the same photos yet"
-        reporter.say(
-            f"assumed label noise {_percent(competition.noise_rate)} (prior; {which});"
-            f" the forecast allows for {interval}, and for test photos {harder}"
-        )
+        believed = f"assumed label noise {_percent(competition.noise_rate)} (prior; {which})"
+        reporter.say(f"{believed}; the forecast allows for {interval}, and for {harder}")
         return
-    scores = counted(n, "score")
-    reporter.say(f"label noise {_percent(rate.mean)} ({interval}), estimated from {scores}")
-    reporter.say(f"test photos {harder}, estimated from the same")
+    reporter.say(
+        f"label noise {_percent(rate.mean)} ({interval}), estimated from {counted(n, 'score')};"
+        f" {harder}"
+    )
     if made.surprise > 0:
         reporter.say(
-            f"scores are {made.surprise:.5f} higher than expected: from flipped labels (label"
-            " noise) or from harder photos. To tell them apart, submit one run with a second clip,"
-            " such as SET=prediction.clip=0.03: a larger clip makes confident errors, which flipped"
-            " labels look like, cheaper; it changes little for photos that are merely harder"
+            f"scores so far are {made.surprise:.5f} higher than expected, because of label noise or"
+            " harder photos: the score of a much weaker run tells them apart, since flipped labels"
+            " add about the same to every score and harder photos most to a weak run's"
         )
     if not rate.low <= own <= rate.high:
         reporter.say(
