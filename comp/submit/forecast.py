@@ -118,7 +118,7 @@ class Forecast:
     score: Estimate
     noise_rate: Estimate
     hardness: Estimate  # losses of test photos, as a multiple of those out of fold
-    surprise: float  # mean of the scores that it uses, minus what was expected of them; 0 if none
+    gap: float  # mean of the scores that it uses, minus the same runs' out of fold; 0 if none
     gain: Estimate | None  # over the best score so far; None if there is none
     n_pairs: int  # scores that it uses
 
@@ -152,7 +152,7 @@ def forecast(
         score=summarize(draws),
         noise_rate=summarize(rates[drawn]),
         hardness=summarize(hardness[drawn]),
-        surprise=float(np.mean(scores) - means[:, 1:].mean()) if scores else 0.0,
+        gap=float(np.mean(scores) - per_photo_loss(labels, probs.T[1:]).mean()) if scores else 0.0,
         gain=None if best is None else summarize(best - draws),
         n_pairs=len(scores),
     )
@@ -246,11 +246,11 @@ def _explain(competition: Competition, own: float, made: Forecast, reporter: Rep
         f"label noise {_percent(rate.mean)} ({interval}), estimated from {counted(n, 'score')};"
         f" {harder}"
     )
-    if made.surprise > 0:
+    if made.gap > 0:
         reporter.say(
-            f"scores so far are {made.surprise:.5f} higher than expected, because of label noise or"
-            " harder photos: the score of a much weaker run tells them apart, since flipped labels"
-            " add about the same to every score and harder photos most to a weak run's"
+            f"scores are {made.gap:.5f} higher than out of fold, because of label noise or harder"
+            " photos: the score of a much weaker run tells them apart, since flipped labels add"
+            " about the same to every score and harder photos most to a weak run's"
         )
     if not rate.low <= own <= rate.high:
         reporter.say(
