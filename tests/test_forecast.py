@@ -68,12 +68,10 @@ def test_the_90_percent_interval_covers_the_score_whatever_share_of_labels_is_fl
     assert width < (0.055 if n_scores == 0 else 0.5 * np.mean([score for _, score in trials]))
 
 
-def test_harder_photos_raise_the_score_no_further_than_the_interval_and_are_named() -> None:
-    for seed in range(5):
-        made, score = forecast_one(seed, 0.0, 1, COMPETITION, harder=0.7)
-        assert made.score.low <= score <= made.score.high
-        assert made.hardness.high > 1.3
-        assert made.gap > 0.01
+def test_harder_photos_are_covered_and_are_never_read_as_label_noise_alone() -> None:
+    trials = [forecast_one(seed, 0.0, 1, COMPETITION, harder=0.5) for seed in range(20)]
+    assert sum(made.score.low <= score <= made.score.high for made, score in trials) >= 17
+    assert all(made.gap > 0 and made.hardness.high > 1.25 for made, _ in trials)
 
 
 @pytest.mark.parametrize(("rate", "harder"), [(0.0075, 0.0), (0.0, 1.2)])

@@ -49,9 +49,6 @@ class Estimate:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.5f} ({self.low:.5f} to {self.high:.5f})"
-
 
 def summarize(draws: Floats) -> Estimate:
     low, high = np.quantile(draws, [0.05, 0.95]).tolist()
