@@ -32,8 +32,8 @@ N_PAIRS = 20  # latest scores that are used
 # The belief about label noise may be wrong: with probability DOUBT the rate is MAX_RATE * u^3
 # instead, with u uniform on [0, 1], which includes clean labels.
 DOUBT, MAX_RATE = 0.5, 0.01
-# Standard deviation of ln(loss on hidden photos / loss out of fold): it was +.07 to +.45 for seven
-# runs on 1,000 to 5,000 hidden photos, -.7 to -.2 for five on 400, where chance alone makes .5.
+# Standard deviation of ln(loss of hidden photos / loss out of fold). Seven runs scored on 1,000 to
+# 5,000 hidden photos had +.07 to +.50, root mean square .26, chance included.
 HARDNESS = 0.25
 # Relative deviation of a score from its expectation, one standard deviation: the average of five
 # heads scored 3 to 4 % below a single one.
@@ -82,11 +82,8 @@ def score_moments(
     one_photo, one_flip = sums @ sums.T / labels.size, np.atleast_2d(np.cov(extra))
     means = least.T + hardness[:, None] * mean.T + flipped[:, None] * extra.mean(1)
     share = hardness**2 * (1 / n_test + 1 / labels.size)
-    photos, flips = (
-        np.multiply.outer(share, one_photo),
-        np.multiply.outer(flipped / n_test, one_flip),
-    )
-    return means, photos + flips
+    flips = np.multiply.outer(flipped / n_test, one_flip)
+    return means, np.multiply.outer(share, one_photo) + flips
 
 
 def condition(
@@ -128,21 +125,20 @@ def forecast(
     groups: ArrayLike,
     competition: Competition,
     n_test: int,
-    n_draws: int = N_DRAWS,
 ) -> Forecast:
     """Forecast of the run in the first column of `probs [n, 1 + m]`; the others have `scores [m]`.
 
     `best` is the best score so far, of any run.
     """
     rng = np.random.default_rng(0)
-    believed = draw_noise_rates(competition.noise_rate, competition.noise_spread, n_draws, seed=1)
-    rates = np.where(rng.random(n_draws) < DOUBT, MAX_RATE * rng.random(n_draws) ** 3, believed)
-    hardness = np.exp(rng.normal(0, HARDNESS, n_draws))
+    believed = draw_noise_rates(competition.noise_rate, competition.noise_spread, N_DRAWS, seed=1)
+    rates = np.where(rng.random(N_DRAWS) < DOUBT, MAX_RATE * rng.random(N_DRAWS) ** 3, believed)
+    hardness = np.exp(rng.normal(0, HARDNESS, N_DRAWS))
     flipped = rng.binomial(n_test, rates) / n_test
     means, covariances = score_moments(labels, probs, groups, flipped, hardness, n_test)
     likelihood, log_mean, deviation = condition(means, covariances, scores)
     weights = np.exp(likelihood - likelihood.max())
-    drawn = rng.choice(n_draws, n_draws, p=weights / weights.sum())
+    drawn = rng.choice(N_DRAWS, N_DRAWS, p=weights / weights.sum())
     least = per_photo_loss(labels, probs[:, 0]).min()
     draws = np.exp(rng.normal(log_mean[drawn], deviation[drawn])).clip(min=least)
     return Forecast(
@@ -239,10 +235,8 @@ def _explain(competition: Competition, own: float, made: Forecast, reporter: Rep
         believed = f"assumed label noise {_percent(competition.noise_rate)} (prior; {which})"
         reporter.say(f"{believed}; the forecast allows for {interval}, and for {harder}")
         return
-    reporter.say(
-        f"label noise {_percent(rate.mean)} ({interval}), estimated from {counted(n, 'score')};"
-        f" {harder}"
-    )
+    estimate = f"label noise {_percent(rate.mean)} ({interval}), estimated from"
+    reporter.say(f"{estimate} {counted(n, 'score')}; {harder}")
     if made.gap > 0:
         reporter.say(
             f"scores are {made.gap:.5f} higher than out of fold, because of label noise or harder"
