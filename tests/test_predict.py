@@ -16,7 +16,7 @@ from tiny import contents
 from comp import store
 from comp.competition import COMPETITION
 from comp.errors import StaleError
-from comp.predict.runs import find_run, read_run
+from comp.predict.runs import find_run, read_run, recipe_of
 from comp.predict.stage import finished_folder, predict, predict_all
 from comp.progress import Reporter
 from comp.recipes import chosen
@@ -24,7 +24,7 @@ from comp.store import Workspace
 from comp.train import run as runs
 from comp.train import stage
 from comp.train.fits import HeadFit
-from comp.train.run import code_digest, open_run
+from comp.train.run import code_digest, open_run, run_folders
 from comp.train.stage import train
 
 SLOW = {"torch", "timm", "scipy", "sklearn", "matplotlib", "albumentations"}
@@ -193,7 +193,7 @@ def test_stray_and_damaged_files_in_runs_neither_stop_a_run_nor_are_taken_for_on
         (mine.runs / name).write_bytes(b"\x00\x05\x16\x07")
     for path in [*folder.iterdir()]:
         path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
-    shutil.copytree(folder, mine.runs / "copy of tiny")
+    shutil.copytree(folder, mine.runs / "copy-of-tiny")
     (folder / "run.json").write_text("{")
     changed, heard = TINY_HEAD.replace(prediction=TINY_HEAD.prediction.replace(clip=0.01)), Heard()
     (folder / "fold-2.safetensors").write_bytes(b"cut")
@@ -201,6 +201,11 @@ def test_stray_and_damaged_files_in_runs_neither_stop_a_run_nor_are_taken_for_on
     predict(mine, COMPETITION, changed, "cpu", heard)
     assert "4 folds adopted" in str(heard)
     assert find_run(mine, "other").name.startswith("other-")
+    assert {path.name.rpartition("-")[0] for path in run_folders(mine, "oof.csv")} == {
+        "tiny",
+        "other",
+    }
+    assert recipe_of(folder) is None
 
 
 def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
@@ -208,6 +213,8 @@ def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
 ) -> None:
     folder, heard = open_run(mine, TINY_HEAD).folder, Heard()
     reference = results(folder)
+    alike = TINY_HEAD.replace(name="alike", prediction=TINY_HEAD.prediction.replace(clip=0.01))
+    train(mine, alike, "cpu", Reporter())
     train(mine, TINY_HEAD, "cpu", heard)
     assert "other code" not in str(heard)
     monkeypatch.setattr(runs, "code_digest", lambda: "changed")
