@@ -93,12 +93,15 @@ def report_run(
     reporter.say(f"report in {write_report(workspace, competition, folder)}")
 
 
-def write_report(workspace: Workspace, competition: Competition, folder: Path) -> Path:
+def write_report(
+    workspace: Workspace, competition: Competition, folder: Path, against: Path | None = None
+) -> Path:
+    """The page of the run in `folder`, with its losses beside those of the run in `against`."""
     from comp.report.page import render
     from comp.report.run_page import read_facts, run_page
 
     path = folder / "report.html"
-    write_text(path, render(run_page(read_facts(workspace, competition, folder))))
+    write_text(path, render(run_page(read_facts(workspace, competition, folder), against)))
     return path
 
 
