@@ -92,7 +92,7 @@ recipes: ## list the recipes
 rehearsal: ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
 STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
 $(STAGES): .venv/done
-	$(if $(filter doctor recipes runs,$@),@)$(COMP) $@ $(options)
+	$(if $(filter doctor recipes,$@),@)$(COMP) $@ $(options)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
 	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(options)
