@@ -14,7 +14,7 @@ from comp.errors import UserError
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import DEFAULT, ON_CPU, chosen, named
+from comp.recipes import DEFAULT, ON_CPU, chosen, members, named
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -75,22 +75,29 @@ class Call:
         if self.run is None:
             return finished_folder(self.workspace, self.competition, self.recipes)
         if self.set or self.recipe != DEFAULT:
-            raise UserError('RUN already names a run: leave out RECIPE and SET, or RUN="RECIPE SET"')
+            raise UserError('RUN names a run: leave out RECIPE and SET, or write RUN="RECIPE SET"')
         return self.folder_of(self.run)
 
     def folder_of(self, text: str) -> Path:
         """The run that `text` names, such as "lite0_head prediction.views=none"."""
-        from comp.predict.run_names import find_run, split_run
+        from comp.predict.run_names import find_run, with_options
 
-        name, settings = split_run(text)
-        return find_run(self.workspace, self.competition, name, words_of([settings]))
+        words = [text] if path_of(text).exists() else words_of([text])
+        named = with_options(words)
+        if len(named) != 1:
+            raise UserError(f"one run is needed here, got {len(named)}: {text}")
+        return find_run(self.workspace, self.competition, *named[0])
 
     @property
     def run_folders(self) -> list[Path]:
-        """Those that RUNS names."""
-        from comp.predict.run_names import find_runs
+        """Those that RUNS names; an ensemble stands for its recipes."""
+        from comp.predict.run_names import find_run, with_options
 
-        return find_runs(self.workspace, self.competition, self.runs)
+        return [
+            find_run(self.workspace, self.competition, member, *options)
+            for name, *options in with_options(self.runs)
+            for member in members([name])
+        ]
 
 
 def path_of(text: str) -> Path:

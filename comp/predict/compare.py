@@ -11,8 +11,8 @@ from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.errors import DataError, RecipeError, StaleError
 from comp.metric import Floats, Gain, gain, per_photo_logit_loss, per_photo_loss
-from comp.predict.calibrate import board_losses
 from comp.options import differing
+from comp.predict.calibrate import board_losses
 from comp.predict.runs import FinishedRun, options_of, read_run
 from comp.progress import Reporter, counted
 from comp.store import Workspace

@@ -1,8 +1,5 @@
-"""How a command names a run: the same in all of them.
-
-lite0_head prediction.views=none   a recipe with the options that were set
-lite0_head-1f2e3d4c5b              the name of its folder, or any prefix that no other run has
-runs/lite0_head-1f2e3d4c5b         its path
+"""How every command names a run: a recipe with options, such as `lite0_head prediction.views=none`;
+the name of its folder, or any prefix that no other run has; or its path.
 
 A recipe's name alone means its run without changed options, on today's photos if there is one, or
 else its only run. An ensemble's name means the blend of its recipes' runs.
@@ -15,39 +12,29 @@ from os.path import expanduser
 from pathlib import Path
 
 from comp.competition import Competition
-from comp.errors import RecipeError, StaleError, UserError
+from comp.errors import RecipeError, StaleError
 from comp.predict.runs import recipe_of
 from comp.predict.stage import finished_folder
-from comp.recipes import ENSEMBLES, RECIPES, chosen, members
+from comp.recipes import ENSEMBLES, RECIPES, chosen
 from comp.store import Workspace
 from comp.train.files import again
 from comp.train.run import open_run, run_folders
 
-OPTION = re.compile(r"[\w.]+=")
 N_NAMED = 8  # runs in a message
 
 
-def find_runs(workspace: Workspace, competition: Competition, words: Sequence[str]) -> list[Path]:
-    """The folders of the runs that `words` name, in order, each with the options after its name.
-
-    An ensemble stands for its recipes' runs.
-    """
+def with_options(words: Sequence[str]) -> list[list[str]]:
+    """`words` by run: each name with the options that follow it."""
     named: list[list[str]] = []
     for word in words:
-        if named and OPTION.match(word):
+        if named and re.match(r"[\w.]+=", word):
             named[-1].append(word)
         else:
             named.append([word])
-    return [
-        find_run(workspace, competition, member, settings)
-        for name, *settings in named
-        for member in members([name])
-    ]
+    return named
 
 
-def find_run(
-    workspace: Workspace, competition: Competition, name: str, settings: Sequence[str] = ()
-) -> Path:
+def find_run(workspace: Workspace, competition: Competition, name: str, *settings: str) -> Path:
     """The folder of the trained run that `name` and the recipe's `settings` mean.
 
     RecipeError if there is none, or more than one; StaleError if it is not trained to its end.
@@ -58,51 +45,26 @@ def find_run(
         if path.parent.resolve() == workspace.runs.resolve():
             name = path.name
     known = run_folders(workspace, "oof.csv")
-    found = _matching(workspace, name, known)
+    found = _matching(workspace, name, known) or _matching(workspace, name, run_folders(workspace))
     if len(found) == 1:
-        return found[0]
+        if found[0] in known:
+            return found[0]
+        raise StaleError(f"{found[0].name} is not trained to its end: {again(found[0], 'train')}")
+    names = [path.name for path in found or known]
+    near = get_close_matches(name, names, n=N_NAMED, cutoff=0.5)
+    told = ", ".join(((found and names) or near or names)[:N_NAMED])
     if found:
-        raise RecipeError(f"{name!r} fits {len(found)} runs, name one of them: {_listed(found)}")
-    for folder in run_folders(workspace):
-        if folder.name.startswith(name):
-            raise StaleError(f"{folder.name} is not trained to its end: {again(folder, 'train')}")
-    raise RecipeError(f"no run {name!r} in {workspace.runs}; {_hint(name, known)}")
+        raise RecipeError(f"{name!r} fits {len(found)} runs, name one of them: {told}")
+    what = f"near it: {told}" if near else f"there are: {told}" if names else "there are none"
+    remedy = f"`make train predict RECIPE={name if name in RECIPES else '...'}` makes one"
+    raise RecipeError(f"no run {name!r}; {what}; {remedy}")
 
 
-def _matching(workspace: Workspace, name: str, known: Sequence[Path]) -> list[Path]:
-    """The runs of `known` that fit `name` best: by it all, by the recipe alone, by a prefix."""
-    same = [path for path in known if path.name == name]
-    of_recipe = [path for path in known if path.name.rpartition("-")[0] == name]
-    plain = list[Path]()
-    if name in RECIPES and len(of_recipe) > 1:
-        plain = [path for path in of_recipe if recipe_of(path) == RECIPES[name]()]
-        if len(plain) > 1 and workspace.manifest("train").exists():
-            today = open_run(workspace, RECIPES[name]()).folder
-            plain = [path for path in plain if path == today] or plain
-    by_prefix = [path for path in known if name and path.name.startswith(name)]
-    return same or plain or of_recipe or by_prefix
-
-
-def _hint(name: str, known: Sequence[Path]) -> str:
-    """What there is instead."""
-    if not known or name in RECIPES:
-        recipe = name if name in RECIPES else "..."
-        return f"run `make train predict RECIPE={recipe}` first"
-    recipes = {path.name.rpartition("-")[0] for path in known}
-    near = get_close_matches(name.rpartition("-")[0] or name, sorted(recipes), n=N_NAMED)
-    alike = [path for path in known if path.name.rpartition("-")[0] in near]
-    return f"near it: {_listed(alike)}" if alike else f"`make runs` lists: {_listed(known)}"
-
-
-def _listed(folders: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in folders[:N_NAMED])
-    left = len(folders) - N_NAMED
-    return f"{names} and {left} more (`make runs`)" if left > 0 else names
-
-
-def split_run(text: str) -> tuple[str, str]:
-    """The name, which may be a path with spaces, and the options that follow it."""
-    name, *options = re.split(rf"\s+(?={OPTION.pattern})", text.strip(), maxsplit=1)
-    if not name:
-        raise UserError("a run's name is empty: `make runs` lists them")
-    return name, "".join(options)
+def _matching(workspace: Workspace, name: str, folders: Sequence[Path]) -> list[Path]:
+    """Those of `folders` that fit `name` best: by all of it, by the recipe alone, by a prefix."""
+    same = [path for path in folders if path.name == name]
+    of_recipe = [path for path in folders if path.name.rpartition("-")[0] == name]
+    plain = [path for path in of_recipe if name in RECIPES and recipe_of(path) == RECIPES[name]()]
+    today = [path for path in plain if path == open_run(workspace, RECIPES[name]()).folder]
+    by_prefix = [path for path in folders if path.name.startswith(name)]
+    return next(filter(None, (same, today, plain, of_recipe, by_prefix)), [])

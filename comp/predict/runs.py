@@ -191,7 +191,7 @@ class _Origin(Options):
     fingerprint: str
     recipe: dict[str, Any] | None = None  # of a run that is no blend
     method: str = ""  # of a blend
-    members: dict[str, float] | list[str] = []  # of a blend: its runs, and their weights if any
+    members: dict[str, float] | tuple[str, ...] = ()  # of a blend: its runs, with any weights
 
 
 class _Figures(Settings):
