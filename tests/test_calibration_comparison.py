@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import edit_table, make_trained_run, make_workspace
+from finished_run import edit_json, edit_table, make_trained_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION

@@ -104,11 +104,8 @@ def read_facts(workspace: Workspace, competition: Competition, folder: Path) -> 
     )
 
 
-def run_page(facts: RunFacts, against: Path | None = None) -> Page:
-    """The report of a run. What needs predictions is left out where there are none.
-
-    `against`: a run whose losses are drawn beside its own.
-    """
+def run_page(facts: RunFacts) -> Page:
+    """The report of a run. What needs predictions is left out where there are none."""
     oof, origin = facts.oof, facts.origin
     cards = list(largest_losses(facts.photos, oof, facts.folder.name, facts.looks.get("heat", {})))
     share = oof["loss"].nlargest(N_WORST).sum() / oof["loss"].sum()
@@ -121,7 +118,6 @@ def run_page(facts: RunFacts, against: Path | None = None) -> Page:
             for name, each in facts.losses.items()
         ],
     )
-    pairs = [charts.loss_pairs(oof, read_oof(against), against.name)] if against else []
     sections = [
         Section(
             title="Worst photos",
@@ -129,7 +125,7 @@ def run_page(facts: RunFacts, against: Path | None = None) -> Page:
             f" out-of-fold log loss. The gallery below has {len(cards)}.",
             cards=[replace(card, reason="") for card in cards[:N_WORST]],
         ),
-        Section(title="Score", tables=[scores], charts=[*_charts(facts), *pairs]),
+        Section(title="Score", tables=[scores], charts=list(_charts(facts))),
         Section(
             title="Largest losses",
             text="Sort and filter with the controls; arrow keys move between photos, c copies a"

@@ -64,7 +64,8 @@ def print_runs(
     if lacking:
         reporter.say(f"{counted(len(lacking), 'run')} without a cross-validation:")
     for line in lacking:
-        reporter.say(line)
+        for part in wrap(line, 80, subsequent_indent="  "):
+            reporter.say(part)
     if not tables and not lacking:
         reporter.say(f"no run in {workspace.runs}: run `make train predict` first")
 
