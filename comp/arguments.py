@@ -115,7 +115,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"help": f"{NAMED}, instead of RECIPE with SET"},
     "a": {"help": f"a run: {NAMED}"},
     "b": {"help": "the run that it is compared with"},
-    "yes": {"action": "store_true", "help": "delete it; default: ask, or only say what it is"},
+    "yes": {"action": "store_true", "help": "delete it; default: only say what"},
     "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
     "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},

@@ -129,7 +129,7 @@ def test_runs_are_listed_best_first_with_options_scores_and_gain(workspace: Work
     assert len(scores) == 3
     assert scores == sorted(scores)
     at = next(i for i, line in enumerate(lines) if line.startswith(plain_run(workspace).name))
-    assert re.search(r"\(1\.5 min, 0\.\d MB\)$", lines[at])
+    assert re.search(r"\(90 s, 0\.\d MB\)$", lines[at])
     assert "0.04141" in lines[at + 1]
     assert "prediction.views=none" in str(lines)
     assert "seed=3" in str(lines)

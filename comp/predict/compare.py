@@ -78,7 +78,9 @@ def compare_runs(
     if a == b:
         raise RecipeError(f"both names mean the same run, {a.name}: name another one")
     runs = [read_run(folder) for folder in (a, b)]
-    _print_options(a, b, reporter)
+    rows = differing({"A": options_of(a), "B": options_of(b)})
+    for line in [f"{name}: A {one}, B {other}" for name, one, other in rows] or ["same options"]:
+        reporter.say(line)
     photos = _shared_photos(runs, reporter)
     labels, groups = photos["label"].to_numpy(np.float64), groups_of(workspace, photos)
     oofs = [run.oof.set_index("id").loc[photos["id"]] for run in runs]
@@ -91,25 +93,17 @@ def compare_runs(
     parts += [("expected leaderboard", board, everywhere)]
     if (oofs[0]["fold"] == oofs[1]["fold"]).all():
         parts += [(f"- fold {k:.0f}", board, fold == k) for k in np.unique(fold)]
-    rows = []
+    cells = []
     for title, (ours, theirs), part in parts:
         saved = gain(theirs[part], ours[part], groups[part])
         means = float(ours[part].mean()), float(theirs[part].mean())
-        rows.append((title, f"{part.sum():,}", *means, saved))
+        cells.append((title, f"{part.sum():,}", *means, saved))
     columns = ("log loss", "photos", "A", "B", "gain of A over B, 95 %")
-    reporter.table(f"A {a.name}, B {b.name}", columns, rows)
+    reporter.table(f"A {a.name}, B {b.name}", columns, cells)
     found = gain(board[1], board[0], groups)
     noise = f"on a leaderboard with {100 * competition.noise_rate:.2f} % label noise"
     reporter.say(f"{_conclusion(a.name, b.name, found)}: {found} {noise}")
     return found
-
-
-def _print_options(a: Path, b: Path, reporter: Reporter) -> None:
-    rows = differing({"A": options_of(a), "B": options_of(b)})
-    for name, ours, theirs in rows:
-        reporter.say(f"{name}: A {ours}, B {theirs}")
-    if not rows:
-        reporter.say("no option differs")
 
 
 def _shared_photos(runs: Sequence[FinishedRun], reporter: Reporter) -> pd.DataFrame:

@@ -7,7 +7,6 @@ Pixels    and features that neither a listed recipe nor a run that stays uses.
 """
 
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -29,7 +28,7 @@ from comp.train.run import Run, open_run, run_folders
 
 
 def prune(workspace: Workspace, reporter: Reporter, *, is_sure: bool) -> None:
-    """Say what nothing uses, and delete it if `is_sure`, or if a person at a terminal says so."""
+    """Say what nothing uses, and delete it if `is_sure`."""
     waste = find_waste(workspace)
     if not waste:
         reporter.say("nothing to free: all runs, pixels and features are in use")
@@ -40,9 +39,6 @@ def prune(workspace: Workspace, reporter: Reporter, *, is_sure: bool) -> None:
     ]
     reporter.table("what nothing uses", ("", "why", "MB"), rows)
     total = f"{counted(len(waste), 'entry', 'entries')}, {freed(waste) / 1e6:,.1f} MB"
-    if not is_sure and sys.stdin.isatty() and sys.stdout.isatty():
-        reporter.say(f"delete {total}? [y/N]")
-        is_sure = sys.stdin.readline().strip().lower() in ("y", "yes")
     if not is_sure:
         reporter.say(f"{total}: nothing is deleted; YES=1 deletes it")
         return

@@ -1,9 +1,8 @@
 """The stage `runs`: all runs by cross-validation; other photos or folds are other tables."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
@@ -25,24 +24,8 @@ from comp.submit.ledger import read_ledger
 from comp.train.files import again, hashes, is_intact
 from comp.train.run import run_folders
 
+Scored = NDArray[np.void]  # id, label, fold and prob, out of fold, as submitted; in order of ids
 COLUMNS = ("CV", "95 %", "gain on board", "95 %", "public", "private")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A run whose cross-validation is known."""
-
-    folder: Path
-    table: NDArray[np.void]  # id, label, fold and prob, out of fold, as submitted; in order of ids
-
-    @property
-    def key(self) -> bytes:
-        """Equal for runs of the same photos with the same labels in the same folds."""
-        return b"".join(self.table[name].tobytes() for name in ("id", "label", "fold"))
-
-    @property
-    def loss(self) -> float:
-        return float(per_photo_loss(self.table["label"], self.table["prob"]).mean())
 
 
 def print_runs(
@@ -52,19 +35,21 @@ def print_runs(
 
     The gain is that on the expected leaderboard. Last come runs that lack something.
     """
-    tables, lacking = defaultdict[bytes, list[Scored]](list), list[str]()
+    tables, lacking = defaultdict[bytes, dict[Path, Scored]](dict), list[str]()
     for folder in run_folders(workspace):
         try:
-            run = _read(folder)
-            tables[run.key].append(run)
+            scored = _read(folder)
         except UserError as error:
             lacking.append(str(error))
+            continue
+        photos = b"".join(scored[name].tobytes() for name in ("id", "label", "fold"))
+        tables[photos][folder] = scored
     for runs in sorted(tables.values(), key=len, reverse=True):
         _print_table(workspace, competition, runs, reference, reporter)
     if lacking:
         reporter.say(f"{counted(len(lacking), 'run')} without a cross-validation:")
     for line in lacking:
-        for part in wrap(line, 80, subsequent_indent="  "):
+        for part in _wrapped(line):
             reporter.say(part)
     if not tables and not lacking:
         reporter.say(f"no run in {workspace.runs}: run `make train predict` first")
@@ -76,8 +61,8 @@ def _read(folder: Path) -> Scored:
     StaleError says what it lacks.
     """
     recorded = hashes(folder)
-    stages = dict.fromkeys(["run.json", "oof.csv"], "train")
-    stages |= dict.fromkeys([name for name in recorded if name.endswith(".safetensors")], "train")
+    checkpoints = [name for name in recorded if name.endswith(".safetensors")]
+    stages = dict.fromkeys(["run.json", "oof.csv", *checkpoints], "train")
     stages |= dict.fromkeys(["test.csv", "calibration.json"], "predict")
     bad = [name for name in stages if not is_intact(folder / name)]
     if bad:
@@ -86,66 +71,71 @@ def _read(folder: Path) -> Scored:
     made_from = fingerprint(recorded["oof.csv"], recorded["calibration.json"])
     path = folder / f"submitted-{made_from}.npy"
     with suppress(OSError, ValueError, EOFError):
-        return Scored(folder=folder, table=np.load(path))
+        return np.load(path)  # type: ignore[no-any-return]
     run = read_run(folder)
     oof = run.oof.sort_values("id")
-    probs = run.out_of_fold_probs().loc[oof["id"]]
-    columns = (oof["id"].to_numpy(str), oof["label"], oof["fold"], probs)
+    columns = (oof["id"].to_numpy(str), oof["label"], oof["fold"])
     kinds = [("id", columns[0].dtype), *((name, "f8") for name in ("label", "fold", "prob"))]
-    table = np.array(list(zip(*columns, strict=True)), kinds)
+    probs = run.out_of_fold_probs().loc[oof["id"]]
+    scored: Scored = np.array(list(zip(*columns, probs, strict=True)), kinds)
     with suppress(OSError), whole(path) as scratch, scratch.open("wb") as file:
-        np.save(file, table)
-    return Scored(folder=folder, table=table)
+        np.save(file, scored)
+    return scored
 
 
 def _print_table(
     workspace: Workspace,
     competition: Competition,
-    runs: Sequence[Scored],
+    runs: Mapping[Path, Scored],
     reference: Path | None,
     reporter: Reporter,
 ) -> None:
-    runs = sorted(runs, key=lambda run: run.loss)
-    first = next((run for run in runs if run.folder == reference), runs[0])
-    photos = pd.DataFrame({name: runs[0].table[name] for name in ("id", "label", "fold")})
-    probs, labels = np.column_stack([run.table["prob"] for run in runs]), photos["label"]
-    truth = labels.to_numpy()[:, None]
-    board = board_losses(truth, probs, competition.noise_rate)
-    intervals, saved, remark = ["-"] * len(runs), [("-", "-")] * len(runs), "no intervals: "
+    def loss(folder: Path) -> float:
+        return float(per_photo_loss(runs[folder]["label"], runs[folder]["prob"]).mean())
+
+    folders = sorted(runs, key=loss)
+    first = reference if reference and reference in runs else folders[0]
+    photos = pd.DataFrame({name: runs[first][name] for name in ("id", "label", "fold")})
+    truth, probs = photos[["label"]], np.column_stack([runs[each]["prob"] for each in folders])
+    intervals, saved = ["-"] * len(runs), [("-", "-")] * len(runs)
     try:
         groups = groups_of(workspace, photos)
     except UserError as error:  # too few photos, or others than there are now
-        remark += str(error)
+        remark = f"no intervals: {error}"
     else:
-        remark = f"gain over {first.folder.name}"
-        ends = bootstrap_ratios(per_photo_loss(truth, probs), np.ones(len(photos)), groups, seed=0)
+        remark, at = f"gain over {first.name}", folders.index(first)
+        ends = bootstrap_ratios(per_photo_loss(truth, probs), np.ones(len(probs)), groups, seed=0)
         intervals = [f"{low:.4f} to {high:.4f}" for low, high in ends]
-        found = gains(board[:, runs.index(first)], board, groups)
+        board = board_losses(truth, probs, competition.noise_rate)
+        found = gains(board[:, at], board, groups)
         saved = [(f"{g.mean:+.5f}", f"{g.low:+.5f} to {g.high:+.5f}") for g in found]
-        saved[runs.index(first)] = ("-", "-")
-    ledger = {row.file.removesuffix(".csv"): row for row in read_ledger(workspace.ledger)}
-    cells = []
-    for run, interval, gained in zip(runs, intervals, saved, strict=True):
-        row = ledger.get(run.folder.name)
+        saved[at] = ("-", "-")
+    scored = [row for row in read_ledger(workspace.ledger) if row.public_score is not None]
+    ledger = {row.file.removesuffix(".csv"): row for row in scored}
+    rows = []
+    for folder, interval, gained in zip(folders, intervals, saved, strict=True):
+        row = ledger.get(folder.name)
         scores = (row.public_score, row.private_score) if row else (None, None)
         texts = ["-" if score is None else f"{score:.5f}" for score in scores]
-        cells.append([f"{run.loss:.5f}", interval, *gained, *texts])
+        rows.append([f"{loss(folder):.5f}", interval, *gained, *texts])
     n_folds = counted(photos["fold"].nunique(), "fold")
-    reporter.say(f"{counted(len(photos), 'photo')} in {n_folds}; {remark}")
-    head, rule, *lines = table_lines(COLUMNS, cells)
-    for line in (head, rule):
+    head, rule, *lines = table_lines(COLUMNS, rows)
+    said = [*_wrapped(f"{counted(len(photos), 'photo')} in {n_folds}; {remark}"), head, rule]
+    for folder, line in zip(folders, lines, strict=True):
+        said += [*_wrapped(_described(folder)), line]
+    for line in [*said, ""]:
         reporter.say(line)
-    for run, line in zip(runs, lines, strict=True):
-        for part in (*wrap(_described(run.folder), 80, subsequent_indent="  "), line):
-            reporter.say(part)
-    reporter.say("")
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _described(folder: Path) -> str:
     """Name, cost, and the options that differ from the recipe's."""
     times = read_json(folder / "run.json").get("times", [])
     n_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    took = f"{sum(each['seconds'] for each in times) / 60:,.1f} min, " if times else ""
+    took = f"{sum(each['seconds'] for each in times):,.0f} s, " if times else ""
     options, recipe = options_of(folder), recipe_of(folder)
     if recipe and recipe.name in RECIPES:
         pairs = {"named": flat(RECIPES[recipe.name]()), "own": options}
