@@ -9,9 +9,12 @@ COMP := .venv/bin/python -m comp
 takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET WORKSPACE DEVICE
-takes_calibrate := RECIPE SET WORKSPACE DEVICE
+takes_calibrate := RECIPE SET RUN WORKSPACE DEVICE
 takes_blend := RUNS METHOD SET WORKSPACE DEVICE
-takes_ablate := RECIPE AGAINST WORKSPACE
+takes_runs := RUN WORKSPACE
+takes_errors := RECIPE SET RUN WORKSPACE
+takes_compare := A B WORKSPACE
+takes_prune := YES WORKSPACE
 takes_forecast := RECIPE SET RUN WORKSPACE
 takes_report := RECIPE SET RUN WORKSPACE DEVICE
 takes_submit := RECIPE SET RUN FORCE WORKSPACE
@@ -25,8 +28,8 @@ takes_judge := VERDICTS RECIPE SET WORKSPACE DEVICE
 takes_rehearsal := RECIPE SET ARCHIVE SOLUTION WORKSPACE DEVICE
 takes_smoke := SET ARCHIVE SOLUTION DEVICE
 takes_bench := ROWS ROUNDS FULL ARCHIVE SOLUTION
-BARE := RUNS AGAINST VERDICTS # words without the option's name before them
-FLAGS := FORCE REFRESH FULL # 1 or 0
+BARE := RUNS VERDICTS # words without the option's name before them
+FLAGS := FORCE REFRESH FULL YES # 1 or 0
 
 # Variables count on the command line only: an environment that has FORCE or RUN changes nothing.
 goals := $(or $(MAKECMDGOALS),help)
@@ -71,7 +74,10 @@ train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WOR
 predict: ## predict the test photos, calibrate, clip
 calibrate: ## compare every way from RECIPE's logits to probabilities
 blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
-ablate: ## two runs, photo by photo: make ablate RECIPE=a AGAINST=b
+runs: ## all runs, best first: options, cross-validation, gain on the best (or on RUN=a), scores, cost
+errors: ## the worst photos, each with its line for data/verdicts.csv: make errors RUN=a
+compare: ## two runs: options, photos, score: make compare A=lite0_head B="lite0_head prediction.views=none"
+prune: ## what nothing uses: pixels, features, runs; YES=1 deletes it
 forecast: ## the score and rank to expect of RECIPE, or of RUN=blend-...
 report: ## a run as a page, with activation maps: runs/<run>/report.html; make report RECIPE=a, or RUN=blend-...
 submit: ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
@@ -84,11 +90,9 @@ audit: ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/
 judge: ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
 recipes: ## list the recipes
 rehearsal: ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
-STAGES := data train predict calibrate blend forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
 $(STAGES): .venv/done
 	$(if $(filter doctor recipes,$@),@)$(COMP) $@ $(options)
-ablate: .venv/done
-	$(COMP) ablate $(call quote,RECIPE) $(call quote,AGAINST) $(call options,WORKSPACE)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	$(COMP) rehearsal --recipe lite0_finetune --set folds.n_photos=200 folds.fit=2 \
 	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(options)
@@ -118,4 +122,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help $(STAGES) ablate smoke bench bench-peers test check check-lock lock clean
+.PHONY: help $(STAGES) smoke bench bench-peers test check check-lock lock clean

@@ -17,7 +17,7 @@ from comp.competition import COMPETITION
 from comp.errors import UserError, explain
 from comp.options import override
 from comp.progress import Reporter
-from comp.recipes import ON_CPU, listed, members
+from comp.recipes import ON_CPU, listed
 from comp.report.stage import pages_kept_current
 from comp.store import Workspace
 
@@ -58,25 +58,50 @@ def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.calibration_comparison import compare_calibrations
 
-    compare_calibrations(call.workspace, call.competition, call.one_recipe, call.reporter)
+    compare_calibrations(call.workspace, call.competition, call.run_folder, call.reporter)
 
 
 def _blend(call: Call) -> None:
     """a run made of others: by weights on their logits, or one head on all their features"""
     from comp.predict.blend import blend_runs
 
-    how = (members(call.runs), call.method, call.set, call.device)
+    how = (call.run_folders, call.method, call.set, call.device)
     blend_runs(call.workspace, call.competition, *how, call.reporter)
 
 
-def _ablate(call: Call) -> None:
-    """compare two runs photo by photo: a run, and the one that it is compared with"""
+def _compare(call: Call) -> None:
+    """how two runs differ: options, photos, score; their losses in the report of A"""
     from comp.predict.compare import compare_runs
+    from comp.report.stage import write_report
 
-    if len(call.runs) != 2:
-        raise UserError(f"two runs are compared, got {len(call.runs)}: name RECIPE and AGAINST")
-    name, against = call.runs
-    compare_runs(call.workspace, call.competition, name, against, call.reporter)
+    if call.a is None or call.b is None:
+        raise UserError("two runs are compared: make compare A=... B=...")
+    a, b = call.folder_of(call.a), call.folder_of(call.b)
+    compare_runs(call.workspace, call.competition, a, b, call.reporter)
+    page = write_report(call.workspace, call.competition, a, against=b)
+    call.reporter.say(f"photo by photo: {page}")
+
+
+def _runs(call: Call) -> None:
+    """all runs, best first: options, cross-validation, gain on one of them, scores, cost"""
+    from comp.submit.runs_table import print_runs
+
+    reference = call.folder_of(call.run) if call.run is not None else None
+    print_runs(call.workspace, call.competition, reference, call.reporter)
+
+
+def _errors(call: Call) -> None:
+    """the photos that cost a run most, each with a line for data/verdicts.csv"""
+    from comp.report.worst_photos import print_worst
+
+    print_worst(call.workspace, call.competition, call.run_folder, call.reporter)
+
+
+def _prune(call: Call) -> None:
+    """free pixels, features and runs that nothing uses, after saying what"""
+    from comp.submit.prune import prune
+
+    prune(call.workspace, call.reporter, is_sure=call.yes)
 
 
 def _forecast(call: Call) -> None:
@@ -156,7 +181,7 @@ def _audit(call: Call) -> None:
     from comp.predict.audit import audit_labels
     from comp.report.stage import write_audit_page
 
-    table = audit_labels(call.workspace, call.competition, call.runs, call.reporter)
+    table = audit_labels(call.workspace, call.competition, call.run_folders, call.reporter)
     call.reporter.say(f"their photos: {write_audit_page(call.workspace, call.competition, table)}")
 
 
@@ -170,11 +195,11 @@ def _judge(call: Call) -> None:
     fixed = override(plain, [f"folds.label_fixes={call.verdicts}"])
     for recipe in (fixed, plain):
         train(call.workspace, recipe, call.device, call.reporter)
-    name, against = (
-        predict(call.workspace, call.competition, recipe, call.device, call.reporter).name
+    a, b = (
+        predict(call.workspace, call.competition, recipe, call.device, call.reporter).folder
         for recipe in (fixed, plain)
     )
-    compare_runs(call.workspace, call.competition, name, against, call.reporter)
+    compare_runs(call.workspace, call.competition, a, b, call.reporter)
 
 
 def _recipes(call: Call) -> None:
@@ -187,9 +212,12 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set device force",
     _predict: "recipe set device",
-    _calibrate: "recipe set device",
+    _calibrate: "recipe set run device",
     _blend: "runs method set device",
-    _ablate: "runs",
+    _runs: "run",
+    _errors: "recipe set run",
+    _compare: "a b",
+    _prune: "yes",
     _forecast: "recipe set run",
     _report: "recipe set run device",
     _submit: "recipe set run force",

@@ -14,7 +14,7 @@ from comp.errors import UserError
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import DEFAULT, ON_CPU, chosen, named
+from comp.recipes import DEFAULT, ON_CPU, chosen, members, named
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class Call:
     set: Sequence[str] = ()
     device: str | None = None
     run: str | None = None
+    a: str | None = None
+    b: str | None = None
+    yes: bool = False
     runs: Sequence[str] = ()
     verdicts: str = "all"
     method: Literal["simplex", "greedy", "equal", "features"] = "simplex"
@@ -66,13 +69,35 @@ class Call:
 
     @property
     def run_folder(self) -> Path:
-        """The run to forecast or submit: by its folder's name, else that of the recipe."""
-        from comp.predict.runs import find_run
+        """The run that RUN names, else that of the recipe with its settings."""
         from comp.predict.stage import finished_folder
 
-        if self.run:
-            return find_run(self.workspace, self.run)
-        return finished_folder(self.workspace, self.competition, self.recipes)
+        if self.run is None:
+            return finished_folder(self.workspace, self.competition, self.recipes)
+        if self.set or self.recipe != DEFAULT:
+            raise UserError('RUN names a run: leave out RECIPE and SET, or write RUN="RECIPE SET"')
+        return self.folder_of(self.run)
+
+    def folder_of(self, text: str) -> Path:
+        """The run that `text` names, such as "lite0_head prediction.views=none"."""
+        from comp.predict.run_names import find_run, with_options
+
+        words = [text] if path_of(text).exists() else words_of([text])
+        named = with_options(words)
+        if len(named) != 1:
+            raise UserError(f"one run is needed here, got {len(named)}: {text}")
+        return find_run(self.workspace, self.competition, *named[0])
+
+    @property
+    def run_folders(self) -> list[Path]:
+        """Those that RUNS names; an ensemble stands for its recipes."""
+        from comp.predict.run_names import find_run, with_options
+
+        return [
+            find_run(self.workspace, self.competition, member, *options)
+            for name, *options in with_options(self.runs)
+            for member in members([name])
+        ]
 
 
 def path_of(text: str) -> Path:
@@ -80,13 +105,17 @@ def path_of(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+NAMED = "by its name, a prefix or path of it, or RECIPE OPTION=VALUE"
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "runs": {"nargs": "*", "metavar": "RUN", "help": "of runs/, by folder or recipe"},
+    "runs": {"nargs": "*", "metavar": "RUN", "help": f"each {NAMED}"},
     "verdicts": {"nargs": "?", "help": "all (the default), drop, flip, soft or one photo's id"},
     "recipe": {"help": f"one that `recipes` lists; default: {DEFAULT}, to rehearse {ON_CPU}"},
     "set": {"nargs": "+", "action": "extend", "metavar": "OPTION=VALUE"},
     "device": {"help": "cuda, mps or cpu; default: the best there is"},
-    "run": {"help": "a folder of runs/, such as a blend's, instead of the recipe's"},
+    "run": {"help": f"{NAMED}, instead of RECIPE with SET"},
+    "a": {"help": f"a run: {NAMED}"},
+    "b": {"help": "the run that it is compared with"},
+    "yes": {"action": "store_true", "help": "delete it; default: only say what"},
     "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
     "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},

@@ -12,6 +12,7 @@ Floats = NDArray[np.float64]
 # Kaggle's log loss keeps every probability this far from 0 and 1: no photo costs more than 34.5
 BOARD_EPSILON = 1e-15
 N_DRAWS = 1000  # of a bootstrap
+N_AT_ONCE = 50  # of them in memory
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
@@ -62,26 +63,36 @@ def bootstrap_interval(
     `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and
     drawing them singly makes the interval too narrow.
     """
-    values = np.asarray(losses, np.float64)
-    if not values.size:
-        raise DataError("no losses to draw from: 0 photos; run `make train` first")
-    return bootstrap_ratio(values, np.ones_like(values), groups, seed=seed, level=level)
+    ones = np.ones(np.size(losses))
+    return bootstrap_ratio(losses, ones, groups, seed=seed, level=level)
 
 
 def bootstrap_ratio(
     losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
     """The central `level` of mean(losses) / mean(others), both `[n]` of the same photos."""
-    above, below = np.asarray(losses, np.float64), np.asarray(others, np.float64)
+    above = np.asarray(losses, np.float64)[:, None]
+    ((low, high),) = bootstrap_ratios(above, others, groups, seed=seed, level=level)
+    return low, high
+
+
+def bootstrap_ratios(
+    losses: Floats, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
+) -> list[tuple[float, float]]:
+    """The same of each column of `losses [n, m]`, all over the same draws."""
+    if not losses.size:
+        raise DataError("no losses to draw from: 0 photos; run `make train` first")
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
-    tops, bottoms = np.bincount(index, above), np.bincount(index, below)
-    rng = np.random.default_rng(seed)
-    ratios = np.empty(N_DRAWS)
-    for draw in range(N_DRAWS):
-        drawn = rng.integers(tops.size, size=tops.size)
-        ratios[draw] = tops[drawn].sum() / bottoms[drawn].sum()
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    columns = [*losses.T, np.asarray(others, np.float64)]
+    sums = np.stack([np.bincount(index, column) for column in columns], axis=1)  # [groups, m + 1]
+    n_groups, rng = len(sums), np.random.default_rng(seed)
+    totals = np.empty((N_DRAWS, len(columns)))
+    for start in range(0, N_DRAWS, N_AT_ONCE):
+        draws = [rng.integers(n_groups, size=n_groups) for _ in range(start, start + N_AT_ONCE)]
+        counts = np.stack([np.bincount(drawn, minlength=n_groups) for drawn in draws])
+        totals[start : start + N_AT_ONCE] = counts.astype(np.float64) @ sums
+    ends = np.quantile(totals[:, :-1] / totals[:, -1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [(float(low), float(high)) for low, high in ends.T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,5 +109,12 @@ class Gain:
 
 def gain(worse: Floats, better: Floats, groups: ArrayLike) -> Gain:
     """What the losses `better [n]` save of `worse [n]`, photo by photo."""
-    low, high = bootstrap_interval(worse - better, groups, seed=0)
-    return Gain(mean=float((worse - better).mean()), low=low, high=high)
+    return gains(worse, better[:, None], groups)[0]
+
+
+def gains(worse: Floats, better: Floats, groups: ArrayLike) -> list[Gain]:
+    """The same for each column of `better [n, m]`."""
+    saved = worse[:, None] - better
+    ends = bootstrap_ratios(saved, np.ones(len(saved)), groups, seed=0)
+    means = saved.mean(axis=0).tolist()
+    return [Gain(mean=mean, low=a, high=b) for mean, (a, b) in zip(means, ends, strict=True)]

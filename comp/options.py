@@ -111,7 +111,7 @@ def flat(options: Options) -> dict[str, str]:
         if isinstance(value, Options):
             found |= {f"{name}.{inner}": text for inner, text in flat(value).items()}
         else:
-            found[name] = str(value)
+            found[name] = json.dumps(value) if isinstance(value, tuple) else str(value)
     return found
 
 

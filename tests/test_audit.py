@@ -12,7 +12,7 @@ from heard import Heard
 from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.data.manifest import read_manifest, write_manifest
-from comp.errors import DataError, RecipeError, StaleError
+from comp.errors import DataError, StaleError
 from comp.metric import sigmoid
 from comp.options import override
 from comp.predict.audit import (
@@ -105,7 +105,7 @@ def test_an_audit_writes_a_table_and_a_gallery_and_changes_no_other_file(
     files = [path for path in drawn_copy.root.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.parent.name != "pixels"}
     heard = Heard()
-    table = audit_labels(drawn_copy, COMPETITION, ["tiny"], heard)
+    table = audit_labels(drawn_copy, COMPETITION, [], heard)
     assert all(path.read_bytes() == data for path, data in before.items())
     written = pd.read_csv(drawn_copy.runs / "audit.csv", keep_default_na=False)
     assert list(written["id"]) == list(table["id"])
@@ -155,13 +155,11 @@ def test_runs_that_cannot_be_audited_end_in_one_line(drawn_copy: Workspace) -> N
     arguments = drawn_copy, COMPETITION
     with pytest.raises(StaleError, match=r"no run is in .*: run `make train` first"):
         audit_labels(*arguments, [], Reporter())
-    with pytest.raises(RecipeError, match="no run 'nobody'"):
-        audit_labels(*arguments, ["nobody"], Reporter())
     for recipe in (TINY_HEAD, override(TINY_HEAD, ["folds.n_photos=40"])):
-        name = train(drawn_copy, recipe, "cpu", Reporter()).name
+        folder = train(drawn_copy, recipe, "cpu", Reporter()).folder
     with pytest.raises(DataError, match="photos are in only one of them"):
         audit_labels(*arguments, [], Reporter())
     labels = read_manifest(drawn_copy.manifest("train"))["label"]
     change_manifest(drawn_copy, label=1 - labels)
     with pytest.raises(StaleError, match="lacks or labels otherwise"):
-        audit_labels(*arguments, [name], Reporter())
+        audit_labels(*arguments, [folder], Reporter())

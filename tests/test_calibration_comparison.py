@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import edit_table, make_trained_run, make_workspace
+from finished_run import edit_json, edit_table, make_trained_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION
-from comp.errors import DataError, StaleError
+from comp.errors import DataError
 from comp.metric import Floats, log_loss, logit_log_loss, sigmoid
 from comp.predict.calibrate import Settings, board_losses
 from comp.predict.calibration_comparison import (
@@ -119,10 +119,9 @@ def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_the
     tmp_path: Path,
 ) -> None:
     workspace, heard = make_workspace(tmp_path), Heard()
-    arguments = workspace, COMPETITION, named("lite0_head"), heard
-    with pytest.raises(StaleError, match="make train"):
-        compare_calibrations(*arguments)
     path = make_trained_run(workspace, named("lite0_head")) / "oof.csv"
+    edit_json(path.with_name("run.json"), recipe=named("lite0_head").model_dump(mode="json"))
+    arguments = workspace, COMPETITION, path.parent, heard
     oof = pd.read_csv(path, dtype={"id": str})
     plain = compare_calibrations(*arguments)["plain mean of logits"]
     assert plain.clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))

@@ -11,6 +11,7 @@ from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError
 from comp.predict.blend import blend_runs
 from comp.predict.feature_blend import shared_head
+from comp.predict.run_names import find_run
 from comp.predict.runs import read_run
 from comp.predict.stage import predict
 from comp.progress import Reporter
@@ -36,7 +37,8 @@ def made(workspace: Workspace, recipe: object) -> Run:
 
 
 def joined(workspace: Workspace, *names: str, method: str = "features") -> Path:
-    return blend_runs(workspace, COMPETITION, names, method, (), "cpu", Heard())
+    folders = [find_run(workspace, COMPETITION, name) for name in names]
+    return blend_runs(workspace, COMPETITION, folders, method, (), "cpu", Heard())
 
 
 def test_a_shared_head_chooses_among_the_penalties_of_all_runs_and_uses_the_most_inner_folds() -> (

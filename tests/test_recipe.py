@@ -161,7 +161,11 @@ def test_make_passes_any_value_as_one_word_that_no_shell_reads(tmp_path: Path) -
         ("submit FORCE=1 WORKSPACE=w", [["submit", "--force", "--workspace", "w"]]),
         ("leaderboard REFRESH=0", [["leaderboard"]]),
         ("lr STEPS=7", [["lr", "--steps", "7"]]),
-        ("ablate RECIPE=a AGAINST=b WORKSPACE=w", [["ablate", "a", "b", "--workspace", "w"]]),
+        (
+            "compare B=b A=a WORKSPACE=w",
+            [["compare", *["--a", "a", "--b", "b", "--workspace", "w"]]],
+        ),
+        ("prune YES=1", [["prune", "--yes"]]),
         ("judge VERDICTS=flip", [["judge", "flip"]]),
         ("judge", [["judge"]]),
         (
@@ -181,8 +185,8 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
     [
         ("train recipe=a", "make train does not take recipe; it takes DEVICE FORCE RECIPE SET"),
         ("train RECIP=a", "does not take RECIP;"),
-        ("ablate SET=a=1", "does not take SET;"),
-        ("calibrate RUN=a", "does not take RUN;"),
+        ("compare SET=a=1", "does not take SET;"),
+        ("judge RUN=a", "does not take RUN;"),
         ("recipes DEVICE=cpu", "it takes no variables"),
         ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
         ("submit WORKSPACE=", "WORKSPACE is empty"),

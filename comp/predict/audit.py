@@ -26,7 +26,7 @@ from comp.data.manifest import SPLITS, read_manifest
 from comp.errors import DataError, StaleError
 from comp.metric import sigmoid
 from comp.predict.compare import side_by_side
-from comp.predict.runs import find_run, read_oof
+from comp.predict.runs import read_oof
 from comp.progress import Reporter, counted
 from comp.store import Workspace, read_json, write_table
 from comp.train.labels import read_label_fixes
@@ -45,11 +45,10 @@ def read_suspects(competition: Competition) -> dict[str, int]:
 
 
 def audit_labels(
-    workspace: Workspace, competition: Competition, names: Sequence[str], reporter: Reporter
+    workspace: Workspace, competition: Competition, folders: Sequence[Path], reporter: Reporter
 ) -> pd.DataFrame:
-    """The rows of runs/audit.csv, most doubted first, by the runs called `names`, or by all."""
-    folders = [find_run(workspace, name) for name in names]
-    folders = folders or run_folders(workspace, "oof.csv")
+    """The rows of runs/audit.csv, most doubted first, by the runs in `folders`, or by all."""
+    folders = sorted(set(folders)) or run_folders(workspace, "oof.csv")
     if not folders:
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)

@@ -33,7 +33,6 @@ from comp.predict.compare import groups_of, side_by_side
 from comp.predict.runs import (
     FinishedRun,
     check_current,
-    find_run,
     print_losses,
     read_run,
     write_predictions,
@@ -86,12 +85,12 @@ class Members:
         )
 
 
-def read_members(workspace: Workspace, names: Iterable[str]) -> Members:
-    """The runs called `names`, each once.
+def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
+    """The runs in `folders`, each once.
 
     RecipeError for fewer than two, StaleError or DataError if they do not fit together.
     """
-    runs = [read_run(folder) for folder in sorted({find_run(workspace, name) for name in names})]
+    runs = [read_run(folder) for folder in sorted(set(folders))]
     if len(runs) < 2:
         raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
     for run in runs:
@@ -176,18 +175,18 @@ def effect(found: Gain) -> str:
 def blend_runs(
     workspace: Workspace,
     competition: Competition,
-    names: Sequence[str],
+    folders: Iterable[Path],
     method: str,
     settings: Sequence[str],
     device: str | None,
     reporter: Reporter,
 ) -> Path:
-    """The folder of the run made of the runs called `names`.
+    """The folder of the run made of the runs in `folders`.
 
     `method`: one of WEIGHERS, or "features". `settings` override how logits become probabilities,
     such as prediction.clip=0.01. The same blend of the same runs is the same run.
     """
-    members = read_members(workspace, names)
+    members = read_members(workspace, folders)
     prediction = _prediction(members, settings)
     parts: dict[str, float] | list[str] = members.names
     if method == "features":

@@ -6,6 +6,7 @@ is made for each fold anew, by cross-fitting on the other folds.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -23,11 +24,10 @@ from comp.predict.calibrate import (
     settings_of,
 )
 from comp.predict.compare import groups_of
-from comp.predict.runs import read_oof
+from comp.predict.runs import read_oof, read_run, recipe_of
 from comp.progress import Reporter
-from comp.recipe import Method, Recipe, ViewsName
+from comp.recipe import Method, ViewsName
 from comp.store import Workspace
-from comp.train.run import trained_run
 
 METHODS: tuple[Method, ...] = get_args(Method)
 NOISE_RATES = (0.0, 0.002, 0.004, 0.008)
@@ -141,19 +141,18 @@ def nested_choice(
 
 
 def compare_calibrations(
-    workspace: Workspace,
-    competition: Competition,
-    recipe: Recipe,
-    reporter: Reporter,
+    workspace: Workspace, competition: Competition, folder: Path, reporter: Reporter
 ) -> dict[str, CandidateScore]:
-    """Print the scores for the fitted run of `recipe`; its own choice is what `predict` applies."""
-    run = trained_run(workspace, recipe)
-    oof, settings = read_oof(run.folder), settings_of(recipe.prediction, competition)
-    groups = groups_of(workspace, oof)
-    candidates = candidates_of(oof, recipe.prediction.views, settings)
+    """Print the scores for the run in `folder`; its own choice is what `predict` applies."""
+    oof, recipe = read_oof(folder), recipe_of(folder)
+    if recipe:
+        views, settings = recipe.prediction.views, settings_of(recipe.prediction, competition)
+    else:  # a blend has no views of its own
+        views, settings = "none", read_run(folder).settings
+    groups, candidates = groups_of(workspace, oof), candidates_of(oof, views, settings)
     labels, folds, noise_rate = oof["label"].to_numpy(), oof["fold"], competition.noise_rate
     scores = score_candidates(candidates, labels, folds, groups, noise_rate)
-    title = f"{run.name}: {len(oof):,} photos, cross-fitted"
+    title = f"{folder.name}: {len(oof):,} photos, cross-fitted"
     board = f"leaderboard, {100 * noise_rate:.2f} % label noise"
     columns = ("", "log loss", "gain, 95 %", board, "gain, 95 %")
     reporter.table(title, columns, [(name, *score) for name, score in scores.items()])

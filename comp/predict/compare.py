@@ -1,6 +1,7 @@
 """Finished runs, compared photo by photo."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ from comp.competition import Competition
 from comp.data.manifest import read_manifest
 from comp.errors import DataError, RecipeError, StaleError
 from comp.metric import Floats, Gain, gain, per_photo_logit_loss, per_photo_loss
+from comp.options import differing
 from comp.predict.calibrate import board_losses
-from comp.predict.runs import find_run, read_run
+from comp.predict.runs import FinishedRun, options_of, read_run
 from comp.progress import Reporter, counted
 from comp.store import Workspace
 
@@ -66,43 +68,61 @@ def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def compare_runs(
-    workspace: Workspace, competition: Competition, name: str, against: str, reporter: Reporter
+    workspace: Workspace, competition: Competition, a: Path, b: Path, reporter: Reporter
 ) -> Gain:
-    """What the run called `name` gains over the run `against` on the expected leaderboard.
+    """What the run in folder `a` gains over that in `b`, on the expected leaderboard.
 
-    Prints the loss of both, raw, as submitted, on that leaderboard, and there fold by fold.
+    Prints what differs in their options and photos, and on the photos of both the loss: raw, as
+    submitted, on that leaderboard, and there fold by fold.
     """
-    runs = [read_run(find_run(workspace, each)) for each in (name, against)]
-    ours, theirs = (run.folder for run in runs)
-    if ours == theirs:
-        raise RecipeError(f"{name} and {against} are the same run: name another RECIPE or AGAINST")
-    photos, logits = side_by_side({run.folder: run.oof for run in runs})
+    if a == b:
+        raise RecipeError(f"both names mean the same run, {a.name}: name another one")
+    runs = [read_run(folder) for folder in (a, b)]
+    rows = differing({"A": options_of(a), "B": options_of(b)})
+    for line in [f"{name}: A {one}, B {other}" for name, one, other in rows] or ["same options"]:
+        reporter.say(line)
+    photos = _shared_photos(runs, reporter)
     labels, groups = photos["label"].to_numpy(np.float64), groups_of(workspace, photos)
+    oofs = [run.oof.set_index("id").loc[photos["id"]] for run in runs]
     probs = [run.out_of_fold_probs().loc[photos["id"]].to_numpy(np.float64) for run in runs]
-    raw = [per_photo_logit_loss(labels, column) for column in logits.T]
+    raw = [per_photo_logit_loss(labels, oof["logit"]) for oof in oofs]
     submitted = [per_photo_loss(labels, p) for p in probs]
     board = [board_losses(labels, p, competition.noise_rate) for p in probs]
-    all_photos, fold = np.ones(labels.size, bool), photos["fold"].to_numpy()
-    parts = [
-        ("raw", raw, all_photos),
-        ("as submitted", submitted, all_photos),
-        (
-            f"on a leaderboard with {100 * competition.noise_rate:.2f} % label noise",
-            board,
-            all_photos,
-        ),
-        *((f"- fold {number:.0f}", board, fold == number) for number in np.unique(fold)),
-    ]
-    rows = []
-    for title, (own, other), part in parts:
-        saved = gain(other[part], own[part], groups[part])
-        losses = float(own[part].mean()), float(other[part].mean())
-        rows.append((title, f"{part.sum():,}", *losses, saved))
-    columns = ("", "photos", "ours", "theirs", "gain, 95 %")
-    reporter.table(f"{ours} against {theirs}", columns, rows)
+    everywhere, fold = np.ones(labels.size, bool), photos["fold"].to_numpy()
+    parts = [("raw", raw, everywhere), ("as submitted", submitted, everywhere)]
+    parts += [("expected leaderboard", board, everywhere)]
+    if (oofs[0]["fold"] == oofs[1]["fold"]).all():
+        parts += [(f"- fold {k:.0f}", board, fold == k) for k in np.unique(fold)]
+    cells = []
+    for title, (ours, theirs), part in parts:
+        saved = gain(theirs[part], ours[part], groups[part])
+        means = float(ours[part].mean()), float(theirs[part].mean())
+        cells.append((title, f"{part.sum():,}", *means, saved))
+    columns = ("log loss", "photos", "A", "B", "gain of A over B, 95 %")
+    reporter.table(f"A {a.name}, B {b.name}", columns, cells)
     found = gain(board[1], board[0], groups)
-    reporter.say(f"{_conclusion(ours, theirs, found)}: {found} on the leaderboard")
+    noise = f"on a leaderboard with {100 * competition.noise_rate:.2f} % label noise"
+    reporter.say(f"{_conclusion(a.name, b.name, found)}: {found} {noise}")
     return found
+
+
+def _shared_photos(runs: Sequence[FinishedRun], reporter: Reporter) -> pd.DataFrame:
+    """id, label and fold in the first of two runs, of the photos of both with the same label."""
+    one, other = (run.oof for run in runs)
+    both = one.merge(other[["id", "label", "fold"]], on="id", suffixes=("", "_other"))
+    is_same = both["label"] == both["label_other"]
+    shared = both[is_same]
+    n_left_out = {
+        "only in A": len(one) - len(both),
+        "only in B": len(other) - len(both),
+        "labelled otherwise": int((~is_same).sum()),
+    }
+    told = [f"{n:,} {what}" for what, n in n_left_out.items() if n]
+    n_moved = int((shared["fold"] != shared["fold_other"]).sum())
+    moved = f"; {n_moved:,} of them in other folds" if n_moved else ""
+    left_out = f"; left out: {', '.join(told)}" if told else ""
+    reporter.say(f"compared on {counted(len(shared), 'photo')} of both{moved}{left_out}")
+    return shared[["id", "label", "fold"]]
 
 
 def _conclusion(ours: str, theirs: str, found: Gain) -> str:

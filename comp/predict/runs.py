@@ -16,16 +16,14 @@ import pandas as pd
 from pydantic import ConfigDict
 
 from comp.data.manifest import read_manifest
-from comp.errors import RecipeError, StaleError, UserError
+from comp.errors import StaleError, UserError
 from comp.metric import prior_logit, sigmoid
-from comp.options import Options, restored
+from comp.options import Options, flat, restored
 from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import RECIPES
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
 from comp.train.files import again, is_intact, read_intact, read_table, record
-from comp.train.run import run_folders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,28 +119,6 @@ def print_losses(folder: Path, reporter: Reporter) -> None:
     reporter.table("out-of-fold log loss, calibration cross-fitted", ("", "log loss"), rows)
 
 
-def find_run(workspace: Workspace, name: str) -> Path:
-    """The folder of the run called `name`, in full or by its recipe alone.
-
-    A recipe's name means its only run, or else its only run without changed options.
-    """
-    known = run_folders(workspace, "oof.csv")
-    found = [path for path in known if path.name == name]
-    found = found or [path for path in known if path.name.rpartition("-")[0] == name]
-    if len(found) > 1 and name in RECIPES:
-        recipe = RECIPES[name]()
-        found = [path for path in found if recipe_of(path) == recipe] or found
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(path.name for path in found or known)
-    if found:
-        raise RecipeError(f"{name} has {len(found)} runs, name one of them in full: {names}")
-    raise RecipeError(
-        f"no run {name!r}; there {'is ' + names if known else 'are none'}:"
-        " run `make train predict RECIPE=...` first"
-    )
-
-
 def recipe_of(folder: Path) -> Recipe | None:
     """The recipe of the run in `folder`.
 
@@ -153,6 +129,20 @@ def recipe_of(folder: Path) -> Recipe | None:
         return restored(Recipe, values) if "training" in values else None
     except UserError:
         return None
+
+
+def options_of(folder: Path) -> dict[str, str]:
+    """The options of the run in `folder`, by dotted name; of a blend its method and its runs.
+
+    None for options that no longer exist.
+    """
+    recipe = recipe_of(folder)
+    if recipe:
+        return flat(recipe)
+    parts = _read_origin(folder).members
+    weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, "a member")
+    texts = {name: f"{w:.3f}" if isinstance(w, float) else w for name, w in weights.items()}
+    return {"method": _read_origin(folder).method, **texts} if parts else {}
 
 
 def check_current(workspace: Workspace, run: FinishedRun) -> None:
@@ -200,6 +190,8 @@ class _Origin(Options):
     name: str
     fingerprint: str
     recipe: dict[str, Any] | None = None  # of a run that is no blend
+    method: str = ""  # of a blend
+    members: dict[str, float] | tuple[str, ...] = ()  # of a blend: its runs, with any weights
 
 
 class _Figures(Settings):

@@ -84,15 +84,16 @@ def predict_all(
     reporter: Reporter,
 ) -> Path:
     """The folder of the run of `recipes`, which are trained: for several, that of their blend."""
-    names = [predict(workspace, competition, each, device, reporter).name for each in recipes]
+    runs = [predict(workspace, competition, each, device, reporter) for each in recipes]
     folder = _find_result(workspace, competition, recipes)
     if folder is None:
         wanted = recipes[0].prediction
         overrides = [f"{path}={getattr(wanted, path.partition('.')[2])}" for path in OPTIONS]
         arguments = (ENSEMBLE_METHOD, overrides, device, reporter)
-        return blend_runs(workspace, competition, names, *arguments)
-    if len(names) > 1:
-        reporter.say(f"{folder.name}: the blend of {', '.join(names)}; nothing to do")
+        return blend_runs(workspace, competition, [run.folder for run in runs], *arguments)
+    if len(runs) > 1:
+        names = ", ".join(run.name for run in runs)
+        reporter.say(f"{folder.name}: the blend of {names}; nothing to do")
         print_losses(folder, reporter)
     return folder
 

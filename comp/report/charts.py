@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp.competition import Competition
-from comp.metric import Floats, bootstrap_interval, sigmoid
+from comp.metric import Floats, bootstrap_interval, per_photo_logit_loss, sigmoid
 from comp.plots import BLUE, GREEN, INK, MUTED, ORANGE, SERIES, Drawing, make_logarithmic
 from comp.predict.calibrate import Settings, board_losses, with_flips
 from comp.report.page import Chart
@@ -16,6 +16,8 @@ N_SAMPLED = 12  # steps of a learning curve in its table
 # of predicted P(positive): most photos lie near 0 or 1, so that the edges are logits in equal steps
 BIN_EDGES = sigmoid(np.arange(-8.0, 8.1, 2.0))
 LOGIT_LIMIT = 15.0  # logits beyond it are drawn there
+MIN_LOSS, N_DRAWN = 1e-4, 1500  # of a photo, beside that in another run; photos in that figure
+NOTABLE, N_DIFFERING = 0.1, 20  # a difference that counts; photos in that figure's table
 
 
 def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Chart:
@@ -232,6 +234,40 @@ def loss_shares(losses: Floats) -> Chart:
         svg=drawing.svg(),
         columns=("worst photos", "share of the loss"),
         rows=[(f"{m:,}", f"{share[m - 1]:.1%}") for m in marks],
+    )
+
+
+def loss_pairs(oof: pd.DataFrame, other: pd.DataFrame, name: str) -> Chart:
+    """Loss of each photo of `oof` (id, label, loss) beside that of the run called `name`.
+
+    `other`: id, label and logit there. The largest losses are drawn, on logarithmic axes.
+    """
+    both = oof[["id", "label", "loss"]].merge(other[["id", "label", "logit"]], on=["id", "label"])
+    both["theirs"] = per_photo_logit_loss(both["label"], both["logit"])
+    saved = both["theirs"] - both["loss"]
+    ranked = both.iloc[np.argsort(-saved.abs(), kind="stable")]
+    drawn = both[["loss", "theirs"]].clip(lower=MIN_LOSS)
+    drawn = drawn.loc[drawn.max(axis=1).nlargest(N_DRAWN).index]
+    drawing = Drawing("pairs", height=3.2)
+    (axes,) = drawing.axes
+    ends = [MIN_LOSS, max(1.0, float(drawn.to_numpy().max(initial=0)))]
+    axes.plot(ends, ends, color=MUTED, linestyle="--", linewidth=1)
+    axes.plot(drawn["theirs"], drawn["loss"], ".", color=BLUE, markersize=3)
+    make_logarithmic(axes.xaxis, axes.yaxis)
+    axes.set(xlabel=f"log loss in {name}", ylabel="log loss here")
+    worse, better = (saved < -NOTABLE).sum(), (saved > NOTABLE).sum()
+    return Chart(
+        title="Photo by photo",
+        sentence=f"{len(both):,} photos held out here and in {name}: {better:,} cost less here by"
+        f" more than {NOTABLE:g}, {worse:,} more; on the dashed line both cost the same.",
+        svg=drawing.svg(),
+        columns=("largest differences", "here", name, "gain"),
+        rows=[
+            (id, f"{own:.4f}", f"{their:.4f}", f"{their - own:+.4f}")
+            for id, own, their in ranked[["id", "loss", "theirs"]]
+            .head(N_DIFFERING)
+            .itertuples(index=False)
+        ],
     )
 
 

@@ -10,6 +10,7 @@ in under a second.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,12 +94,23 @@ def report_run(
     reporter.say(f"report in {write_report(workspace, competition, folder)}")
 
 
-def write_report(workspace: Workspace, competition: Competition, folder: Path) -> Path:
-    from comp.report.page import render
+def write_report(
+    workspace: Workspace, competition: Competition, folder: Path, against: Path | None = None
+) -> Path:
+    """The page of the run in `folder`, with its losses beside those of the run in `against`."""
+    from comp.predict.runs import read_oof
+    from comp.report.charts import loss_pairs
+    from comp.report.page import Section, render
     from comp.report.run_page import read_facts, run_page
 
     path = folder / "report.html"
-    write_text(path, render(run_page(read_facts(workspace, competition, folder))))
+    facts = read_facts(workspace, competition, folder)
+    page = run_page(facts)
+    if against:
+        beside = loss_pairs(facts.oof, read_oof(against), against.name)
+        section = Section(title=f"Against {against.name}", charts=[beside])
+        page = replace(page, sections=[*page.sections[:1], section, *page.sections[1:]])
+    write_text(path, render(page))
     return path
 
 

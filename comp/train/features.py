@@ -133,20 +133,24 @@ class Kept:
     device: str  # its name
 
 
-def kept_path(run: Run, device: str | None) -> Path:
-    """Named by all that outputs depend on and that is known before the network is built."""
+def kept_path(run: Run, device: str | None, *, is_tail: bool = False) -> Path:
+    """Named by all that outputs depend on and that is known before the network is built.
+
+    `is_tail`: of the activations where the recipe cuts the network, not of features.
+    """
     recipe = run.recipe
     file = weights_file(recipe.model)
     sha256 = file_sha256(file) if file and file.is_file() else None
     size_px, preprocessing = recipe.pixels.size_px, preprocessing_of(recipe)
     versions = [version(name) for name in LIBRARIES]
-    name = fingerprint(recipe.model, size_px, preprocessing, sha256, versions, device)
+    parts = (recipe.model, size_px, preprocessing, sha256, versions, device)
+    name = fingerprint(*parts, recipe.training) if is_tail else fingerprint(*parts)
     return run.workspace.features / f"{name}.json"
 
 
-def read_kept(run: Run, device: str | None) -> Kept | None:
+def read_kept(run: Run, device: str | None, *, is_tail: bool = False) -> Kept | None:
     try:
-        return Kept(**read_json(kept_path(run, device)))
+        return Kept(**read_json(kept_path(run, device, is_tail=is_tail)))
     except (OSError, ValueError, TypeError):
         return None  # the network is built, and this written again
 
@@ -205,9 +209,9 @@ class FrozenNetwork:
         arguments = (inputs.preprocessing, self.device, example, self._boundary)
         embedder, why = make_embedder(network, *arguments)
         self.reporter.say(why)
-        if not self._boundary:
-            self._kept = Kept(weights=weights, key=embedder.key, device=self.device.name)
-            write_json(kept_path(run, self._wanted), asdict(self._kept))
+        self._kept = Kept(weights=weights, key=embedder.key, device=self.device.name)
+        path = kept_path(run, self._wanted, is_tail=self._boundary is not None)
+        write_json(path, asdict(self._kept))
         return embedder
 
     def outputs(self, ids: Sequence[str], look: Look) -> CachedRows:

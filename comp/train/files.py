@@ -46,6 +46,12 @@ def warn_of_damage(paths: Iterable[Path], reporter: Reporter) -> None:
         reporter.warn(f"damaged since they were written, made again: {', '.join(names)}")
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the run in `folder`, by name, as recorded."""
+    entries = _entries(folder / RECORD).items()
+    return {name: str(entry["sha256"]) for name, entry in entries if isinstance(entry, dict)}
+
+
 def _entries(path: Path) -> Mapping[str, Any]:
     """What is recorded of the files beside `path`; nothing if the record itself is damaged."""
     try:
