@@ -16,7 +16,8 @@ from tiny import contents
 from comp import store
 from comp.competition import COMPETITION
 from comp.errors import StaleError
-from comp.predict.runs import find_run, read_run, recipe_of
+from comp.predict.run_names import find_run
+from comp.predict.runs import read_run, recipe_of
 from comp.predict.stage import finished_folder, predict, predict_all
 from comp.progress import Reporter
 from comp.recipes import chosen
@@ -200,7 +201,7 @@ def test_stray_and_damaged_files_in_runs_neither_stop_a_run_nor_are_taken_for_on
     train(mine, changed, "cpu", heard)
     predict(mine, COMPETITION, changed, "cpu", heard)
     assert "4 folds adopted" in str(heard)
-    assert find_run(mine, "other").name.startswith("other-")
+    assert find_run(mine, COMPETITION, "other").name.startswith("other-")
     assert {path.name.rpartition("-")[0] for path in run_folders(mine, "oof.csv")} == {
         "tiny",
         "other",
@@ -240,7 +241,7 @@ def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
     assert f"in {kept.name} " in str(heard)
     assert "largest change of a logit 0; oof.csv is the same, byte for byte" in str(heard)
     assert "other code" not in str(heard)
-    assert find_run(mine, "tiny") == folder
+    assert find_run(mine, COMPETITION, "tiny") == folder
     train(mine, TINY_HEAD, "cpu", heard, force=True)
     assert f"in {folder.name}.before-2 " in str(heard)
 

@@ -97,7 +97,8 @@ def _runs(home: Path, *, exact: bool) -> dict[str, str]:
         (folder,) = set((root / "runs").iterdir()) - before
         texts |= _run(golden, folder)
     for name, arguments in PRINTED.items():
-        said = HASH.sub("", _call(*arguments.split(), "--workspace", root))
+        said = _call(*arguments.split(), "--workspace", root).replace(str(root), "")
+        said = HASH.sub("", said)
         texts[f"printed/{name}.txt"] = "\n".join(ANY_NUMBER.findall(said)) + "\n"
     for split in ("train.csv", "test.csv"):
         texts[f"data/{split}"] = (root / "data" / split).read_text()
