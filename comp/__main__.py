@@ -212,7 +212,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set device force",
     _predict: "recipe set device",
-    _calibrate: "recipe set run device",
+    _calibrate: "recipe set run",
     _blend: "runs method set device",
     _runs: "run",
     _errors: "recipe set run",
@@ -227,7 +227,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _rehearsal: f"recipe={ON_CPU} set device archive solution",
     _scout: "backbones budget set device",
     _lr: "recipe set steps device",
-    _audit: "runs device",
+    _audit: "runs",
     _judge: "verdicts recipe set device",
     _recipes: "",
 }

@@ -200,6 +200,15 @@ def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     assert "warning: no page: 1 of 80 out-of-fold photos are not in data/train.csv" in str(heard)
 
 
+def test_a_run_that_was_set_aside_keeps_its_page(shown: tuple[Workspace, Path]) -> None:
+    workspace, folder, heard = *shown, Heard()
+    earlier = folder.with_name(f"{folder.name}.before-1")
+    with pages_kept_current(workspace, COMPETITION, heard):
+        shutil.copytree(folder, earlier)
+    shutil.rmtree(earlier)
+    assert "no page" not in str(heard)
+
+
 def test_a_run_is_compared_with_the_best_other_run_of_the_same_photos(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     folder, better, other = (

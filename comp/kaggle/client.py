@@ -104,10 +104,6 @@ class Kaggle:
                 self.limits()
         return username
 
-    def clock_skew_s(self) -> float | None:
-        """How far Kaggle's clock is ahead of ours, by its latest answer; None if unknown."""
-        return self.session.transport.clock_skew_s
-
     def check_rules(self) -> None:
         """RulesError unless they are accepted. Only a download tells, so this begins one."""
         remote_version(self)

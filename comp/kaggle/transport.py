@@ -12,7 +12,6 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -42,7 +41,6 @@ class Transport(HTTPAdapter):
     def __init__(self, env: Mapping[str, str], patience: "Patience") -> None:
         super().__init__()
         self.link_headers: dict[str, str] = {}  # for GETs, which only follow signed links
-        self.clock_skew_s: float | None = None
         self.proxy = ""  # the variable with the proxy of the latest request
         self.no_proxy = ""  # the variable because of which that had none
         self._patience = patience
@@ -77,7 +75,6 @@ class Transport(HTTPAdapter):
             raise
         if response.status_code == 407:
             raise KaggleError(f"{self.proxy} names a proxy that refuses us (407): {REMEDY}")
-        self.clock_skew_s = _seconds_until(response.headers.get("Date", ""))
         is_archive = request.method == "GET" or url.endswith(f"/{DOWNLOAD}")
         if not is_archive or response.status_code not in (200, 206):
             response.raw = io.BytesIO(self._body(response.raw))
@@ -142,11 +139,3 @@ def root_of(error: BaseException) -> BaseException:
     """The first cause of `error`. urllib3 keeps some causes as arguments."""
     below = error.__cause__ or error.__context__ or next(iter(error.args), None)
     return root_of(below) if isinstance(below, BaseException) else error
-
-
-def _seconds_until(date: str) -> float | None:
-    """From now to the date of an HTTP header; None if it is not a date."""
-    try:
-        return parsedate_to_datetime(date).timestamp() - time.time()
-    except ValueError:
-        return None

@@ -45,8 +45,9 @@ def pages_kept_current(
 
 
 def _results(workspace: Workspace) -> dict[Path, int]:
+    """When each result changed. Runs that were set aside have their pages, and change no more."""
     paths = [path for name in RESULTS for path in workspace.runs.glob(f"*/{name}")]
-    return {path: path.stat().st_mtime_ns for path in paths}
+    return {path: path.stat().st_mtime_ns for path in paths if ".before-" not in path.parent.name}
 
 
 def _ledger_lines(workspace: Workspace) -> set[str]:

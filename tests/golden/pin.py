@@ -46,7 +46,7 @@ BLENDED = {  # golden: runs that are finished by then, and the method
 }
 PRINTED = {  # golden file: command whose numbers are pinned; its words may change
     "forecast": f"forecast --recipe lite0_head {HEAD}",
-    "calibrate": f"calibrate --device cpu --recipe lite0_head {HEAD}",
+    "calibrate": f"calibrate --recipe lite0_head {HEAD}",
     "compare": "compare --a lite0_head --b lite1_head",
 }
 HASH = re.compile(r"(?<![\w.])[0-9a-f]{10,64}\b")
