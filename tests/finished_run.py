@@ -93,7 +93,9 @@ def edit_table(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> No
     record(path)
 
 
-def add_score(workspace: Workspace, run: str, score: float | None, ref: int) -> None:
+def add_score(
+    workspace: Workspace, run: str, score: float | None, ref: int, private: float | None = None
+) -> None:
     """A row in the ledger for the run in the folder `run`; None: its score is pending."""
     recipe, _, fingerprint = run.rpartition("-")
     row = LedgerRow(
@@ -107,6 +109,7 @@ def add_score(workspace: Workspace, run: str, score: float | None, ref: int) -> 
         cv_calibrated=None,
         cv_clipped=None,
         public_score=score,
+        private_score=private,
         status="pending" if score is None else "complete",
         ref=ref,
         message="",

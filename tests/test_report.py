@@ -183,13 +183,13 @@ def test_a_submission_rewrites_the_report_and_the_ledgers_page_even_if_it_fails(
 
     def fail_after_a_score() -> None:
         with pages_kept_current(workspace, COMPETITION, Reporter()):
-            add_score(workspace, folder.name, 0.04321, ref=1)
+            add_score(workspace, folder.name, 0.04321, ref=1, private=0.05432)
             raise SubmissionError("the score of another one failed")
 
     with pytest.raises(SubmissionError):
         fail_after_a_score()
-    assert "0.04321" in (folder / "report.html").read_text()
-    assert "0.04321" in (workspace.submissions / "index.html").read_text()
+    for page in (folder / "report.html", workspace.submissions / "index.html"):
+        assert all(score in page.read_text() for score in ("0.04321", "0.05432"))
 
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from comp.predict.runs import recipe_of
 from comp.report.page import Chart, NumberTable, Page, Section, Tile
 from comp.store import Workspace
 from comp.submit.leaderboard import archived_scores, ranks
-from comp.submit.ledger import LedgerRow, read_ledger
+from comp.submit.ledger import LedgerRow, read_ledger, score_text
 
 MIN_FITTED = 3  # submissions under a fitted line
 BOARD_MARKS = (1, 10, 26, 50, 100, 132, 250, 500, 1000)  # ranks in the table of the leaderboard
@@ -24,7 +24,8 @@ def ledger_page(workspace: Workspace, competition: Competition) -> Page:
     scored = [row for row in rows if row.public_score is not None]
     board = archived_scores(competition)
     charts = list(_charts(scored, board))
-    names = ["when", "run", "status", "CV raw", "CV as submitted", "public", "rank", "changed"]
+    names = ["when", "run", "status", "CV raw", "CV as submitted", "public", "private"]
+    names += ["public rank", "changed"]
     table = NumberTable(
         title="",
         columns=("", *names),
@@ -46,7 +47,7 @@ def ledger_page(workspace: Workspace, competition: Competition) -> Page:
 
 
 def _cells(row: LedgerRow, board: Floats) -> tuple[object, ...]:
-    scores = (row.cv_raw, row.cv_clipped, row.public_score)
+    scores = (row.cv_raw, row.cv_clipped, row.public_score, row.private_score)
     texts = ["-" if score is None else f"{score:.5f}" for score in scores]
     public = row.public_score
     rank = f"{ranks(public, board):,}" if public is not None and board.size else "-"
@@ -97,7 +98,7 @@ def _tiles(scored: Sequence[LedgerRow], board: Floats) -> Iterator[Tile]:
     yield Tile(label="Best public score", value=f"{score:.5f}", note=f"{best.file}{rank}")
     for row, why in finalists(scored):
         cv = "-" if row.cv_clipped is None else f"{row.cv_clipped:.5f}"
-        note = f"{why}: CV {cv}, public {row.public_score:.5f}"
+        note = f"{why}: CV {cv}, public {score_text(row)}"
         yield Tile(label="Pick as final", value=row.file.removesuffix(".csv"), note=note)
 
 
