@@ -29,9 +29,9 @@ def _data(call: Call) -> None:
     from comp.network.preprocessing import geometry_of
 
     competition, kaggle = call.competition, call.kaggle
-    check_server(call.workspace, kaggle)
 
     def download() -> Path:
+        check_server(call.workspace, kaggle)
         return kaggle.download(call.workspace.raw)
 
     settings = (kaggle.is_real, geometry_of(call.recipes[0]), call.reporter)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from comp.competition import COMPETITION
 from comp.data.manifest import write_manifest
+from comp.data.origin import RULES, origin_path
 from comp.predict.calibrate import Settings
 from comp.predict.runs import write_predictions
 from comp.progress import Reporter
@@ -45,6 +46,9 @@ def make_workspace(root: Path) -> Workspace:
     write_manifest(workspace.manifest("test"), test)
     sample = "".join(f"{name},0.5\n" for name in SAMPLE_IDS)
     (workspace.data / COMPETITION.sample).write_bytes(f"id,label\n{sample}".encode())
+    stamp = {"path": "data/raw", "sha256": "", "n_bytes": 0, "mtime_ns": 0}
+    made = {"manifests": {}, "rules": RULES, "sample": "", "slug": COMPETITION.slug, "pixels": {}}
+    write_json(origin_path(workspace), {"archive": stamp, "is_real": False, **made})
     return workspace
 
 

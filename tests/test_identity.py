@@ -48,6 +48,7 @@ TO_KAGGLE = ["submit", "submit --force", "scores", "leaderboard", "data"]
         (None, True, True, "is the workspace of a rehearsal"),
         (REAL | {"is_real": False}, True, False, "is the workspace of a rehearsal"),
         (REAL | {"is_real": False}, False, False, "are not those of Kaggle"),
+        (REAL, True, False, "is the workspace of a rehearsal"),
         (REAL, False, True, "KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in"),
         (REAL | {"slug": "titanic"}, False, True, "has the data of titanic, not of dogs-vs-cats"),
     ],
@@ -92,6 +93,8 @@ def test_the_stand_in_of_a_rehearsal_takes_its_runs(
     n_before, where = len(scene.server.submissions), ["--workspace", str(tmp_path)]
     assert main(["submit", "--run", make_run(workspace).name, *where]) == 0
     assert main(["leaderboard", *where]) == 0
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "PROD")  # in the same home
+    assert main(["leaderboard", *where]) == 1
     assert len(scene.server.submissions) == n_before + 1
 
 
@@ -164,7 +167,12 @@ def test_a_solution_of_other_photos_is_refused_before_the_rehearsal_writes_anyth
     assert not (tmp_path / ".rehearsal").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"noise_rate": "x"}'])
+RATES = ["x", "NaN", "0.5", "-1"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", "[" * 100_000, *(f'{{"noise_rate": {x}}}' for x in RATES)]
+)
 def test_a_damaged_mark_is_named_and_still_keeps_kaggle_out(
     content: str, scene: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,8 @@ def crash(*_: object) -> None:
 class FakeKaggle:
     """A list of submissions, each settled with `outcome` when it is asked for."""
 
+    is_real = False
+
     def __init__(self) -> None:
         self.listed: list[Submission] = []
         self.files: list[bytes] = []
@@ -389,6 +391,7 @@ def delete(name: str) -> Callable[[Path], None]:
 
 NO_TABLE = "test.csv is damaged"
 SAMPLE = "../../data/sample_submission.csv"
+ORIGIN = "../../data/origin.json"
 
 
 @pytest.mark.parametrize(
@@ -421,6 +424,8 @@ SAMPLE = "../../data/sample_submission.csv"
             StaleError,
             "made from other photos or other out-of-fold",
         ),
+        (delete(ORIGIN), DataError, "not known whose photos these are: run `make data`"),
+        (write(ORIGIN, b"["), DataError, "not known whose photos these are: run `make data`"),
         (delete(SAMPLE), DataError, "run `make data`"),
         (write(SAMPLE, b"x,y\n1,2\n"), DataError, "has the columns"),
         (write(SAMPLE, b"id,label\n1,0.5\n"), SubmissionError, "delete data/sample_submission.csv"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from comp.competition import Competition
 from comp.data.origin import origin_path
 from comp.errors import DataError
-from comp.store import Workspace, read_json, write_json
+from comp.store import Workspace, read_json, read_object, write_json
 
 if TYPE_CHECKING:
     from comp.kaggle import Kaggle
@@ -45,6 +45,8 @@ def competition_of(workspace: Workspace, competition: Competition) -> Competitio
         return competition
     try:
         rate = float(read_json(mark)["noise_rate"])
+        if not 0 <= rate < 0.5:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{mark} is damaged: run `make rehearsal` again, which writes it") from None
     return replace(competition, noise_rate=rate, noise_spread=0.0)
@@ -54,7 +56,8 @@ def check_server(workspace: Workspace, kaggle: "Kaggle") -> None:
     """DataError unless `kaggle` is where the data of `workspace` come from."""
     root, is_real = workspace.root, _origin(workspace).get("is_real")
     if (root / REHEARSAL).exists():
-        if Path(kaggle.env.get("HOME", "")).resolve() != account_home(workspace).resolve():
+        home = Path(kaggle.env.get("HOME", "")).resolve()
+        if kaggle.is_real or home != account_home(workspace).resolve():
             raise DataError(
                 f"{root} is the workspace of a rehearsal: its runs are submitted by `make"
                 " rehearsal`, never to Kaggle; without WORKSPACE you are in the real one"
@@ -70,8 +73,4 @@ def check_server(workspace: Workspace, kaggle: "Kaggle") -> None:
 
 def _origin(workspace: Workspace) -> dict[str, Any]:
     """What is known of the data; nothing if they are not there, or to be made again."""
-    try:
-        origin = read_json(origin_path(workspace))
-    except (OSError, ValueError):
-        return {}
-    return origin if isinstance(origin, dict) else {}
+    return read_object(origin_path(workspace))

@@ -58,7 +58,7 @@ def read_origin(workspace: Workspace) -> Origin | None:
     path = origin_path(workspace)
     try:
         return restored(Origin, read_json(path)) if path.exists() else None
-    except (ValueError, RecipeError, RecursionError):
+    except (ValueError, RecipeError):
         return None
 
 

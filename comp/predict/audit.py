@@ -28,7 +28,8 @@ from comp.metric import sigmoid
 from comp.predict.compare import side_by_side
 from comp.predict.runs import read_oof
 from comp.progress import Reporter, counted
-from comp.store import Workspace, read_json, write_table
+from comp.store import Workspace, write_table
+from comp.train.files import is_blend
 from comp.train.labels import read_label_fixes
 from comp.train.run import run_folders
 
@@ -77,7 +78,7 @@ def audit_labels(
 
 def by_recipe(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs by the name of their recipe. Blends are left out if there are any other runs."""
-    single = [folder for folder in folders if "members" not in read_json(folder / "run.json")]
+    single = [folder for folder in folders if not is_blend(folder)]
     found: dict[str, list[Path]] = {}
     for folder in single or folders:
         found.setdefault(folder.name.rpartition("-")[0], []).append(folder)

@@ -30,10 +30,11 @@ from comp.recipes import RECIPES
 from comp.report import charts
 from comp.report.gallery import Photos, largest_losses, near_duplicates
 from comp.report.page import Chart, NumberTable, Page, Section, Tile
-from comp.store import Workspace, file_sha256, read_json
+from comp.store import Workspace, file_sha256, read_json, read_object
 from comp.submit.forecast import forecast_run
 from comp.submit.leaderboard import archived_scores, ranks
 from comp.submit.ledger import read_ledger, score_text
+from comp.train.files import read_intact
 
 N_WORST = 8  # on the first screen
 LOOKS = "looks.json"  # of a run: what `make report` measured with its networks
@@ -87,12 +88,12 @@ def read_facts(workspace: Workspace, competition: Competition, folder: Path) -> 
     is_done = is_predicted(workspace, folder, competition.noise_rate)
     finished = read_run(folder) if is_done else None
     oof, recipe = finished.oof if finished else read_oof(folder), recipe_of(folder)
-    looks = read_json(folder / LOOKS) if (folder / LOOKS).exists() else {}
+    looks = read_object(folder / LOOKS)
     return RunFacts(
         workspace=workspace,
         competition=competition,
         folder=folder,
-        origin=read_json(folder / "run.json"),
+        origin=read_intact(folder / "run.json", read_json, "train"),
         oof=oof.assign(
             loss=per_photo_logit_loss(oof["label"], oof["logit"]),
             is_right=(oof["logit"] > 0) == (oof["label"] > 0.5),

@@ -17,6 +17,7 @@ from pathlib import Path
 from comp.competition import Competition
 from comp.data.identity import check_server
 from comp.data.manifest import read_manifest
+from comp.data.origin import origin_path, read_origin
 from comp.data.sample import read_sample
 from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
@@ -118,6 +119,9 @@ def _check_run(
         raise DataError(f"{sample}, which lists the ids in order, does not exist: run `make data`")
     ids = read_sample(sample.read_bytes(), competition)
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
+    if read_origin(workspace) is None:
+        what = "is missing or damaged, so that it is not known whose photos these are"
+        raise DataError(f"{origin_path(workspace)} {what}: run `make data`")
     check_current(workspace, finished)
     for warning in check_submission(finished, ids, train, test, competition):
         reporter.warn(warning)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from comp.errors import RecipeError, StaleError
 from comp.progress import Reporter
-from comp.store import file_sha256, read_json, write_json
+from comp.store import file_sha256, read_object, write_json
 
 RECORD = "files.json"
 ORIGIN = "comp"  # the one key of a checkpoint's metadata: several would be in a random order
@@ -54,20 +54,20 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def _entries(path: Path) -> Mapping[str, Any]:
     """What is recorded of the files beside `path`; nothing if the record itself is damaged."""
-    try:
-        entries = read_json(path.with_name(RECORD))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return entries if isinstance(entries, dict) else {}
+    return read_object(path.with_name(RECORD))
 
 
 def _stat(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
 
 
+def is_blend(run: Path) -> bool:
+    return run.name.startswith(("blend-", "concat-"))
+
+
 def again(folder: Path, stage: str) -> str:
     """What to run, so that `stage` makes again what is missing or damaged in `folder`."""
-    if folder.name.startswith(("blend-", "concat-")):
+    if is_blend(folder):
         return "blend the same RUNS by the same METHOD again (an ensemble: `make predict`)"
     return f"run `make {stage}` with the same RECIPE and SET"
 
