@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from comp.competition import COMPETITION
-from comp.data.manifest import write_manifest
-from comp.data.origin import RULES, origin_path
+from comp.data.manifest import SPLITS, write_manifest
+from comp.data.origin import RULES, ArchiveStamp, Origin, origin_path
 from comp.predict.calibrate import Settings
 from comp.predict.runs import write_predictions
 from comp.progress import Reporter
 from comp.recipe import Head, Model, Pixels, Recipe
-from comp.store import Workspace, write_json, write_table
+from comp.store import Workspace, file_sha256, write_json, write_table
 from comp.submit.ledger import LedgerRow, write_row
 from comp.train.files import record
 from comp.train.run import open_run
@@ -46,9 +46,16 @@ def make_workspace(root: Path) -> Workspace:
     write_manifest(workspace.manifest("test"), test)
     sample = "".join(f"{name},0.5\n" for name in SAMPLE_IDS)
     (workspace.data / COMPETITION.sample).write_bytes(f"id,label\n{sample}".encode())
-    stamp = {"path": "data/raw", "sha256": "", "n_bytes": 0, "mtime_ns": 0}
-    made = {"manifests": {}, "rules": RULES, "sample": "", "slug": COMPETITION.slug, "pixels": {}}
-    write_json(origin_path(workspace), {"archive": stamp, "is_real": False, **made})
+    origin = Origin(
+        archive=ArchiveStamp(path="data/raw", sha256="", n_bytes=0, mtime_ns=0),
+        slug=COMPETITION.slug,
+        rules=RULES,
+        is_real=False,
+        sample=file_sha256(workspace.data / COMPETITION.sample),
+        manifests={split: file_sha256(workspace.manifest(split)) for split in SPLITS},
+        pixels={},
+    )
+    write_json(origin_path(workspace), origin)
     return workspace
 
 

@@ -22,6 +22,7 @@ from comp.predict.stage import finished_folder, predict, predict_all
 from comp.progress import Reporter
 from comp.recipes import chosen
 from comp.store import Workspace
+from comp.submit.runs_table import print_runs
 from comp.train import run as runs
 from comp.train import stage
 from comp.train.fits import HeadFit
@@ -117,6 +118,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "no text": lambda data: b"\xff\xfe\x00" + data,
     "without its last row": lambda data: data[: data.rstrip(b"\n").rfind(b"\n") + 1],
     "other JSON": lambda _: b"[]",
+    "other values": lambda _: b'{"oof.csv": {}, "fold-1.safetensors": 1, "run.json": null}',
+    "nested": lambda _: b"[" * 100_000,
 }
 
 
@@ -160,6 +163,7 @@ def test_without_its_record_a_run_keeps_its_fitted_folds(
     folder = open_run(mine, TINY_HEAD).folder
     reference = results(folder)
     spoil(folder, ("files.json",), how)
+    print_runs(mine, COMPETITION, None, Reporter())
     monkeypatch.setattr(HeadFit, "fit", lambda *_: pytest.fail("a head was fitted"))
     train(mine, TINY_HEAD, "cpu", Reporter())
     predict(mine, COMPETITION, TINY_HEAD, "cpu", Reporter())

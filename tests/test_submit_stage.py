@@ -389,6 +389,14 @@ def delete(name: str) -> Callable[[Path], None]:
     return lambda run: (run / name).unlink()
 
 
+def cut_test_manifest(run: Path) -> None:
+    """A test photo less in the manifest, and in the predictions that are made again from it."""
+    path = run / "../../data/test.csv"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    edit_table(run / "test.csv", lambda table: table[table["id"] != "39"])
+    edit_json(run / "calibration.json", of=None)
+
+
 NO_TABLE = "test.csv is damaged"
 SAMPLE = "../../data/sample_submission.csv"
 ORIGIN = "../../data/origin.json"
@@ -427,9 +435,9 @@ ORIGIN = "../../data/origin.json"
         (delete(ORIGIN), DataError, "not known whose photos these are: run `make data`"),
         (write(ORIGIN, b"["), DataError, "not known whose photos these are: run `make data`"),
         (delete(SAMPLE), DataError, "run `make data`"),
-        (write(SAMPLE, b"x,y\n1,2\n"), DataError, "has the columns"),
-        (write(SAMPLE, b"id,label\n1,0.5\n"), SubmissionError, "delete data/sample_submission.csv"),
+        (write(SAMPLE, b"id,label\n1,0.5\n"), DataError, "not as it was written: run `make data`"),
         (delete("../../data/train.csv"), DataError, "run `make data`"),
+        (cut_test_manifest, SubmissionError, "1 is .* delete data/test.csv and run `make data"),
     ],
 )
 def test_any_problem_stops_the_stage_in_one_line_before_anything_is_written_or_asked(

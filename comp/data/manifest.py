@@ -97,7 +97,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is not a readable CSV ({reason}): {_REMEDY}") from error
     if tuple(table.columns) != MANIFEST_COLUMNS:
         found, wanted = ", ".join(table.columns), ", ".join(MANIFEST_COLUMNS)
-        raise DataError(f"{path} has the columns {found}, not {wanted}: {_REMEDY}")
+        raise DataError(f"{path} has the columns {found[:80]!r}, not {wanted!r}: {_REMEDY}")
     return _checked(table.fillna(""), path)
 
 

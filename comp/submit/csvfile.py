@@ -40,7 +40,7 @@ def check_submission(
     `train` and `test` are the manifests; their rows and those of `run` may be in any order.
     """
     probs = run.predictions["prob"].to_numpy(np.float64)
-    check_ids(run.predictions["id"].tolist(), sample_ids, test, competition)
+    check_ids(run.predictions["id"].tolist(), sample_ids, test)
     check_probs(probs, run.settings.clip)
     warnings = check_oof(run.oof, competition)
     check_neighbours(labelled_neighbours(run.predictions, train, test), competition)
@@ -49,13 +49,11 @@ def check_submission(
     return warnings
 
 
-def check_ids(
-    ids: Sequence[str], sample_ids: Sequence[str], test: pd.DataFrame, competition: Competition
-) -> None:
+def check_ids(ids: Sequence[str], sample_ids: Sequence[str], test: pd.DataFrame) -> None:
     """Each id of the sample once, and no other; the manifest `test` tells which file is wrong."""
     wrong = sorted({*ids} ^ {*sample_ids}) + [id for id, n in Counter(ids).items() if n > 1]
-    is_sample_right = sorted(sample_ids) == sorted(test["id"])
-    file = "the run's test.csv" if is_sample_right else f"data/{competition.sample}"
+    is_manifest_right = sorted(sample_ids) == sorted(test["id"])
+    file = "the run's test.csv" if is_manifest_right else "data/test.csv"
     if wrong:
         raise SubmissionError(
             f"{counted(len(ids), 'prediction')} for {counted(len(sample_ids), 'id')}:"

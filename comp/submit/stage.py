@@ -114,14 +114,14 @@ def _check_run(
     workspace: Workspace, competition: Competition, finished: FinishedRun, reporter: Reporter
 ) -> list[str]:
     """The ids in the order of the sample submission, once the run has passed all checks."""
-    sample = workspace.data / competition.sample
-    if not sample.exists():
-        raise DataError(f"{sample}, which lists the ids in order, does not exist: run `make data`")
-    ids = read_sample(sample.read_bytes(), competition)
-    train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
-    if read_origin(workspace) is None:
+    sample, origin = workspace.data / competition.sample, read_origin(workspace)
+    if origin is None:
         what = "is missing or damaged, so that it is not known whose photos these are"
         raise DataError(f"{origin_path(workspace)} {what}: run `make data`")
+    if not sample.exists() or file_sha256(sample) != origin.sample:
+        raise DataError(f"{sample} is missing or not as it was written: run `make data`")
+    ids = read_sample(sample.read_bytes(), competition)
+    train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
     check_current(workspace, finished)
     for warning in check_submission(finished, ids, train, test, competition):
         reporter.warn(warning)

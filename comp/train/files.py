@@ -30,9 +30,9 @@ def record(*paths: Path) -> None:
 def is_intact(path: Path) -> bool:
     """Whether `path` is as recorded: by its size and time of change, else by its hash."""
     entry = _entries(path).get(path.name)
-    if not isinstance(entry, dict) or not path.is_file():
+    if not entry or not path.is_file():
         return False
-    return _stat(path).items() <= entry.items() or file_sha256(path) == entry.get("sha256")
+    return _stat(path).items() <= entry.items() or file_sha256(path) == entry["sha256"]
 
 
 def damaged(paths: Iterable[Path]) -> list[Path]:
@@ -48,13 +48,13 @@ def warn_of_damage(paths: Iterable[Path], reporter: Reporter) -> None:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of the run in `folder`, by name, as recorded."""
-    entries = _entries(folder / RECORD).items()
-    return {name: str(entry["sha256"]) for name, entry in entries if isinstance(entry, dict)}
+    return {name: str(entry["sha256"]) for name, entry in _entries(folder / RECORD).items()}
 
 
 def _entries(path: Path) -> Mapping[str, Any]:
     """What is recorded of the files beside `path`; nothing if the record itself is damaged."""
-    return read_object(path.with_name(RECORD))
+    entries = read_object(path.with_name(RECORD)).items()
+    return {name: each for name, each in entries if isinstance(each, dict) and "sha256" in each}
 
 
 def _stat(path: Path) -> dict[str, int]:
