@@ -148,18 +148,18 @@ def test_two_processes_can_add_shards_at_once(tmp_path: Path) -> None:
     assert rows.all()[:, 0].tolist() == [10, 0, 12, 2, 1]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "one key less"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "another view's"])
 def test_a_damaged_shard_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
-    ArrayCache(tmp_path).append(["a", "b", "c"], np.zeros((3, 4), np.float32))
-    (path,) = tmp_path.glob("*.npy")
-    if damage == "one key less":
-        with path.open("wb") as file:
-            np.save(file, np.array(["a", "b"], "S64"))
-            np.save(file, np.zeros((3, 4), np.float16))
-    else:
-        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -4])
+    folder = tmp_path / "view"
+    ArrayCache(folder).append(["a", "b", "c"], np.zeros((3, 4), np.float32))
+    (path,) = folder.glob("*.npy")
+    whole = path.read_bytes()
+    damaged = {"empty": b"", "cut": whole[:-4], "flipped": whole[:-2] + b"\1\0"}
+    path.write_bytes(damaged.get(damage, whole))
+    if damage == "another view's":
+        folder = folder.rename(tmp_path / "other")
     with pytest.raises(StaleError, match=f"{path.name} is damaged .*: delete it"):
-        ArrayCache(tmp_path)
+        ArrayCache(folder)
 
 
 def test_caching_is_refused_where_everything_trains() -> None:

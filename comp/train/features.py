@@ -3,7 +3,9 @@
 Where all that is asked for is cached, no network is built and torch is not loaded.
 """
 
+import io
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -74,14 +76,15 @@ def in_memory(arrays: NDArray[np.float32]) -> CachedRows:
 class ArrayCache:
     """Arrays of one kind in a folder, by their photo's sha256.
 
-    Each shard is one file, such as 00000-1f3a5c7e9b.npy, with two arrays: the hashes [n] and, in
-    the same order, the values [n, ...] in float16, or in float32 where half precision overflows.
+    Each shard is one file, such as 00000-1f3a5c7e.npy, named by its checksum, with two arrays: the
+    hashes [n] and, in the same order, the values [n, ...] in float16, or in float32 where half
+    precision overflows.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._shards = folder, list[NDArray[np.floating]]()
         self._places: dict[str, tuple[int, int]] = {}
-        for path in sorted(folder.glob("[!.]*.npy")):
+        for path in sorted(folder.glob("?????-????????.npy")):
             self._add(path)
 
     def _add(self, path: Path) -> None:
@@ -102,24 +105,32 @@ class ArrayCache:
         with np.errstate(over="ignore"):
             half = arrays.astype(np.float16)
         values = half if np.isfinite(half).all() else arrays
-        name = f"{len(self._shards):05d}-{fingerprint(list(keys))}.npy"
-        with whole(self._folder / name) as scratch, scratch.open("wb") as file:
-            np.save(file, np.array(keys, "S64"))
-            np.save(file, values)
-        self._add(self._folder / name)
+        shard = io.BytesIO()
+        np.save(shard, np.array(keys, "S64"))
+        np.save(shard, values)
+        checksum = _checksum(self._folder, shard.getbuffer())
+        path = self._folder / f"{len(self._shards):05d}-{checksum}.npy"
+        with whole(path) as scratch:
+            scratch.write_bytes(shard.getbuffer())
+        self._add(path)
+
+
+def _checksum(folder: Path, shard: bytes | memoryview) -> str:
+    """CRC-32 of a shard and of what its values are, which the names of its folders say."""
+    return f"{zlib.crc32(shard, zlib.crc32('/'.join(folder.parts[-2:]).encode())):08x}"
 
 
 def _read_shard(path: Path) -> tuple[list[str], NDArray[np.floating]]:
     """The hashes and the mapped values; StaleError if the file is damaged."""
     try:
+        if not path.stem.endswith(_checksum(path.parent, path.read_bytes())):
+            raise ValueError("it is not as it was written")
         with path.open("rb") as file:
             keys = [key.decode() for key in np.load(file).tolist()]
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             values = np.memmap(path, dtype, "r", file.tell(), shape)
-        if len(keys) != len(values):
-            raise ValueError(f"{len(keys)} keys of {len(values)} arrays")
-    except (OSError, ValueError, EOFError, TypeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise StaleError(f"{path} is damaged ({error}): delete it and run this again") from error
     return keys, values
 
