@@ -41,9 +41,10 @@ def stopped_at(
             signal.raise_signal(number)
         return take(self, *batch)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as stop:
+    with monkeypatch.context() as patched:
         patched.setattr(finetune.Step, "__call__", interrupted)
-        train(workspace, RECIPE, "cpu", Heard())
+        with pytest.raises(KeyboardInterrupt) as stop:
+            train(workspace, RECIPE, "cpu", Heard())
     assert stop.value.args[1] == number
     return open_run(workspace, RECIPE), stop.value.args[0]
 
