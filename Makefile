@@ -104,6 +104,8 @@ bench-peers: .venv/peers ## install the peers that the benchmark compares with
 	@touch $@
 test: .venv/done ## all tests that need neither network nor GPU
 	.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
+crash-test: .venv/done ## kill every stage at random moments, 42 times; each run must end the same
+	.venv/bin/python -m tests.crashes 42
 check: .venv/done ## ruff and mypy --strict
 	.venv/bin/ruff check comp tests
 	.venv/bin/ruff format --check comp tests
@@ -122,4 +124,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help $(STAGES) smoke bench bench-peers test check check-lock lock clean
+.PHONY: help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean
