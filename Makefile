@@ -39,8 +39,11 @@ unexport $(given)
 $(foreach name,$(filter-out $(taken),$(given)),$(error \
   make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
 $(foreach name,$(filter-out SET,$(given)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
-$(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out 0 1,$(value $(name))),$(error \
+$(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out x0 x1,x$(value $(name))),$(error \
   $(name) must be 1 or 0, got $(value $(name)))))
+# A stage that takes a recipe would go on with the default one beside a run that is named.
+$(if $(filter RUN,$(given)),$(foreach goal,$(goals),$(if $(filter RECIPE,$(takes_$(goal))),$(if \
+  $(filter RUN,$(takes_$(goal))),,$(error make $(goal) does not take RUN: leave $(goal) out)))))
 $(foreach name,$(taken),$(if $(filter environment,$(origin $(name))),$(warning \
   $(name) of the environment is ignored: write make $(goals) $(name)=...)))
 
