@@ -39,8 +39,11 @@ unexport $(given)
 $(foreach name,$(filter-out $(taken),$(given)),$(error \
   make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
 $(foreach name,$(filter-out SET,$(given)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
-$(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out 0 1,$(value $(name))),$(error \
+$(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out x0 x1,x$(value $(name))),$(error \
   $(name) must be 1 or 0, got $(value $(name)))))
+# A stage that takes a recipe would go on with the default one beside a run that is named.
+$(if $(filter RUN,$(given)),$(foreach goal,$(goals),$(if $(filter RECIPE,$(takes_$(goal))),$(if \
+  $(filter RUN,$(takes_$(goal))),,$(error make $(goal) does not take RUN: leave $(goal) out)))))
 $(foreach name,$(taken),$(if $(filter environment,$(origin $(name))),$(warning \
   $(name) of the environment is ignored: write make $(goals) $(name)=...)))
 
@@ -104,6 +107,8 @@ bench-peers: .venv/peers ## install the peers that the benchmark compares with
 	@touch $@
 test: .venv/done ## all tests that need neither network nor GPU
 	.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
+crash-test: .venv/done ## kill every stage at random moments, 42 times; each run must end the same
+	.venv/bin/python -m tests.crashes 42
 check: .venv/done ## ruff and mypy --strict
 	.venv/bin/ruff check comp tests
 	.venv/bin/ruff format --check comp tests
@@ -122,4 +127,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help $(STAGES) smoke bench bench-peers test check check-lock lock clean
+.PHONY: help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean

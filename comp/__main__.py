@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 from comp.arguments import Call, make_parser, words_of
@@ -267,9 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         reporter.fail(failure)
         return 1
-    except KeyboardInterrupt:
-        reporter.fail("stopped; the same command resumes here")
-        return 130
+    except KeyboardInterrupt as stop:  # where training notes where it stopped, and by which signal
+        line, number = stop.args or ("stopped; the same command resumes here", SIGINT)
+        reporter.fail(line)
+        return 128 + int(number)
     return 0
 
 

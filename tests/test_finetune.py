@@ -198,9 +198,9 @@ def test_the_head_alone_changes_first_and_then_what_the_main_phase_names(
     recipe = override(PHASES, ["folds.n=2", "folds.fit=1"])
     states: list[dict[str, Tensor]] = []
 
-    def watched(network: nn.Module, *rest: Any) -> object:
+    def watched(network: nn.Module, *rest: Any, **how: Any) -> object:
         states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
-        return fine_tune(network, *rest)
+        return fine_tune(network, *rest, **how)
 
     monkeypatch.setattr(tuning, "fine_tune", watched)
     fitted = train(drawn_copy, recipe, "cpu", Reporter())

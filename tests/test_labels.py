@@ -180,7 +180,7 @@ def test_fine_tuning_learns_the_targets(
     learnt: list[torch.Tensor] = []
 
     def spied(
-        network: object, batches: list[tuple[torch.Tensor, torch.Tensor]], *_: object
+        network: object, batches: list[tuple[torch.Tensor, torch.Tensor]], *_: object, **__: object
     ) -> None:
         learnt.extend(labels for _, labels in batches)
         raise KeyboardInterrupt

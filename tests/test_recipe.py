@@ -188,12 +188,14 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
         ("compare SET=a=1", "does not take SET;"),
         ("judge RUN=a", "does not take RUN;"),
         ("recipes DEVICE=cpu", "it takes no variables"),
+        ("train submit RUN=a", "make train does not take RUN: leave train out"),
         ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
+        ("submit 'FORCE=0 1'", "FORCE must be 1 or 0, got 0 1"),
         ("submit WORKSPACE=", "WORKSPACE is empty"),
     ],
 )
 def test_make_refuses_a_variable_that_a_target_does_not_take(words: str, says: str) -> None:
-    done = make(*words.split())
+    done = make(*shlex.split(words))
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stdout == ""

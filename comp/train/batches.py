@@ -1,6 +1,7 @@
 """Training batches: augmented crops or cached arrays, and labels, in an order set by a seed."""
 
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,20 @@ class _Shuffled:
     def __init__(self, n_photos: int, training: FineTune, seed: int) -> None:
         self._n, self._size = n_photos, min(training.batch_size, n_photos)
         self._epochs, self._seed = training.epochs, seed
+        self.first = 0  # the batch to begin with, where training was stopped
 
     def __len__(self) -> int:
         return self._epochs * (self._n // self._size)
 
     def __iter__(self) -> Iterator[list[Place]]:
-        for epoch in range(self._epochs):
+        n_per_epoch = self._n // self._size
+        for epoch in range(self.first // n_per_epoch, self._epochs):
             rng = np.random.default_rng(derive_seed(self._seed, "shuffle", epoch))
             order = rng.permutation(self._n).tolist()
-            for start in range(0, self._n - self._size + 1, self._size):
+            for number in range(n_per_epoch):
+                if epoch * n_per_epoch + number < self.first:
+                    continue
+                start = number * self._size
                 yield [(epoch, index) for index in order[start : start + self._size]]
 
 
@@ -135,6 +141,7 @@ def batches_of(
         batch_sampler=_Shuffled(n_photos, training, seed),
         collate_fn=_unchanged,
         num_workers=n_workers,
+        worker_init_fn=_leave_signals,
         pin_memory=bool(device and device.is_cuda),
         prefetch_factor=n_ahead or None,
     )
@@ -158,6 +165,12 @@ def plan_workers(n_cores: int, batch_bytes: int, shared_bytes: int | None) -> tu
         )
     n_workers = min(n_workers, n_batches)
     return n_workers, min(PREFETCH, n_batches // n_workers)
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: this one goes on until the main one ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _unchanged(batch: Any) -> Any:  # __getitems__ makes whole batches

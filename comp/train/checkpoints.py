@@ -138,6 +138,18 @@ def save_tensors(path: Path, arrays: Arrays, origin: Mapping[str, Any]) -> None:
         scratch.write_bytes(safetensors.numpy.save(contiguous, metadata))
 
 
+def resume_file(checkpoint: Path) -> Path:
+    """Where training of a fold goes on that was stopped before its `checkpoint` was written."""
+    return checkpoint.with_suffix(".resume.safetensors")
+
+
+def forget_resume(checkpoint: Path) -> None:
+    """Delete the resume file, and what a process that was killed left of it."""
+    path = resume_file(checkpoint)
+    for each in (path, *path.parent.glob(f".{path.name}.*.part")):
+        each.unlink(missing_ok=True)
+
+
 def load_tensors(path: Path) -> Arrays:
     try:
         return safetensors.numpy.load_file(path)

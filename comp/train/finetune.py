@@ -1,9 +1,8 @@
 """Training by gradients: optimisers and learning rates, and steps to the weights that are kept."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,20 +17,21 @@ from comp.network.embedder import normalise
 from comp.network.preprocessing import Preprocessing
 from comp.progress import Advance
 from comp.recipe import FineTune
+from comp.store import derive_seed
 from comp.train.batches import Batch
+from comp.train.resume import (
+    Bookmark,
+    Facts,
+    Point,
+    go_on,
+    optimiser_state,
+    restore_optimiser,
+    state_of,
+)
 
 ONE_CYCLE_START = 1 / 25  # of the peak, where one-cycle begins; torch's and fastai's default
 LOG_EVERY = 10  # steps between two points of the history, fewer in runs under 100 steps
 EXPLODED = 10.0  # a mean log loss above this is a run gone wrong: predicting 0.5 always costs 0.69
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point of the training curve."""
-
-    step: int  # steps done
-    loss: float  # mean since the point before
-    lr: float  # the head's
 
 
 def make_optimiser(network: nn.Module, training: FineTune) -> torch.optim.Optimizer:
@@ -123,20 +123,32 @@ def fine_tune(
     preprocessing: Preprocessing | None,
     device: Device,
     advance: Advance,
+    *,
+    seed: int = 0,
+    book: Bookmark | None = None,
 ) -> list[Point]:
     """Train `network` in place and leave it in evaluation mode with the averaged weights.
 
     `preprocessing` normalises crops; None: the batches hold cached arrays. TrainingError if the
-    loss is not finite or explodes. Batch norms keep their statistics, so that a small batch does
-    not disturb them; their weight and bias are trained.
+    loss is not finite or explodes. `seed` is of dropout and stochastic depth; a GPU's order of
+    summation is not seeded. `book` is where training goes on and leaves its state. Batch norms keep
+    their statistics, so that a small batch does not disturb them; weight and bias are trained.
     """
     take_step = Step(network, training, preprocessing, device)
     average = _Average(network, training)
     initial = [parameter.detach().clone() for parameter in _trained(network)]
     history: list[Point] = []
     loss_sum = torch.zeros((), device=device.where)
+    kept: dict[str, list[Tensor]] = {
+        "weights": [parameter.detach() for parameter in network.parameters()],
+        "initial": initial,
+        "average": average.mean,
+        "loss": [loss_sum],
+    }
+    done = go_on(book, take_step, kept, history) if book else 0
     log_every = max(1, min(LOG_EVERY, n_steps // 10))
-    for step, (arrays, labels) in enumerate(batches):
+    for step, (arrays, labels) in enumerate(batches, done):
+        torch.manual_seed(derive_seed(seed, "dropout", step))
         lr = learning_rate(step, n_steps, training)
         loss_sum += take_step(arrays, labels, lr)
         average.update(step)
@@ -145,15 +157,23 @@ def fine_tune(
             history.append(Point(step + 1, float(loss_sum) / n_since, lr))  # waits for the device
             loss_sum.zero_()
             _check_loss(history, training)
-        note = f"loss {history[-1].loss:.4f}" if history else ""
-        if history and take_step.room.n_photos < (training.micro_batch or len(labels)):
-            note += f", {take_step.room.n_photos} photos in memory at once"
-        advance(len(labels), note=note)
+        advance(len(labels), note=_note(history, take_step.room, len(labels), training))
+        if book:
+            book.step_done(step + 1, partial(state_of, step + 1, take_step, kept, history))
     average.store()
     with torch.no_grad():
         torch._foreach_lerp_(_trained(network), initial, 1 - training.wise_ft)
     network.eval()
     return history
+
+
+def _note(history: list[Point], room: Room, n_photos: int, training: FineTune) -> str:
+    """What to show while training: the last loss, and how many photos fit where not all do."""
+    if not history:
+        return ""
+    is_halved = room.n_photos < (training.micro_batch or n_photos)
+    fit = f", {room.n_photos} photos in memory at once" if is_halved else ""
+    return f"loss {history[-1].loss:.4f}{fit}"
 
 
 class Step:
@@ -191,6 +211,20 @@ class Step:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return loss
+
+    def state(self) -> tuple[dict[str, Tensor], Facts]:
+        """What the next step depends on besides the weights: tensors and JSON."""
+        tensors, facts = optimiser_state(self._optimiser)
+        more = {"scaler": self._scaler.state_dict(), "at_once": self.room.n_photos}
+        return {f"optimiser.{name}": value for name, value in tensors.items()}, {**facts, **more}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+        """Go on where `state` was taken."""
+        start = "optimiser."
+        own = {n.removeprefix(start): each for n, each in tensors.items() if n.startswith(start)}
+        restore_optimiser(self._optimiser, own, facts)
+        self._scaler.load_state_dict(facts["scaler"])
+        self.room.n_photos = facts["at_once"]
 
     def _sum_gradients(self, arrays: Tensor, labels: Tensor, micro_batch: int) -> Tensor:
         """The mean loss of the batch; gradients are summed over micro-batches."""
@@ -249,16 +283,16 @@ class _Average:
 
     def __init__(self, network: nn.Module, training: FineTune) -> None:
         self._training, self._live = training, _trained(network)
-        self._mean = [value.detach().clone() for value in self._live] if training.ema else []
+        self.mean = [value.detach().clone() for value in self._live] if training.ema else []
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if self._mean:
+        if self.mean:
             live = [parameter.detach() for parameter in self._live]
-            torch._foreach_lerp_(self._mean, live, 1 - ema_decay(step, self._training))
+            torch._foreach_lerp_(self.mean, live, 1 - ema_decay(step, self._training))
 
     @torch.no_grad()
     def store(self) -> None:
         """Replace the last weights by the average."""
-        for parameter, mean in zip(self._live, self._mean, strict=False):
+        for parameter, mean in zip(self._live, self.mean, strict=False):
             parameter.copy_(mean)

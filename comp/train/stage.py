@@ -7,7 +7,8 @@
 4. Each fold without intact out-of-fold logits is scored by its checkpoint, under all views.
 5. oof.csv collects them; the table shows the log loss of each fold and of all.
 
-Killed at any point, the next call resumes at the first step that has not left its file.
+Killed at any point, the next call resumes at the first step that has not left its file; training by
+gradients, where the fold's resume file says.
 """
 
 import time
@@ -55,13 +56,15 @@ def train(
 
 
 def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt: bool) -> None:
-    from comp.train.checkpoints import description, save_tensors
+    from comp.train.checkpoints import description, forget_resume, save_tensors
     from comp.train.fits import open_fit
 
     code = runs.code_digest()
     fit = open_fit(run, wanted, reporter, new=True)
     weights, device = fit.frozen.weights, fit.frozen.device_name
     runs.start(run, weights, device, code, reporter)
+    for fold in () if may_adopt else run.folds:
+        forget_resume(run.checkpoint(fold))
     if may_adopt and (adopted := runs.adopt(run, weights)):
         reporter.say(f"{run.name}: {len(adopted)} folds adopted from a run with the same fit")
     started = time.perf_counter()
@@ -75,6 +78,7 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
             origin = {**run.origin_of(fold, weights), "code": code, **description(fit.inputs, fold)}
             save_tensors(run.checkpoint(fold), tensors, origin)
             runs.record_fit(run, fold)
+        forget_resume(run.checkpoint(fold))
         if not run.is_scored(fold):
             ids = fit.inputs.held_out_ids(fold)
             with runs.timed(run, f"score fold {fold}", len(ids)):

@@ -27,8 +27,9 @@ from comp.store import derive_seed, write_table
 from comp.train.batches import AugmentedPhotos, Batch, CachedPhotos, Draw, batches_of
 from comp.train.checkpoints import Arrays, arrays_of_network, load_network, new_network
 from comp.train.features import N_AT_ONCE, CachedRows, FrozenNetwork
-from comp.train.finetune import Point, fine_tune, set_training_mode
+from comp.train.finetune import fine_tune, set_training_mode
 from comp.train.inputs import Inputs
+from comp.train.resume import Bookmark, point_from
 from comp.train.solver import solve_fold
 
 BatchesOf = Callable[[int, FineTune, int], DataLoader[Batch]]  # of a fold, a phase and a seed
@@ -46,18 +47,24 @@ def train_phases(
     `preprocessing` normalises crops; None: the batches hold cached arrays.
     """
     inputs, device, reporter = frozen.inputs, frozen.device, frozen.reporter
-    history: list[Point] = []
+    book = Bookmark(inputs.run, fold, frozen.weights, frozen.device_name, reporter)
+    history = [point_from(point) for point in book.facts["before"]]  # of phases that are done
     n_training, recipe = int(inputs.training_rows(fold).sum()), inputs.run.recipe
     with torch.random.fork_rng(devices=[device.where] if device.is_cuda else []):
         for number, phase in enumerate(fine_tuning(inputs).phases()):
+            if number < book.facts["phase"]:
+                continue
             freeze_for(phase, network, fold, frozen)
             seed = derive_seed(recipe.seed, "fine-tune", fold, number)
             batches = make_batches(fold, phase, seed)
-            # of dropout and stochastic depth; a GPU's order of summation is not seeded
-            torch.manual_seed(derive_seed(seed, "dropout"))
+            if number > book.facts["phase"]:
+                book.facts = {"phase": number, "step": 0, "before": history}
+            batches.batch_sampler.first = book.facts["step"]  # type: ignore[union-attr]
             n_steps, n_photos = len(batches), min(phase.batch_size, n_training)
-            with reporter.track(f"fold {fold}", n_steps * n_photos, "photos") as advance:
-                points = fine_tune(network, batches, n_steps, phase, preprocessing, device, advance)
+            label, n_left = f"fold {fold}", (n_steps - book.facts["step"]) * n_photos
+            with reporter.track(label, n_left, "photos") as advance, book.listening():
+                what = (network, batches, n_steps, phase, preprocessing, device, advance)
+                points = fine_tune(*what, seed=seed, book=book)
             before = history[-1].step if history else 0
             history += [replace(point, step=before + point.step) for point in points]
     write_table(inputs.run.history(fold), pd.DataFrame(history))
