@@ -190,6 +190,15 @@ def test_a_copied_run_is_intact_although_its_times_differ(mine: Workspace) -> No
     assert str(heard).count("nothing to do") == 2
 
 
+def test_a_run_under_the_name_of_another_is_neither_resumed_nor_predicted(mine: Workspace) -> None:
+    ours, theirs = (open_run(mine, recipe).folder for recipe in (TINY_HEAD, OTHER))
+    shutil.rmtree(ours)
+    theirs.rename(ours)
+    for stage_of in (train, lambda *words: predict(mine, COMPETITION, *words[1:])):
+        with pytest.raises(StaleError, match=f"contains the run {theirs.name}: rename it back"):
+            stage_of(mine, TINY_HEAD, "cpu", Reporter())
+
+
 def test_stray_and_damaged_files_in_runs_neither_stop_a_run_nor_are_taken_for_one(
     mine: Workspace,
 ) -> None:

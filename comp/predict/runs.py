@@ -23,7 +23,7 @@ from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fol
 from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
-from comp.train.files import again, is_intact, read_intact, read_table, record
+from comp.train.files import again, check_name, is_intact, read_intact, read_table, record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,11 +157,7 @@ def check_current(workspace: Workspace, run: FinishedRun) -> None:
 def read_run(folder: Path) -> FinishedRun:
     """The run in `folder`; StaleError if it is renamed, or a file is missing or damaged."""
     origin, figures = _read_origin(folder), _read_figures(folder)
-    name = f"{origin.name}-{origin.fingerprint}"
-    if folder.name != name:
-        raise StaleError(
-            f"the folder {folder.name} contains the run {name}: rename it back, or delete it"
-        )
+    check_name(folder)
     return FinishedRun(
         folder=folder.name,
         recipe=origin.name,

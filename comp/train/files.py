@@ -108,6 +108,16 @@ def read_table(path: Path, finite: Sequence[str], stage: str) -> pd.DataFrame:
     return read_intact(path, parse, stage)
 
 
+def check_name(folder: Path) -> None:
+    """StaleError if `folder` has the intact run.json of another run."""
+    origin = read_object(folder / "run.json") if is_intact(folder / "run.json") else {}
+    name = f"{origin.get('name')}-{origin.get('fingerprint')}"
+    if origin and folder.name != name:
+        raise StaleError(
+            f"the folder {folder.name} contains the run {name}: rename it back, or delete it"
+        )
+
+
 def checkpoint_origin(path: Path) -> Mapping[str, str]:
     """What a checkpoint says of itself; nothing if it is missing, cut or of another kind."""
     try:

@@ -29,6 +29,7 @@ from comp.store import (
 )
 from comp.train.files import (
     again,
+    check_name,
     checkpoint_origin,
     damaged,
     is_intact,
@@ -120,7 +121,10 @@ def run_folders(workspace: Workspace, having: str = "") -> list[Path]:
 
 
 def open_run(workspace: Workspace, recipe: Recipe) -> Run:
-    """The run of `recipe` on today's training photos; DataError if there are none."""
+    """The run of `recipe` on today's training photos; DataError if there are none.
+
+    StaleError if another run was renamed to it.
+    """
     manifest = workspace.manifest("train")
     if not manifest.exists():
         raise DataError(f"no {manifest}: run `make data` first")
@@ -128,7 +132,9 @@ def open_run(workspace: Workspace, recipe: Recipe) -> Run:
     if recipe.folds.label_fixes is not None:
         fixes = chosen_label_fixes(workspace.verdicts, recipe.folds.label_fixes)
         key = fingerprint(key, fixes)
-    return Run(workspace=workspace, recipe=recipe, data_key=key)
+    run = Run(workspace=workspace, recipe=recipe, data_key=key)
+    check_name(run.folder)
+    return run
 
 
 def trained_run(workspace: Workspace, recipe: Recipe) -> Run:
