@@ -32,7 +32,7 @@ def is_intact(path: Path) -> bool:
     entry = _entries(path).get(path.name)
     if not entry or not path.is_file():
         return False
-    return _stat(path).items() <= entry.items() or file_sha256(path) == entry["sha256"]
+    return _stat(path).items() <= entry.items() or bool(file_sha256(path) == entry["sha256"])
 
 
 def damaged(paths: Iterable[Path]) -> list[Path]:

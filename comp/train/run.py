@@ -121,17 +121,13 @@ def run_folders(workspace: Workspace, having: str = "") -> list[Path]:
 
 
 def open_run(workspace: Workspace, recipe: Recipe) -> Run:
-    """The run of `recipe` on today's training photos; DataError if there are none.
-
-    StaleError if another run was renamed to it.
-    """
+    """The run of `recipe` on today's training photos; DataError if there are none."""
     manifest = workspace.manifest("train")
     if not manifest.exists():
         raise DataError(f"no {manifest}: run `make data` first")
     key = file_sha256(manifest)[:10]
     if recipe.folds.label_fixes is not None:
-        fixes = chosen_label_fixes(workspace.verdicts, recipe.folds.label_fixes)
-        key = fingerprint(key, fixes)
+        key = fingerprint(key, chosen_label_fixes(workspace.verdicts, recipe.folds.label_fixes))
     run = Run(workspace=workspace, recipe=recipe, data_key=key)
     check_name(run.folder)
     return run
