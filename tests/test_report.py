@@ -197,7 +197,9 @@ def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     with pages_kept_current(workspace, COMPETITION, heard):
         folder = make_run(workspace)
         edit_table(folder / "oof.csv", lambda oof: oof.replace({"id": {"cat.0": "cat.77777"}}))
+        (make_run(workspace, "other") / "report.html").mkdir()
     assert "warning: no page: 1 of 80 out-of-fold photos are not in data/train.csv" in str(heard)
+    assert "warning: no page: [Errno 21] Is a directory" in str(heard)
 
 
 def test_a_run_that_was_set_aside_keeps_its_page(shown: tuple[Workspace, Path]) -> None:

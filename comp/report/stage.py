@@ -77,7 +77,7 @@ def _write_changed(
     for write in [*pages, *([write_ledger_page] if new_lines else [])]:
         try:
             write(workspace, competition_of(workspace, competition))
-        except UserError as error:
+        except (UserError, OSError) as error:
             reporter.warn(f"no page: {error}")
 
 
