@@ -48,7 +48,11 @@ $(foreach name,$(taken),$(if $(filter environment,$(origin $(name))),$(warning \
   $(name) of the environment is ignored: write make $(goals) $(name)=...)))
 
 lower = $(shell echo $(1) | tr A-Z a-z)
-quote = '$(subst ','\'',$(value $(1)))'
+define newline
+
+
+endef
+quote = '$(subst ','\'',$(subst $(newline), ,$(value $(1))))'
 option = $(if $(filter $(BARE),$(1)),,--$(lower)) $(if $(filter $(FLAGS),$(1)),,$(quote))
 off = $(foreach name,$(FLAGS),$(if $(filter 0,$(value $(name))),$(name)))
 options = $(foreach name,$(filter-out $(off),$(filter $(given),$(or $(1),$(takes_$@)))),$(call option,$(name)))
