@@ -130,7 +130,7 @@ def _lock_at(path: Path, reporter: Reporter) -> filelock.BaseFileLock:
     try:
         with suppress(filelock.Timeout), lock.acquire(blocking=False):
             pass
-    except (NotImplementedError, OSError) as error:  # no locks here; others are raised again
+    except (NotImplementedError, OSError) as error:  # without locks we go on and say so, below
         if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
             raise
         reporter.warn("this file system has no locks: use the workspace from one machine at a time")

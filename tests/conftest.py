@@ -90,4 +90,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for marker, reason in absent.items():
             if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=reason))  # .ci/run has both
+                item.add_marker(pytest.mark.skip(reason=reason))  # CI lacks a GPU alone

@@ -145,8 +145,8 @@ class Bookmark:
         finally:
             restore()
         if self._signal:  # after the last step
-            line = f"stopped at the end of fold {self._fold}; the same command resumes here"
-            raise KeyboardInterrupt(line, self._signal)
+            where = "the same command resumes at the last saved step, if there is one"
+            raise KeyboardInterrupt(f"stopped in fold {self._fold}; {where}", self._signal)
 
 
 def state_of(
