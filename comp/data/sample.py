@@ -10,6 +10,7 @@ from decimal import Decimal
 from comp.competition import Competition
 from comp.data.manifest import ID_PATTERN
 from comp.errors import ArchiveError
+from comp.progress import counted
 
 
 def read_sample(
@@ -39,9 +40,9 @@ def read_sample(
         found, wanted = ",".join(header), ",".join(competition.columns)
         problem = f"the columns {found[:80]!r}, not {wanted!r}"
     elif wrong:
-        problem = f"{len(wrong):,} lines that are not an id and a number, the first is {wrong[0]!r}"
+        problem = f"{counted(len(wrong), 'line')} without an id and a number, first {wrong[0]!r}"
     elif twice:
-        problem = f"{len(twice):,} ids more than once, the first is {twice[0]}"
+        problem = f"{counted(len(twice), 'id')} more than once, the first is {twice[0]}"
     elif not ids:
         problem = "no ids"
     if problem:

@@ -61,8 +61,8 @@ def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
     groups = read_manifest(workspace.manifest("train")).set_index("id")["group"].reindex(oof["id"])
     if groups.isna().any():
         raise StaleError(
-            f"{int(groups.isna().sum()):,} of {len(oof):,} out-of-fold photos are not in"
-            " data/train.csv: train again"
+            f"data/train.csv lacks {int(groups.isna().sum()):,} of"
+            f" {counted(len(oof), 'out-of-fold photo')}: train again"
         )
     return groups.to_numpy(np.int64)
 

@@ -20,7 +20,7 @@ from comp.errors import StaleError
 from comp.predict.blend import OPTIONS, blend_folder, blend_runs
 from comp.predict.calibrate import settings_of
 from comp.predict.runs import is_predicted, print_losses, read_oof, write_predictions
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, write_table
 from comp.train.files import is_intact, read_table, record, warn_of_damage
@@ -45,8 +45,8 @@ def predict(
         warn_of_damage([run.folder / "test.csv", run.folder / "calibration.json"], reporter)
         logits = _mean_logits(run, device, reporter)
         write_predictions(workspace, run.folder, read_oof(run.folder), logits, settings, reporter)
-        n_folds = len(run.folds)
-        reporter.say(f"{run.name}: {len(logits):,} test photos predicted by {n_folds} folds")
+        photos, folds = counted(len(logits), "test photo"), counted(len(run.folds), "fold")
+        reporter.say(f"{run.name}: {photos} predicted by {folds}")
     print_losses(run.folder, reporter)
     return run
 

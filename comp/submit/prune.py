@@ -20,9 +20,9 @@ from comp.predict.runs import recipe_of
 from comp.progress import Reporter, counted
 from comp.recipe import Folds, Recipe
 from comp.recipes import RECIPES
-from comp.store import Workspace, fingerprint, read_json
+from comp.store import Workspace, read_json
 from comp.submit.ledger import read_ledger
-from comp.train.features import kept_path, read_kept
+from comp.train.features import cache_name, kept_path, read_kept
 from comp.train.files import is_intact
 from comp.train.run import Run, open_run, run_folders
 
@@ -112,4 +112,4 @@ def _used(workspace: Workspace, folders: Iterable[Path]) -> Iterator[str]:
                 for is_tail in (False, True):
                     if kept := read_kept(run, device, is_tail=is_tail):
                         yield kept_path(run, device, is_tail=is_tail).name
-                        yield fingerprint(kept.key, store)
+                        yield cache_name(kept.key, store)

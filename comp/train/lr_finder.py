@@ -22,7 +22,7 @@ from comp.errors import RecipeError, TrainingError
 from comp.network.backbone import build
 from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
-from comp.progress import Advance, Reporter
+from comp.progress import Advance, Reporter, counted
 from comp.recipe import FineTune, Recipe
 from comp.store import Workspace, derive_seed
 from comp.train.batches import Batch
@@ -104,8 +104,8 @@ def range_test(
     n = len(losses)
     if n <= N_NOISY:
         raise TrainingError(
-            f"the loss is not finite after {n} steps, at a learning rate of {rates[n]:.1e}: check"
-            " the weights"
+            f"the loss is not finite after {counted(n, 'step')}, at a learning rate of"
+            f" {rates[n]:.1e}: check the weights"
         )
     return RangeTest(rates=rates[:n], losses=np.array(losses), diverged=n < n_steps)
 
