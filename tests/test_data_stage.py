@@ -588,7 +588,7 @@ def test_another_competition_needs_nothing_but_another_competition_object(
     assert read_sample(data, FACES) == list(test)
     assert len(open_pixels(workspace, manifests(workspace), SMALL, Heard())) == 28
     for name, reason in (
-        ("faces/happy/img_0001.jpg", "1 photos whose id another one has"),
+        ("faces/happy/img_0001.jpg", "1 repeated photo id"),
         ("faces/cross/img_0099.jpg", r"1 file whose name does not match faces/"),
     ):
         with pytest.raises(ArchiveError, match=reason):

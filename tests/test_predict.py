@@ -255,8 +255,12 @@ def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
     assert "largest change of a logit 0; oof.csv is the same, byte for byte" in str(heard)
     assert "other code" not in str(heard)
     assert find_run(mine, COMPETITION, "tiny") == folder
-    train(mine, TINY_HEAD, "cpu", heard, force=True)
-    assert f"in {folder.name}.before-2 " in str(heard)
+    fitted.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(mine, TINY_HEAD, "cpu", heard, force=True)
+    assert f"kept as {folder.name}.before-2" in str(heard)
+    train(mine, TINY_HEAD, "cpu", heard)  # goes on too, and adopts no fold of the code before
+    assert fitted == [0, 1, 2, 2, 3, 4]
 
 
 def test_the_digest_covers_what_decides_a_fit_and_nothing_else(tmp_path: Path) -> None:

@@ -189,6 +189,9 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
         ("judge RUN=a", "does not take RUN;"),
         ("recipes DEVICE=cpu", "it takes no variables"),
         ("train submit RUN=a", "make train does not take RUN: leave train out"),
+        ("blend submit 'RUNS=a b'", "make submit does not take RUNS: leave submit out"),
+        ("submit lite0_head", "no target lite0_head;"),
+        ("train SET=a=1 SET=b=2", "SET is given twice"),
         ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
         ("submit 'FORCE=0 1'", "FORCE must be 1 or 0, got 0 1"),
         ("submit WORKSPACE=", "WORKSPACE is empty"),
@@ -199,6 +202,14 @@ def test_make_refuses_a_variable_that_a_target_does_not_take(words: str, says: s
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stdout == ""
+
+
+def test_makes_help_fits_into_80_columns() -> None:
+    command = ["make", "--silent", "help"]
+    root, env = Path(__file__).parents[1], dict(os.environ) | {"MAKEFLAGS": ""}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env, check=True)
+    assert "make train " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_make_takes_variables_from_the_command_line_alone_and_says_so() -> None:

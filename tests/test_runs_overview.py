@@ -157,10 +157,10 @@ def test_runs_of_other_photos_have_another_table_and_broken_ones_come_last(
     assert "4 runs without a cross-validation:" in lines
     told = " ".join(map(str.strip, lines[lines.index("4 runs without a cross-validation:") :]))
     for says in (
-        "cut-1111111111: oof.csv is damaged: run `make train`",
-        "half-2222222222: test.csv is missing: run `make predict`",
-        "fold-1.safetensors is damaged: run `make train`",
-        "new-3333333333: run.json is missing, oof.csv is missing",
+        "cut-1111111111: oof.csv damaged: run `make train`",
+        "half-2222222222: test.csv missing: run `make predict`",
+        "fold-1.safetensors damaged: run `make train`",
+        "new-3333333333: run.json, oof.csv missing: run `make train`",
     ):
         assert says in told
 

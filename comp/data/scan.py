@@ -198,8 +198,8 @@ def manifests_of(
     for name, part in zip(names, [*classes, test], strict=True):
         if usable(part).empty:
             raise DataError(
-                f"of {counted(len(part), 'photo')} {name} none can be decoded: delete the archive"
-                " and run `make data` again"
+                f"none of the {len(part):,} photos {name} can be decoded: delete the archive and"
+                " run `make data` again"
             )
     train = usable(train)
     keys = list(train["id"]), list(train["label"]), list(train["group"])
