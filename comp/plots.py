@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
-from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from comp.store import whole
@@ -79,11 +79,19 @@ class Drawing:
 
 
 def make_logarithmic(*axes: Any) -> None:
-    """Logarithmic scales with plain numbers at powers of ten; `axes` as in figure.xaxis."""
+    """Logarithmic scales with plain numbers, at powers of ten if the scale spans one.
+
+    `axes` as in figure.xaxis.
+    """
+
+    def between(axis: Any, x: float, _: int) -> str:
+        low, high = axis.get_view_interval()
+        return f"{x:.3g}" if high < 10 * low else ""
+
     for axis in axes:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_formatter(partial(between, axis))
 
 
 _TO_ELEMENT = {
@@ -121,7 +129,8 @@ def curve_png(
         axes.plot(x, y, label=name, alpha=0.35 if index else 1.0)
     for index, (name, at) in enumerate(marks.items()):
         axes.axvline(at, label=name, color=f"C{index + len(curves)}", linestyle="--")
-    axes.set(xscale="log", yscale="log", title=title, xlabel=x_label, ylabel=y_label)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    make_logarithmic(axes.xaxis, axes.yaxis)
     axes.legend()
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)
