@@ -74,7 +74,8 @@ def _open_packed(
     if missing:
         raise ArchiveError(
             f"{path.name} lacks {' and '.join(missing)};"
-            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {GET_AGAIN}"
+            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}:"
+            f" {'name its folder' if path.name in competition.archives else GET_AGAIN}"
         )
     _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
     *packed, listed = (by_name[name] for name in expected)
