@@ -289,7 +289,7 @@ def test_photos_that_libjpeg_remarks_on_are_named_once_and_its_own_lines_are_not
 def test_a_photo_that_changed_since_the_manifest_is_not_taken_for_it(workspace: Workspace) -> None:
     manifest = write(workspace, some(3))
     (workspace.photos / "train" / "cat.1.jpg").write_bytes(jpeg(99))
-    with pytest.raises(StaleError, match=r"1 photos are not those .*cat.1.jpg: delete the folder"):
+    with pytest.raises(StaleError, match=r"1 photo other than in .*cat.1.jpg: delete the folder"):
         open_pixels(workspace, [manifest], SQUASH, Heard())
 
 

@@ -35,9 +35,7 @@ def read_solution(path: Path) -> dict[str, int]:
 def labels_of(archive: Path, solution: Path, competition: Competition) -> dict[str, int]:
     """The labels in `solution`. UserError unless they are of the ids that `archive` asks for."""
     if not zipfile.is_zipfile(archive):
-        raise UserError(
-            f"{archive}: no archive to rehearse with; name Kaggle's one zip"
-        )
+        raise UserError(f"{archive}: no archive to rehearse with; name Kaggle's one zip")
     labels = read_solution(solution)
     with open_zip(archive, archive.name) as bundle:
         if competition.sample not in bundle.namelist():

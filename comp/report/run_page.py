@@ -123,8 +123,7 @@ def run_page(facts: RunFacts) -> Page:
     sections = [
         Section(
             title="Worst photos",
-            text=f"{share:.0%} of the out-of-fold log loss of {len(oof):,} comes from"
-            f" {counted(min(N_WORST, len(cards)), 'photo')}. The gallery below has {len(cards)}.",
+            text=f"{share:.0%} of the out-of-fold log loss. The gallery below has {len(cards)}.",
             cards=[replace(card, reason="") for card in cards[:N_WORST]],
         ),
         Section(title="Score", tables=[scores], charts=list(_charts(facts))),

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from comp.errors import StaleError
 from comp.network.heads import FeatureHead
 from comp.network.preprocessing import preprocessing_of
-from comp.network.views import Look, View
+from comp.network.views import Look, View, code_of_outputs
 from comp.network.weights import weights_file
 from comp.progress import Advance, Reporter, counted
 from comp.store import file_sha256, fingerprint, read_json, require_room, whole, write_json
 from comp.train.inputs import Inputs
-from comp.train.run import COMP, LIBRARIES, Run, check_weights
+from comp.train.run import LIBRARIES, Run, check_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,13 +164,6 @@ def read_kept(run: Run, device: str | None, *, is_tail: bool = False) -> Kept | 
         return Kept(**read_json(kept_path(run, device, is_tail=is_tail)))
     except (OSError, ValueError, TypeError):
         return None  # the network is built, and this written again
-
-
-@cache
-def code_of_outputs(package: Path = COMP) -> str:
-    """Fingerprint of the modules that crop, augment and embed photos."""
-    paths = [*sorted(package.glob("network/*.py")), package / "train/augment.py"]
-    return fingerprint([path.read_text(encoding="utf-8") for path in paths])
 
 
 def cache_name(key: str, store: str) -> str:
