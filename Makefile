@@ -37,7 +37,8 @@ FLAGS := FORCE REFRESH FULL YES # 1 or 0
 # Variables count on the command line only: an environment that has FORCE or RUN changes nothing.
 goals := $(or $(MAKECMDGOALS),help)
 taken := $(sort $(foreach goal,$(goals),$(takes_$(goal))))
-given := $(filter-out PYTHON,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+given := $(filter-out PYTHON,$(written))
 unexport $(given)
 $(foreach goal,$(filter-out $(TARGETS),$(goals)),$(error \
   no target $(goal); `make help` lists them, and a variable reads NAME=value))
@@ -46,7 +47,7 @@ twice := $(shell { tr '\0' '\n' 2>/dev/null </proc/$$PPID/cmdline || ps -o args=
 $(if $(twice),$(error $(firstword $(twice)) is given twice: write all of it in one))
 $(foreach name,$(filter-out $(taken),$(given)),$(error \
   make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
-$(foreach name,$(filter-out SET,$(given)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
+$(foreach name,$(filter-out SET,$(written)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
 $(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out x0 x1,x$(value $(name))),$(error \
   $(name) must be 1 or 0, got $(value $(name)))))
 # A stage that takes a recipe would go on with the default one beside runs that are named.

@@ -195,6 +195,7 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
         ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
         ("submit 'FORCE=0 1'", "FORCE must be 1 or 0, got 0 1"),
         ("submit WORKSPACE=", "WORKSPACE is empty"),
+        ("train PYTHON=", "PYTHON is empty"),
     ],
 )
 def test_make_refuses_a_variable_that_a_target_does_not_take(words: str, says: str) -> None:

@@ -33,8 +33,7 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
         if n_off:
             raise DataError(
                 f"{first} and {name} differ: {counted(n_off, 'photo is', 'photos are')} in only"
-                " one of them;"
-                " train both on the same photos"
+                " one of them; name other runs, or train both on the same photos"
             )
         tables[name] = tables[name].loc[photos.index]
         for column in ("label", "fold"):
