@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from comp.store import whole
@@ -79,19 +79,15 @@ class Drawing:
 
 
 def make_logarithmic(*axes: Any) -> None:
-    """Logarithmic scales with plain numbers, at powers of ten if the scale spans one.
+    """Logarithmic scales with plain numbers, at powers of ten if they span one.
 
-    `axes` as in figure.xaxis.
+    `axes`, as in figure.xaxis, are drawn already.
     """
-
-    def between(axis: Any, x: float, _: int) -> str:
-        low, high = axis.get_view_interval()
-        return f"{x:.3g}" if high < 10 * low else ""
-
     for axis in axes:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(partial(between, axis))
+        low, high = axis.get_view_interval()
+        axis.set_minor_formatter("{x:.3g}" if high < 10 * low else NullFormatter())
 
 
 _TO_ELEMENT = {

@@ -155,9 +155,9 @@ def test_a_rehearsal_is_known_as_one_before_anything_else_is_written(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text + "21,0\n", "0 of 20 ids in sample_submission.csv without a label, 1"),
+        (lambda text: text + "21,0\n", "0 of 20 ids in sample_submission.csv have no label, and 1"),
         (lambda text: text[: text.rindex("20,")], "1 of 20 ids in sample_submission.csv"),
-        (lambda text: text.replace("\n20,", "\n020,"), "1 of 20 labels with another id"),
+        (lambda text: text.replace("\n20,", "\n020,"), "and 1 of 20 labels are of other ids"),
     ],
 )
 def test_a_solution_of_other_photos_is_refused_before_the_rehearsal_writes_anything(

@@ -86,6 +86,7 @@ def test_options_that_bound_each_other_can_change_together_in_any_order() -> Non
         ("training.epochs", "reads section.option=value"),
         ("training.epochs=many", "must be a valid integer"),
         ("training.epochs=1.5", "must be a valid integer"),
+        ("pixels.mean=1", "pixels.mean must be a list like [1,2], got '1'"),
         ("training.epochs=0", "must be greater than or equal to 1"),
         ("training.augment.flip=2", "must be a valid boolean"),
         ("training.peak_lr=nan", "must be a finite number"),

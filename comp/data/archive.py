@@ -123,6 +123,7 @@ def _checked_split(
             photos[match["id"].casefold()] = match["id"], label, info
         else:
             strange.append(info.filename)
+    pattern = re.sub(r"\?P<\w+>", "", pattern)  # for people
     if strange and re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I):
         raise ArchiveError(
             f"{name} has {counted(len(strange), 'photo')} in folders of their classes, the first is"

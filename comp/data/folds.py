@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from comp.data.manifest import natural_key
 from comp.errors import DataError
-from comp.progress import counted
 
 _SALT = "folds 1"  # change it whenever the rule below changes
 
@@ -55,8 +54,8 @@ def assign_folds(
     if n_folds < 2 or not all(n_zeros and n_ones for n_zeros, n_ones in counts):
         n_ones = sum(int(label) for label in labels)
         raise DataError(
-            f"{counted(len(ids), 'photo')} ({len(ids) - n_ones:,} and {n_ones:,} of the classes) in"
-            f" {counted(len(members), 'near-duplicate group')}: not enough for {n_folds} folds with"
-            " both classes in each: use fewer folds, at least 2, or more photos"
+            f"{len(ids):,} photos ({len(ids) - n_ones:,} and {n_ones:,} of the two classes) in"
+            f" {len(members):,} near-duplicate groups are not enough for {n_folds} folds with both"
+            " classes in each: use fewer folds, at least 2, or more photos"
         )
     return folds

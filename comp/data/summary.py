@@ -62,7 +62,7 @@ def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter
     n_in_both = n_labelled.between(1, n_photos - 1).sum()
     reporter.say(
         f"near-duplicates: {n_photos.sum():,} photos in {counted(len(n_photos), 'group')},"
-        f" up to {n_photos.max():,} in one; exact copies: {(n_photos - n_files).sum():,};"
+        f" up to {n_photos.max():,} in one; exact duplicates: {(n_photos - n_files).sum():,};"
         f" groups with training and test photos: {n_in_both:,}"
     )
     mixed = n_labels[n_labels > 1].index

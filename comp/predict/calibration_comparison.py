@@ -75,15 +75,9 @@ def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
         if n < columns.shape[1]:
             means[f"views {name}"] = part.mean(1)
         if 1 < n <= columns.shape[1]:
-            of = f"{name}, " if n < columns.shape[1] else ""
-            means[f"{of}mean probability"] = mean_of_probs(part)
+            of, p = f"{name}, " if n < columns.shape[1] else "", sigmoid(part)
+            means[f"{of}mean probability"] = np.log(p.mean(1)) - np.log((1 - p).mean(1))
     return means
-
-
-def mean_of_probs(logits: Floats) -> Floats:
-    """The logit of the mean probability of each row of `logits [n, m]`."""
-    p = sigmoid(logits)
-    return np.asarray(np.log(p.mean(1)) - np.log((1 - p).mean(1)), np.float64)
 
 
 def score_candidates(

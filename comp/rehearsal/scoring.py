@@ -12,7 +12,6 @@ from comp.data.sample import read_sample
 from comp.data.zips import open_zip, read_member
 from comp.errors import UserError
 from comp.metric import log_loss
-from comp.progress import counted
 
 
 class UnscorableError(Exception):
@@ -35,7 +34,7 @@ def read_solution(path: Path) -> dict[str, int]:
 def labels_of(archive: Path, solution: Path, competition: Competition) -> dict[str, int]:
     """The labels in `solution`. UserError unless they are of the ids that `archive` asks for."""
     if not zipfile.is_zipfile(archive):
-        raise UserError(f"{archive}: no archive to rehearse with; name Kaggle's one zip")
+        raise UserError(f"{archive}: no zip like Kaggle's to rehearse with, nor a folder with one")
     labels = read_solution(solution)
     with open_zip(archive, archive.name) as bundle:
         if competition.sample not in bundle.namelist():
@@ -45,9 +44,9 @@ def labels_of(archive: Path, solution: Path, competition: Competition) -> dict[s
     n_without, n_unknown = len({*ids} - {*labels}), len({*labels} - {*ids})
     if n_without or n_unknown:
         raise UserError(
-            f"{solution} does not fit {archive}: {n_without:,} of {counted(len(ids), 'id')} in"
-            f" {competition.sample} without a label, {n_unknown:,} of"
-            f" {counted(len(labels), 'label')} with another id; name the SOLUTION of this ARCHIVE"
+            f"{solution} does not fit {archive}: {n_without:,} of {len(ids):,} ids in"
+            f" {competition.sample} have no label, and {n_unknown:,} of {len(labels):,} labels"
+            " are of other ids; name the SOLUTION of this ARCHIVE"
         )
     return labels
 
