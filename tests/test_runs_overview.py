@@ -243,6 +243,7 @@ def test_prune_frees_what_nothing_uses_and_nothing_else(
             edit_json(old / "run.json", data="0" * 10, fingerprint="0" * 10)
     shutil.copytree(runs["kept"], f"{runs['kept']}.before-2")
     shutil.copytree(runs["scored"], f"{runs['scored']}.before-1")
+    shutil.copytree(runs["kept"], workspace.runs / "unfinished-0000000000.before-1")
     add_score(workspace, runs["scored"].name, 0.04, 1)
     add_score(workspace, "scored-0000000000", 0.05, 2)
     members = [workspace.runs / f"{name}-0000000000" for name in ("blended", "blended2")]
