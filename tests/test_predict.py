@@ -15,7 +15,8 @@ from tiny import contents
 
 from comp import store
 from comp.competition import COMPETITION
-from comp.errors import StaleError
+from comp.errors import DataError, StaleError
+from comp.options import override
 from comp.predict.run_names import find_run
 from comp.predict.runs import read_run, recipe_of
 from comp.predict.stage import finished_folder, predict, predict_all
@@ -282,6 +283,21 @@ def test_the_digest_covers_what_decides_a_fit_and_nothing_else(tmp_path: Path) -
         with (package / name).open("a") as file:
             file.write("CHANGED = True\n")
         assert (code_digest(package) != before) == decides, name
+
+
+def test_one_fold_is_enough_without_a_calibration_and_refused_before_any_work_with_one(
+    mine: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = mine, COMPETITION
+    for method in ("none", "temperature"):
+        one = override(TINY_HEAD, ["folds.fit=1", f"prediction.calibration={method}"])
+        train(mine, one, "cpu", Reporter())
+        if method == "none":
+            folder = predict(*arguments, one, "cpu", Reporter()).folder
+            assert read_run(folder).cv_clipped > 0
+    monkeypatch.setattr("comp.predict.stage._mean_logits", lambda *_: pytest.fail("it worked"))
+    with pytest.raises(DataError, match="2 or more fitted folds, got 1: set"):
+        predict(*arguments, one, "cpu", Reporter())
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

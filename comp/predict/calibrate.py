@@ -209,8 +209,8 @@ def over_folds(folds: ArrayLike, score: Callable[[NDArray[np.bool_]], Floats]) -
     numbers = np.unique(fold)
     if numbers.size < 2:
         raise DataError(
-            f"cross-fitting needs at least 2 folds, got {numbers.size}: train all folds of the"
-            " recipe"
+            f"a calibration needs 2 or more fitted folds, got {numbers.size}: set folds.fit=2, or"
+            " prediction.calibration=none"
         )
     values = np.empty(fold.shape)
     for number in numbers:
@@ -228,6 +228,8 @@ def cross_fitted(
         curve = fit_curve(settings.method, z[~held_out], truth[~held_out])
         return settings.finish(curve.probs(z[held_out]))
 
+    if settings.method == "none":  # one fold is enough: nothing is fitted
+        return settings.finish(fit_curve("none", z, truth).probs(z))
     return over_folds(folds, calibrated)
 
 
