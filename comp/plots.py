@@ -79,10 +79,7 @@ class Drawing:
 
 
 def make_logarithmic(*axes: Any) -> None:
-    """Logarithmic scales with plain numbers, at powers of ten if they span one.
-
-    `axes`, as in figure.xaxis, are drawn already.
-    """
+    """Logarithmic scales with plain numbers; `axes`, as in figure.xaxis, are drawn already."""
     for axis in axes:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
         axis.set_major_formatter("{x:g}")

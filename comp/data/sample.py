@@ -10,7 +10,6 @@ from decimal import Decimal
 from comp.competition import Competition
 from comp.data.manifest import ID_PATTERN
 from comp.errors import ArchiveError
-from comp.progress import counted
 
 
 def read_sample(
@@ -40,9 +39,9 @@ def read_sample(
         found, wanted = ",".join(header), ",".join(competition.columns)
         problem = f"the columns {found[:80]!r}, not {wanted!r}"
     elif wrong:
-        problem = f"{counted(len(wrong), 'line')} without an id and a number, first {wrong[0]!r}"
+        problem = f"lines without an id and a number ({len(wrong):,}), the first {wrong[0]!r}"
     elif twice:
-        problem = f"{counted(len(twice), 'id')} more than once, the first is {twice[0]}"
+        problem = f"ids more than once ({len(twice):,}), the first is {twice[0]}"
     elif not ids:
         problem = "no ids"
     if problem:

@@ -17,7 +17,6 @@ from comp.data.manifest import SPLITS, photo_path, read_manifest
 from comp.data.pixels import PixelStore, read_index
 from comp.metric import sigmoid
 from comp.predict.audit import conflicts, pairs_across
-from comp.progress import counted
 from comp.report.page import Card, Page, Section, data_uri
 from comp.store import Workspace
 from comp.train.labels import read_label_fixes
@@ -188,7 +187,7 @@ def audit_page(photos: Photos, competition: Competition, table: pd.DataFrame) ->
     }
     return Page(
         title="Audit of labels",
-        subtitle=f"{competition.title}: {counted(len(table), 'label')} with evidence against it",
+        subtitle=f"{competition.title}: labels with evidence against them: {len(table):,}",
         sections=[
             Section(
                 title=title,

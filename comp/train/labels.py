@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from comp.data.folds import assign_folds
 from comp.data.manifest import usable
 from comp.errors import DataError
-from comp.progress import counted
 from comp.recipe import Folds
 
 COLUMNS = ("id", "verdict", "reason", "by")
@@ -54,8 +53,8 @@ def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
     counts = photos.groupby(["part", "label"]).size().reindex(cells, fill_value=0)
     if (counts == 0).any():
         raise DataError(
-            f"{counted(int((counts == 0).sum()), 'fold lacks', 'folds lack')} a class, with"
-            f" {counted(len(photos), 'photo')} in {n_parts}: lower folds.n or raise folds.n_photos"
+            f"folds without both classes: {int((counts == 0).sum())} of {n_parts}, with"
+            f" {len(photos)} photos: lower folds.n or raise folds.n_photos"
         )
     return photos.astype({"fold": "int64", "part": "int64", "label": "int64"})
 

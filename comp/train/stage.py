@@ -68,8 +68,7 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
     for fold in () if may_adopt else run.folds:
         forget_resume(run.checkpoint(fold))
     if may_adopt and (adopted := runs.adopt(run, weights, began_by)):
-        n = counted(len(adopted), "fold")
-        reporter.say(f"{run.name}: {n} adopted from a run with the same fit")
+        reporter.say(f"{run.name}: {counted(len(adopted), 'fold')} adopted from the same fit")
     started = time.perf_counter()
     missing = [fold for fold in run.folds if not run.is_fitted(fold)]
     fit.announce(missing)

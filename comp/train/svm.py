@@ -11,7 +11,6 @@ from sklearn.svm import SVC
 from comp.data.folds import assign_folds
 from comp.errors import DataError
 from comp.network.heads import KernelHead, LinearHead
-from comp.progress import counted
 from comp.recipe import Svm
 
 
@@ -33,7 +32,7 @@ def fit_svm(
     n_soft = int((labels != targets).sum())
     if n_soft:
         raise DataError(
-            f"{counted(n_soft, 'photo')} with a soft label, and an SVM learns 0 or 1: set"
+            f"an SVM learns 0 or 1, not soft labels, of which there are {n_soft}: set"
             " folds.label_fixes=flip or drop"
         )
     x = features.astype(np.float64)
