@@ -234,7 +234,7 @@ def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
     assert "other code" not in str(heard)
     monkeypatch.setattr(runs, "code_digest", lambda: "changed")
     train(mine, TINY_HEAD, "cpu", heard)
-    assert "other code than there is now fitted 5 of 5 folds: FORCE=1" in str(heard)
+    assert "other code than there is now: 5 of 5 folds; FORCE=1" in str(heard)
 
     fitted, fit = list[int](), HeadFit.fit
 

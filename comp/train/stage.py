@@ -48,8 +48,8 @@ def train(
     print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
-            f"other code than there is now fitted {len(others)} of {folds}: FORCE=1 fits"
-            " all anew and compares"
+            f"fitted by other code than there is now: {len(others)} of {folds}; FORCE=1 fits all"
+            " anew and compares"
         )
     if force and (earlier := runs.set_aside_before(run)):
         _print_change(run, earlier[max(earlier)], reporter)
