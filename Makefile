@@ -5,6 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
+STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
+TARGETS := help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean
+
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET FORCE WORKSPACE DEVICE
@@ -34,16 +37,22 @@ FLAGS := FORCE REFRESH FULL YES # 1 or 0
 # Variables count on the command line only: an environment that has FORCE or RUN changes nothing.
 goals := $(or $(MAKECMDGOALS),help)
 taken := $(sort $(foreach goal,$(goals),$(takes_$(goal))))
-given := $(filter-out PYTHON,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+given := $(filter-out PYTHON,$(written))
 unexport $(given)
+$(foreach goal,$(filter-out $(TARGETS),$(goals)),$(error \
+  no target $(goal); `make help` lists them, and a variable reads NAME=value))
+twice := $(shell { tr '\0' '\n' 2>/dev/null </proc/$$PPID/cmdline || ps -o args= -p $$PPID | tr ' ' '\n'; } | \
+  sed -n 's/^\([A-Z]*\)=.*/\1/p' | sort | uniq -d)
+$(if $(twice),$(error $(firstword $(twice)) is given twice: write all of it in one))
 $(foreach name,$(filter-out $(taken),$(given)),$(error \
   make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
-$(foreach name,$(filter-out SET,$(given)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
+$(foreach name,$(filter-out SET,$(written)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
 $(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out x0 x1,x$(value $(name))),$(error \
   $(name) must be 1 or 0, got $(value $(name)))))
-# A stage that takes a recipe would go on with the default one beside a run that is named.
-$(if $(filter RUN,$(given)),$(foreach goal,$(goals),$(if $(filter RECIPE,$(takes_$(goal))),$(if \
-  $(filter RUN,$(takes_$(goal))),,$(error make $(goal) does not take RUN: leave $(goal) out)))))
+# A stage that takes a recipe would go on with the default one beside runs that are named.
+$(foreach name,$(filter RUN RUNS,$(given)),$(foreach goal,$(goals),$(if $(filter RECIPE,$(takes_$(goal))),$(if \
+  $(filter $(name),$(takes_$(goal))),,$(error make $(goal) does not take $(name): leave $(goal) out)))))
 $(foreach name,$(taken),$(if $(filter environment,$(origin $(name))),$(warning \
   $(name) of the environment is ignored: write make $(goals) $(name)=...)))
 
@@ -66,7 +75,9 @@ endif
 $(if $(venv),,$(eval .PHONY: .venv/done))
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {line = sprintf("make %-12s", $$1); n = split($$2, words, " "); \
+	  for (i = 1; i <= n; i++) {if (length(line " " words[i]) > 80) {print line; line = sprintf("%17s", "")} \
+	  line = line " " words[i]} print line}' Makefile
 
 .venv/done: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -97,7 +108,6 @@ audit: ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/
 judge: ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)
 recipes: ## list the recipes
 rehearsal: ## all four stages, no account: drawn pictures, or ARCHIVE=... SOLUTION=...
-STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
 $(STAGES): .venv/done
 	$(if $(filter doctor recipes,$@),@)$(COMP) $@ $(options)
 smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
@@ -131,4 +141,4 @@ lock: .venv/done ## pin all dependencies anew
 clean: ## delete what can be made again, but not data, runs or submissions
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
 
-.PHONY: help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean
+.PHONY: $(TARGETS)

@@ -96,7 +96,8 @@ def restored(kind: type[Group], values: Mapping[str, Any]) -> Group:
         del places[1:2]  # pydantic puts the kind of training there
     path = ".".join(places)
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    message = message.partition(", unable to parse")[0]
+    message = message.replace("Tuple should", "must").replace("a valid tuple", "a list like [1,2]")
+    message = message.partition(", unable to parse")[0].partition(" after validation")[0]
     if first["type"] == "extra_forbidden":
         raise RecipeError(f"no option {path!r}: the run was made by another version of this code")
     if first["loc"] and " must be " not in message:

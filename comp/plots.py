@@ -79,11 +79,12 @@ class Drawing:
 
 
 def make_logarithmic(*axes: Any) -> None:
-    """Logarithmic scales with plain numbers at powers of ten; `axes` as in figure.xaxis."""
+    """Logarithmic scales with plain numbers; `axes`, as in figure.xaxis, are drawn already."""
     for axis in axes:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        low, high = axis.get_view_interval()
+        axis.set_minor_formatter("{x:.3g}" if high < 10 * low else NullFormatter())
 
 
 _TO_ELEMENT = {
@@ -121,7 +122,8 @@ def curve_png(
         axes.plot(x, y, label=name, alpha=0.35 if index else 1.0)
     for index, (name, at) in enumerate(marks.items()):
         axes.axvline(at, label=name, color=f"C{index + len(curves)}", linestyle="--")
-    axes.set(xscale="log", yscale="log", title=title, xlabel=x_label, ylabel=y_label)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    make_logarithmic(axes.xaxis, axes.yaxis)
     axes.legend()
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)

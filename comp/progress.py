@@ -104,7 +104,8 @@ class Reporter:
         yield advance
         took = time.monotonic() - start
         rate = _rate(done / max(took, 1e-9), unit)
-        self._err.print(Text(_printable(f"{label}: {done:,} {unit} in {took:.1f} s ({rate})")))
+        amount = counted(done, unit.removesuffix("s"), unit)
+        self._err.print(Text(_printable(f"{label}: {amount} in {took:.1f} s ({rate})")))
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:

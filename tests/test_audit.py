@@ -110,7 +110,7 @@ def test_an_audit_writes_a_table_and_a_gallery_and_changes_no_other_file(
     written = pd.read_csv(drawn_copy.runs / "audit.csv", keep_default_na=False)
     assert list(written["id"]) == list(table["id"])
     assert "keep" in set(written["verdict"])
-    assert "labels are doubted by 1 recipe" in str(heard)
+    assert "doubted by 1 recipe" in str(heard)
     page = write_audit_page(drawn_copy, COMPETITION, table).read_text()
     first = page.index('<li class="card"')
     assert f'data-id="{table["id"][0]}"' in page[first : page.index(">", first)]

@@ -61,8 +61,8 @@ def test_fits_to_separable_and_misleading_logits_end_at_the_documented_bounds() 
     [
         ([0.3, 0.3, 0.3], [0, 1, 1], TrainingError, "all 3 are 0.3"),
         ([], [], TrainingError, "there are none"),
-        ([0.1, math.nan, math.inf], [0, 1, 1], DataError, "2 of 3 out-of-fold photos have a logit"),
-        ([0.1, 0.2, 0.3], [0, 1, 2], DataError, "1 of 3 out-of-fold photos have"),
+        ([0.1, math.nan, math.inf], [0, 1, 1], DataError, "2 out-of-fold photos in 3 with a logit"),
+        ([0.1, 0.2, 0.3], [0, 1, 2], DataError, "1 out-of-fold photo in 3 with"),
     ],
 )
 def test_logits_that_cannot_be_calibrated_end_in_one_clear_line(

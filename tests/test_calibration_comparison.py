@@ -20,6 +20,7 @@ from comp.predict.calibration_comparison import (
     score_candidates,
     view_means,
 )
+from comp.progress import Reporter
 from comp.recipes import named
 
 CHOICE = Settings(noise_rate=0.004, clip=0.005)
@@ -54,20 +55,20 @@ def test_the_first_row_is_the_plain_mean_with_the_losses_of_the_metric(
     board = board_losses(oof["label"], sigmoid(oof["logit"]), 0.004).mean()
     assert first.clean == pytest.approx(logit_log_loss(oof["label"], oof["logit"]), rel=1e-9)
     assert first.board == pytest.approx(board, rel=1e-9)
-    assert (first.clean_gain.mean, first.board_gain.low, first.board_gain.high) == (0, 0, 0)
+    assert (first.gain.mean, first.gain.low, first.gain.high) == (0, 0, 0)
 
 
 def test_the_table_shows_what_is_known_of_the_model(scores: dict[str, CandidateScore]) -> None:
     for method in ("temperature", "platt", "beta", "isotonic"):
-        assert scores[f"{method} alone"].clean_gain.low > 0
+        assert scores[f"{method} alone"].gain.low > 0
     best = scores["recipe's choice"]
-    assert best.board_gain.low > 0
+    assert best.gain.low > 0
     for other in ("none", "noise rate 0", "clip 0.03", "views none"):
-        assert best.board < scores[f"recipe's, but {other}"].board
+        assert best.board < scores[f"but {other}"].board
     assert scores["temperature alone"].clean < best.clean
-    assert scores["best of these, chosen by inner folds"].board <= best.board + 0.002
+    assert scores["best, chosen by inner folds"].board <= best.board + 0.002
     for score in scores.values():
-        assert score.board_gain.low <= score.board_gain.mean <= score.board_gain.high
+        assert score.gain.low <= score.gain.mean <= score.gain.high
 
 
 def test_the_labels_of_a_fold_do_not_affect_what_is_chosen_for_it() -> None:
@@ -83,7 +84,7 @@ def test_the_labels_of_a_fold_do_not_affect_what_is_chosen_for_it() -> None:
 def test_inner_folds_choose_the_candidate_that_is_clearly_best() -> None:
     oof = overconfident(400)
     candidates = candidates_of(oof, "flip", CHOICE)
-    pair = {name: candidates[name] for name in ("recipe's choice", "recipe's, but clip 0.03")}
+    pair = {name: candidates[name] for name in ("recipe's choice", "but clip 0.03")}
     labels = oof["label"].to_numpy()
     scores = score_candidates(pair, labels, oof["fold"], np.arange(400), 0.004)
     best, worse, choice = scores.values()
@@ -99,16 +100,9 @@ def test_view_means_are_of_the_views_that_they_name() -> None:
     views: Floats = np.random.default_rng(0).normal(0, 2, (6, 4))
     oof = pd.DataFrame({"id": list("abcdef"), "label": 0, "fold": 0, "logit": views.mean(1)})
     found = view_means(oof.assign(**{f"v{i}": views[:, i] for i in range(4)}), "multi_scale")
-    none, flip, flip_probs, all_probs = (
-        f"views {name}"
-        for name in (
-            "none",
-            "flip",
-            "flip, mean of probabilities",
-            "multi_scale, mean of probabilities",
-        )
-    )
-    assert list(found) == [none, flip, flip_probs, all_probs]
+    none, flip, _, all_probs = found
+    ways = ["views none", "views flip", "flip, mean probability", "mean probability"]
+    assert list(found) == ways
     np.testing.assert_allclose(found[none], views[:, 0])
     np.testing.assert_allclose(found[flip], views[:, :2].mean(1))
     np.testing.assert_allclose(sigmoid(found[all_probs]), sigmoid(views).mean(1))
@@ -116,7 +110,7 @@ def test_view_means_are_of_the_views_that_they_name() -> None:
 
 
 def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_them(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace, heard = make_workspace(tmp_path), Heard()
     path = make_trained_run(workspace, named("lite0_head")) / "oof.csv"
@@ -125,6 +119,9 @@ def test_the_table_of_a_run_has_the_losses_of_its_photos_and_needs_enough_of_the
     oof = pd.read_csv(path, dtype={"id": str})
     plain = compare_calibrations(*arguments)["plain mean of logits"]
     assert plain.clean == pytest.approx(log_loss(oof["label"], sigmoid(oof["logit"])))
+    compare_calibrations(*arguments[:3], Reporter())
+    *table, _ = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= 80
     assert "the recipe's choice (none, noise rate 0.004, clip 0.005) gains" in str(heard)
     edit_table(path, lambda table: table[:12])
     with pytest.raises(DataError, match="12 out-of-fold photos are too few"):

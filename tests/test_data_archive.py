@@ -232,8 +232,8 @@ REFUSED: list[tuple[dict[str, bytes] | bytes, str]] = [
     (with_inner_train(zipped(EMPTY)), "2,000 members, more than 1,4"),
     (with_inner_train(encrypted()), "encrypted"),
     (with_inner_train(with_shared_bytes()), "share their bytes"),
-    (packed(CATS, TEST), "no photo of class dog"),
-    (packed(TRAIN, TEST, sample=OTHER_SAMPLE), r"1 ids without a photo .* lacks 2 .* first is 1:"),
+    (packed(CATS, TEST), "none of class dog"),
+    (packed(TRAIN, TEST, sample=OTHER_SAMPLE), r"1 id without a photo .* lacks 2 .* first is 1:"),
 ]
 # archives hold the time, so that their bytes would name the tests anew in each process
 CASES = [f"{number}-{reason}" for number, (_, reason) in enumerate(REFUSED)]
@@ -330,7 +330,7 @@ def test_junk_of_desktops_and_other_files_of_the_competition_are_ignored_and_men
     members = with_extra((junk, b"")) | {"readme.txt": b"hello"}
     run(write_archive(tmp_path / "kaggle.zip", members), tmp_path, reporter=heard)
     assert len(tree(tmp_path / "photos" / "train")) == len(TRAIN)
-    assert "kaggle.zip: ignored 1 files" in str(heard)
+    assert "kaggle.zip: ignored 1 file" in str(heard)
     assert "readme.txt" in str(heard)
     assert (junk in str(heard)) == (junk in JUNK)
 

@@ -167,7 +167,7 @@ def scanned(n_lost: dict[str, int]) -> pd.DataFrame:
         ({"x": 40}, "to predict"),
         ({"x": 30, "cat": 4}, "75% OF ALL TEST PHOTOS CANNOT BE DECODED"),
         ({"x": 1, "cat": 4, "dog": 4}, "10% OF ALL TRAINING PHOTOS CANNOT BE DECODED"),
-        ({"x": 1}, "1 test photos cannot be decoded"),
+        ({"x": 1}, "1 test photo that cannot be decoded"),
     ],
 )
 def test_photos_that_cannot_be_decoded_are_an_error_if_they_are_all_and_loud_if_they_are_many(
@@ -192,9 +192,7 @@ def test_photos_without_an_end_marker_are_named() -> None:
     thumbnails = np.random.default_rng(0).integers(0, 256, (120, SIDE, SIDE), np.uint8)
     made = manifests_of(table, thumbnails, COMPETITION)
     print_summary(made["train"], made["test"], COMPETITION, heard)
-    assert (
-        "warning: 1 photos lack only their end marker and are used: cat.3 (unclosed)" in heard.lines
-    )
+    assert "warning: 1 photo lacking only the end marker, and used: cat.3 (unclosed)" in heard.lines
 
 
 def test_an_editor_that_adds_a_byte_order_mark_and_crlf_does_no_harm(path: Path) -> None:

@@ -279,7 +279,7 @@ def test_photos_that_libjpeg_remarks_on_are_named_once_and_its_own_lines_are_not
     assert capfd.readouterr().err.count("Corrupt JPEG data") == 2  # by a plain call
     open_pixels(workspace, [manifest], SQUASH, heard)
     (line,) = (line for line in heard.lines if "damaged" in line)
-    assert line.startswith("warning: 2 photos are used although damaged: cat.3 (Corrupt JPEG data")
+    assert line.startswith("warning: 2 damaged photos used: cat.3 (Corrupt JPEG data")
     assert "cat.7 (" in line
     assert "Corrupt" not in capfd.readouterr().err
     decode(photos["cat.3"])
@@ -289,7 +289,7 @@ def test_photos_that_libjpeg_remarks_on_are_named_once_and_its_own_lines_are_not
 def test_a_photo_that_changed_since_the_manifest_is_not_taken_for_it(workspace: Workspace) -> None:
     manifest = write(workspace, some(3))
     (workspace.photos / "train" / "cat.1.jpg").write_bytes(jpeg(99))
-    with pytest.raises(StaleError, match=r"1 photos are not those .*cat.1.jpg: delete the folder"):
+    with pytest.raises(StaleError, match=r"1 photo other than in .*cat.1.jpg: delete the folder"):
         open_pixels(workspace, [manifest], SQUASH, Heard())
 
 

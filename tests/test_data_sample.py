@@ -45,10 +45,10 @@ def test_the_ids_are_the_same_in_every_form(form: str) -> None:
         ("id;label\n1;0.5\n", "columns"),
         ("label,id\n0.5,1\n", "columns"),
         ("id,label\n", "no ids"),
-        ("id,label\n1,0.5\n1,0.5\n", "more than once, the first is 1"),
-        ("id,label\n1000,0.5\n1e3,0.5\n", "more than once, the first is 1000"),
+        ("id,label\n1,0.5\n1,0.5\n", "ids more than once .1., the first is 1"),
+        ("id,label\n1000,0.5\n1e3,0.5\n", "ids more than once .1., the first is 1000"),
         *(
-            (f"id,label\n{line}\n", "not an id and a number")
+            (f"id,label\n{line}\n", "without an id and a number")
             for line in (
                 *("1.5,0.5", "1e-1,0.5", "-1,0.5", "cat.1,0.5", "../1,0.5", "nan,0.5", "1e99,0.5"),
                 *("\u0661,0.5", "1", "1,0.5,7", "1,dog", "1,inf", "1,0.5\n<html>"),

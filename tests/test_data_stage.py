@@ -76,9 +76,9 @@ SUMMARY = [
     "grey 1 0 0",
     "empty 0 1 1",
     "with near-duplicates 1 3 4",
-    "4 training photos cannot be decoded and are set aside: dog.24 (empty), dog.25 (truncated)",
-    "1 test photos cannot be decoded and will be given the prior probability: 13 (empty)",
-    "1 groups have near-duplicates of different classes, so that a label must be wrong: cat.0, dog",
+    "4 training photos that cannot be decoded, set aside: dog.24 (empty), dog.25 (truncated)",
+    "1 test photo that cannot be decoded, predicted by the prior probability: 13 (empty)",
+    "1 group of near-duplicates of different classes, so that a label must be wrong: cat.0, dog",
 ]
 SMALL = Geometry(size_px=24)
 FULL = replace(COMPETITION, n_train=len(TRAIN | ODD), n_test=len(TEST | ODD_TEST))
@@ -588,8 +588,8 @@ def test_another_competition_needs_nothing_but_another_competition_object(
     assert read_sample(data, FACES) == list(test)
     assert len(open_pixels(workspace, manifests(workspace), SMALL, Heard())) == 28
     for name, reason in (
-        ("faces/happy/img_0001.jpg", "1 photos whose id another one has"),
-        ("faces/cross/img_0099.jpg", r"1 files whose names do not match faces/"),
+        ("faces/happy/img_0001.jpg", "1 repeated photo id"),
+        ("faces/cross/img_0099.jpg", r"1 file whose name does not match faces/"),
     ):
         with pytest.raises(ArchiveError, match=reason):
             run(workspace, archive_of(train | {name: noise(99)}), SMALL, FACES)

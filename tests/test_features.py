@@ -50,6 +50,9 @@ def test_a_tail_is_trained_scored_and_predicted_without_the_frozen_part_running_
         assert after.equals(before)
     other_rate = override(TAIL, ["training.peak_lr=1e-4", "folds.fit=1"])
     train(drawn_copy, other_rate, "cpu", Reporter())
+    monkeypatch.setattr("comp.train.features.code_of_outputs", lambda: "changed")
+    with pytest.raises(pytest.fail.Exception, match=again):
+        train(drawn_copy, override(other_rate, ["training.peak_lr=1e-5"]), "cpu", Reporter())
 
 
 def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:

@@ -142,8 +142,12 @@ def test_a_rehearsal_is_known_as_one_before_anything_else_is_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stage, "prepare", stop)
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    shutil.copy(edition[0], folder / f"{COMPETITION.slug}.zip")
+    given = folder, edition[1]
     with pytest.raises(KeyboardInterrupt):
-        stage.rehearse(tmp_path, COMPETITION, [named("lite0_head")], "cpu", *edition, Reporter())
+        stage.rehearse(tmp_path, COMPETITION, [named("lite0_head")], "cpu", *given, Reporter())
     (root,) = (tmp_path / ".rehearsal").iterdir()
     assert competition_of(Workspace(root), COMPETITION).noise_rate == 0
 

@@ -196,5 +196,5 @@ def test_fine_tuning_learns_the_targets(
 
 def test_a_fix_of_a_photo_that_does_not_train_is_refused(drawn_copy: Workspace) -> None:
     written(drawn_copy.verdicts, "cat.0,drop", "17,flip")
-    with pytest.raises(DataError, match="1 verdicts are on no training photo, 17 first"):
+    with pytest.raises(DataError, match="1 verdict on no training photo, 17 first"):
         train(drawn_copy, FIXED, "cpu", Reporter())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from tiny import TINY, contents, quiet
 from torch import Tensor
 
+from comp import plots
 from comp.__main__ import main
 from comp.errors import RecipeError, TrainingError
 from comp.options import override
@@ -120,14 +122,30 @@ def test_files_are_unchanged_and_a_curve_is_drawn(drawn_copy: Workspace) -> None
     assert {path: after[path] for path in before} == before
     with Image.open(png) as image:
         assert image.format == "PNG"
-    assert png.name == f"lr-{open_run(drawn_copy, ONE_FOLD).name}.png"
+    assert png.name == f"lr-{open_run(drawn_copy, ONE_FOLD).name}-40.png"
     other = override(ONE_FOLD, ["training.batch_size=4"])
-    find_lr(drawn_copy, other, "cpu", Reporter(), n_steps=30)
-    assert len(list(drawn_copy.runs.glob("lr-*.png"))) == 2
+    for recipe in (ONE_FOLD, other):
+        find_lr(drawn_copy, recipe, "cpu", Reporter(), n_steps=30)
+    assert len(list(drawn_copy.runs.glob("lr-*.png"))) == 3
     assert "steepest descent" in str(heard)
     assert "a tenth of the minimum's" in str(heard)
     assert any("█" in line for line in heard.lines)
     assert len(found.losses) > 10
+
+
+@pytest.mark.parametrize(("y", "ticks"), [([0.68, 0.7], {"0.69"}), ([5, 0.02], {"0.1", "1"})])
+def test_a_curves_ticks_are_plain_numbers(
+    y: list[float], ticks: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots.plt, "close", lambda _: None)
+    words = dict.fromkeys(("title", "x_label", "y_label"), "")
+    plots.curve_png(tmp_path / "a.png", [1e-6, 1.0], {"loss": y}, {}, **words)
+    axes = plots.plt.gcf().axes[0]
+    labels = (axes.get_xticklabels(which="both"), axes.get_yticklabels(which="both"))
+    x_ticks, y_ticks = ({label.get_text() for label in each} - {""} for each in labels)
+    assert {"1e-06", "0.01", "1"} <= {tick.replace("\N{MINUS SIGN}", "-") for tick in x_ticks}
+    assert ticks <= y_ticks
+    assert "$" not in str(x_ticks | y_ticks)
 
 
 def test_text_curves_rise_to_their_largest_value_and_fall_to_their_least() -> None:

@@ -15,7 +15,8 @@ from tiny import contents
 
 from comp import store
 from comp.competition import COMPETITION
-from comp.errors import StaleError
+from comp.errors import DataError, StaleError
+from comp.options import override
 from comp.predict.run_names import find_run
 from comp.predict.runs import read_run, recipe_of
 from comp.predict.stage import finished_folder, predict, predict_all
@@ -233,7 +234,7 @@ def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
     assert "other code" not in str(heard)
     monkeypatch.setattr(runs, "code_digest", lambda: "changed")
     train(mine, TINY_HEAD, "cpu", heard)
-    assert "5 of 5 folds were fitted by other code than there is now: FORCE=1" in str(heard)
+    assert "other code than there is now: 5 of 5 folds; FORCE=1" in str(heard)
 
     fitted, fit = list[int](), HeadFit.fit
 
@@ -255,8 +256,12 @@ def test_other_code_is_named_and_force_fits_beside_the_old_run_and_compares(
     assert "largest change of a logit 0; oof.csv is the same, byte for byte" in str(heard)
     assert "other code" not in str(heard)
     assert find_run(mine, COMPETITION, "tiny") == folder
-    train(mine, TINY_HEAD, "cpu", heard, force=True)
-    assert f"in {folder.name}.before-2 " in str(heard)
+    fitted.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(mine, TINY_HEAD, "cpu", heard, force=True)
+    assert f"kept as {folder.name}.before-2" in str(heard)
+    train(mine, TINY_HEAD, "cpu", heard)  # goes on too, and adopts no fold of the code before
+    assert fitted == [0, 1, 2, 2, 3, 4]
 
 
 def test_the_digest_covers_what_decides_a_fit_and_nothing_else(tmp_path: Path) -> None:
@@ -278,6 +283,21 @@ def test_the_digest_covers_what_decides_a_fit_and_nothing_else(tmp_path: Path) -
         with (package / name).open("a") as file:
             file.write("CHANGED = True\n")
         assert (code_digest(package) != before) == decides, name
+
+
+def test_one_fold_is_enough_without_a_calibration_and_refused_before_any_work_with_one(
+    mine: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = mine, COMPETITION
+    for method in ("none", "temperature"):
+        one = override(TINY_HEAD, ["folds.fit=1", f"prediction.calibration={method}"])
+        train(mine, one, "cpu", Reporter())
+        if method == "none":
+            folder = predict(*arguments, one, "cpu", Reporter()).folder
+            assert read_run(folder).cv_clipped > 0
+    monkeypatch.setattr("comp.predict.stage._mean_logits", lambda *_: pytest.fail("it worked"))
+    with pytest.raises(DataError, match="2 or more fitted folds, got 1: set"):
+        predict(*arguments, one, "cpu", Reporter())
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

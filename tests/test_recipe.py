@@ -86,6 +86,7 @@ def test_options_that_bound_each_other_can_change_together_in_any_order() -> Non
         ("training.epochs", "reads section.option=value"),
         ("training.epochs=many", "must be a valid integer"),
         ("training.epochs=1.5", "must be a valid integer"),
+        ("pixels.mean=1", "pixels.mean must be a list like [1,2], got '1'"),
         ("training.epochs=0", "must be greater than or equal to 1"),
         ("training.augment.flip=2", "must be a valid boolean"),
         ("training.peak_lr=nan", "must be a finite number"),
@@ -189,9 +190,13 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
         ("judge RUN=a", "does not take RUN;"),
         ("recipes DEVICE=cpu", "it takes no variables"),
         ("train submit RUN=a", "make train does not take RUN: leave train out"),
+        ("blend submit 'RUNS=a b'", "make submit does not take RUNS: leave submit out"),
+        ("submit lite0_head", "no target lite0_head;"),
+        ("train SET=a=1 SET=b=2", "SET is given twice"),
         ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
         ("submit 'FORCE=0 1'", "FORCE must be 1 or 0, got 0 1"),
         ("submit WORKSPACE=", "WORKSPACE is empty"),
+        ("train PYTHON=", "PYTHON is empty"),
     ],
 )
 def test_make_refuses_a_variable_that_a_target_does_not_take(words: str, says: str) -> None:
@@ -199,6 +204,14 @@ def test_make_refuses_a_variable_that_a_target_does_not_take(words: str, says: s
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stdout == ""
+
+
+def test_makes_help_fits_into_80_columns() -> None:
+    command = ["make", "--silent", "help"]
+    root, env = Path(__file__).parents[1], dict(os.environ) | {"MAKEFLAGS": ""}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env, check=True)
+    assert "make train " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_make_takes_variables_from_the_command_line_alone_and_says_so() -> None:

@@ -323,7 +323,7 @@ def test_a_missing_archive_or_solution_is_a_users_error(
 ) -> None:
     (tmp_path / "odd.zip").write_bytes(b"not a zip")
     for name in ("none.zip", "odd.zip"):
-        with pytest.raises(UserError, match="no archive"):
+        with pytest.raises(UserError, match="no zip like Kaggle"):
             RehearsalServer(tmp_path / name, solution)
     odd = tmp_path / "odd.csv"
     for content in (None, b"PK\xff", b"id,label\n", b"id,label\n1,0.5\n", b"id,label\n1,0\n1,1\n"):

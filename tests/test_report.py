@@ -198,7 +198,7 @@ def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         folder = make_run(workspace)
         edit_table(folder / "oof.csv", lambda oof: oof.replace({"id": {"cat.0": "cat.77777"}}))
         (make_run(workspace, "other") / "report.html").mkdir()
-    assert "warning: no page: 1 of 80 out-of-fold photos are not in data/train.csv" in str(heard)
+    assert "warning: no page: data/train.csv lacks 1 of 80 out-of-fold photos" in str(heard)
     assert "warning: no page: [Errno 21] Is a directory" in str(heard)
 
 

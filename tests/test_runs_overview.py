@@ -157,10 +157,10 @@ def test_runs_of_other_photos_have_another_table_and_broken_ones_come_last(
     assert "4 runs without a cross-validation:" in lines
     told = " ".join(map(str.strip, lines[lines.index("4 runs without a cross-validation:") :]))
     for says in (
-        "cut-1111111111: oof.csv is damaged: run `make train`",
-        "half-2222222222: test.csv is missing: run `make predict`",
-        "fold-1.safetensors is damaged: run `make train`",
-        "new-3333333333: run.json is missing, oof.csv is missing",
+        "cut-1111111111: oof.csv damaged: run `make train`",
+        "half-2222222222: test.csv missing: run `make predict`",
+        "fold-1.safetensors damaged: run `make train`",
+        "new-3333333333: run.json, oof.csv missing: run `make train`",
     ):
         assert says in told
 
@@ -243,6 +243,7 @@ def test_prune_frees_what_nothing_uses_and_nothing_else(
             edit_json(old / "run.json", data="0" * 10, fingerprint="0" * 10)
     shutil.copytree(runs["kept"], f"{runs['kept']}.before-2")
     shutil.copytree(runs["scored"], f"{runs['scored']}.before-1")
+    shutil.copytree(runs["kept"], workspace.runs / "unfinished-0000000000.before-1")
     add_score(workspace, runs["scored"].name, 0.04, 1)
     add_score(workspace, "scored-0000000000", 0.05, 2)
     members = [workspace.runs / f"{name}-0000000000" for name in ("blended", "blended2")]

@@ -95,7 +95,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out_and_the_table_stays_valid
 def test_a_scout_that_scores_nothing_and_bad_names_and_budgets_end_in_one_line(
     drawn_copy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    says = r"none of 1 backbones could be scored; resnet18: no weights at /nowhere\.pth"
+    says = r"no backbone could be scored \(1 tried\); resnet18: no weights at /nowhere\.pth"
     with pytest.raises(UserError, match=says):
         table_of(drawn_copy, ["resnet18=/nowhere.pth"])
     with pytest.raises(RecipeError, match="timm knows no backbone 'resnet19x'"):

@@ -16,7 +16,7 @@ from comp.data.origin import files_in, find_archive
 from comp.data.sample import read_sample
 from comp.data.zips import FREE_MEMBERS, GET_AGAIN, MAX_RATIO, list_members, open_zip, read_member
 from comp.errors import ArchiveError
-from comp.progress import Advance, Reporter
+from comp.progress import Advance, Reporter, counted
 from comp.store import require_room
 
 
@@ -74,7 +74,8 @@ def _open_packed(
     if missing:
         raise ArchiveError(
             f"{path.name} lacks {' and '.join(missing)};"
-            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {GET_AGAIN}"
+            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}:"
+            f" {'name its folder' if path.name in competition.archives else GET_AGAIN}"
         )
     _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
     *packed, listed = (by_name[name] for name in expected)
@@ -122,19 +123,20 @@ def _checked_split(
             photos[match["id"].casefold()] = match["id"], label, info
         else:
             strange.append(info.filename)
+    pattern = re.sub(r"\?P<\w+>", "", pattern)  # for people
     if strange and re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I):
         raise ArchiveError(
-            f"{name} has {len(strange):,} photos in folders of their classes, the first is"
+            f"{name} has {counted(len(strange), 'photo')} in folders of their classes, the first is"
             f" {strange[0][:80]!r}: pack them without these, under names that match {pattern}"
         )
     if strange:
         raise ArchiveError(
-            f"{name} has {len(strange):,} files whose names do not match {pattern},"
+            f"{name} has {counted(len(strange), 'file')} whose name does not match {pattern},"
             f" the first is {strange[0][:80]!r}: {GET_AGAIN}"
         )
     if len(photos) < len(found):
         n_lost = len(found) - len(photos)
-        raise ArchiveError(f"{name} has {n_lost:,} photos whose id another one has: {GET_AGAIN}")
+        raise ArchiveError(f"{name} has {counted(n_lost, 'repeated photo id')}: {GET_AGAIN}")
     ordered = sorted(photos.values(), key=lambda photo: natural_key(photo[0]))
     return ArchivedSplit(split=split, name=name, archive=archive, photos=ordered)
 
@@ -142,7 +144,7 @@ def _checked_split(
 def _mention(ignored: Sequence[str], name: str, reporter: Reporter) -> None:
     if ignored:
         reporter.say(
-            f"{name}: ignored {len(ignored):,} files that are not part of the competition,"
+            f"{name}: ignored {counted(len(ignored), 'file')} of no use in this competition,"
             f" such as {ignored[0]!r}"
         )
 
@@ -153,14 +155,14 @@ def _check_ids(
     train, test = splits
     labels = {competition.classes[label] for _, label, _ in train.photos if label is not None}
     for name in set(competition.classes) - labels:
-        found = f"{train.name} has {len(train.photos):,} photos, but no photo of class {name}"
+        found = f"{train.name} has {counted(len(train.photos), 'photo')}, but none of class {name}"
         raise ArchiveError(f"{found}: {GET_AGAIN}")
     test_ids = {id for id, _, _ in test.photos}
     without_photo, not_listed = set(sample) - test_ids, test_ids - set(sample)
     if without_photo or not_listed:
         raise ArchiveError(
-            f"{competition.sample} lists {len(without_photo):,} ids without a photo in {test.name}"
-            f" and lacks {len(not_listed):,} with one,"
+            f"{competition.sample} lists {counted(len(without_photo), 'id')} without a photo in"
+            f" {test.name} and lacks {len(not_listed):,} with one,"
             f" the first is {natural_order(without_photo | not_listed)[0]}: {GET_AGAIN}"
         )
 

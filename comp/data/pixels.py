@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from comp.data.canvas import PIXELS_FILE, Geometry, store_folder
 from comp.data.manifest import photo_path, usable
 from comp.errors import DataError, StaleError
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.store import Workspace, locked, write_table
 
 Canvas = NDArray[np.uint8]  # [height, width, 3] RGB
@@ -70,7 +70,7 @@ class PixelStore:
         absent = [id for id in ids if id not in self._row_of]
         if absent:
             raise DataError(
-                f"{len(absent):,} ids have no pixels, the first is {absent[0]}:"
+                f"{counted(len(absent), 'id has', 'ids have')} no pixels, the first is {absent[0]}:"
                 " leave out photos that cannot be decoded"
             )
         return np.array([self._row_of[id] for id in ids], dtype=np.int64)
@@ -139,7 +139,7 @@ def _add(
     if len(changed):
         path = photo_path(workspace, *changed[["split", "id"]].iloc[0])
         raise StaleError(
-            f"{len(changed):,} photos are not those in the manifests, the first is {path}:"
+            f"{counted(len(changed), 'photo')} other than in the manifests, the first is {path}:"
             f" delete the folder {path.parent} and run `make data`"
         )
 

@@ -39,9 +39,9 @@ def read_sample(
         found, wanted = ",".join(header), ",".join(competition.columns)
         problem = f"the columns {found[:80]!r}, not {wanted!r}"
     elif wrong:
-        problem = f"{len(wrong):,} lines that are not an id and a number, the first is {wrong[0]!r}"
+        problem = f"lines without an id and a number ({len(wrong):,}), the first {wrong[0]!r}"
     elif twice:
-        problem = f"{len(twice):,} ids more than once, the first is {twice[0]}"
+        problem = f"ids more than once ({len(twice):,}), the first is {twice[0]}"
     elif not ids:
         problem = "no ids"
     if problem:

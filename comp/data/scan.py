@@ -25,7 +25,7 @@ from comp.data.photos import decode, in_order, read_header
 from comp.data.pixels import Canvas, PixelWriter, open_writer
 from comp.data.summary import first_names
 from comp.errors import DataError
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.store import Workspace, require_room
 
 N_SAMPLED = 256  # photos that are looked at to estimate what the canvases will take on disk
@@ -149,7 +149,7 @@ def _name_doubtful(
         if is_used and remarks:
             named.append(f"{photo[1]} ({remarks[0]})")
     if named:
-        reporter.warn(f"{len(named):,} photos are used although damaged: {first_names(named)}")
+        reporter.warn(f"{counted(len(named), 'damaged photo')} used: {first_names(named)}")
 
 
 def _announce(

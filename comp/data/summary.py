@@ -6,7 +6,7 @@ import pandas as pd
 
 from comp.competition import Competition
 from comp.data.manifest import USABLE, usable
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 
 MANY = 0.05  # of the photos of a split
 N_NAMED = 5  # photos listed by name in one line
@@ -33,13 +33,13 @@ def print_summary(
     reporter.table("photos", ["", *competition.classes, "test"], rows)
     _print_duplicates(photos, shared, reporter)
     unclosed = photos[photos["verdict"] == "unclosed"]
-    _warn(unclosed, "photos lack only their end marker and are used", reporter)
+    _warn(unclosed, "photo", "lacking only the end marker, and used", reporter)
     for split, part, outcome in (
-        ("training", train, "are set aside"),
-        ("test", test, "will be given the prior probability"),
+        ("training", train, "set aside"),
+        ("test", test, "predicted by the prior probability"),
     ):
         lost = part[~part["verdict"].isin(USABLE)]
-        _warn(lost, f"{split} photos cannot be decoded and {outcome}", reporter)
+        _warn(lost, f"{split} photo", f"that cannot be decoded, {outcome}", reporter)
         if len(lost) > MANY * len(part):
             reporter.warn(
                 f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
@@ -61,23 +61,23 @@ def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter
     n_labels, n_files = groups["label"].nunique(), groups["sha256"].nunique()
     n_in_both = n_labelled.between(1, n_photos - 1).sum()
     reporter.say(
-        f"near-duplicates: {n_photos.sum():,} photos in {len(n_photos):,} groups,"
-        f" up to {n_photos.max():,} in one; exact copies: {(n_photos - n_files).sum():,};"
+        f"near-duplicates: {n_photos.sum():,} photos in {counted(len(n_photos), 'group')},"
+        f" up to {n_photos.max():,} in one; exact duplicates: {(n_photos - n_files).sum():,};"
         f" groups with training and test photos: {n_in_both:,}"
     )
     mixed = n_labels[n_labels > 1].index
     if len(mixed):
         ids = list(photos["id"][photos["group"].isin(mixed)])
         reporter.warn(
-            f"{len(mixed):,} groups have near-duplicates of different classes, so that a label must"
-            f" be wrong: {first_names(ids)}"
+            f"{counted(len(mixed), 'group')} of near-duplicates of different classes, so that a"
+            f" label must be wrong: {first_names(ids)}"
         )
 
 
-def _warn(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
+def _warn(photos: pd.DataFrame, noun: str, what: str, reporter: Reporter) -> None:
     if len(photos):
         named = [f"{id} ({status})" for id, status in photos[["id", "verdict"]].to_numpy()]
-        reporter.warn(f"{len(photos):,} {what}: {first_names(named)}")
+        reporter.warn(f"{counted(len(photos), noun)} {what}: {first_names(named)}")
 
 
 def first_names(names: Sequence[str]) -> str:

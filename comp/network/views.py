@@ -5,6 +5,8 @@ Needs no torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +26,14 @@ class Canvases(Protocol):
     def sha256s(self) -> tuple[str, ...]: ...
 
     def canvas(self, row: int) -> NDArray[np.uint8]: ...
+
+
+@cache
+def code_of_outputs() -> str:
+    """Fingerprint of the modules that crop, augment and embed photos."""
+    folder = Path(__file__).parent
+    paths = [*sorted(folder.glob("*.py")), folder.parent / "train/augment.py"]
+    return fingerprint([path.read_text(encoding="utf-8") for path in paths])
 
 
 class Look(Protocol):

@@ -170,6 +170,6 @@ def _print_doubts(table: pd.DataFrame, n_photos: int, n_recipes: int, reporter: 
     doubts = table[table["votes"] > 0]
     cells = doubts[["id", "votes", "p_other", "n_lists", "conflict", "verdict"]].head(N_PRINTED)
     by = ("by " if n_recipes == 1 else "by one or more of ") + counted(n_recipes, "recipe")
-    title = f"{len(doubts):,} of {n_photos:,} labels are doubted {by}"
+    title = f"of {counted(n_photos, 'label')}, {len(doubts):,} doubted {by}"
     columns = ("photo", "votes", "P(other)", "lists", "near-duplicate, other label", "label fix")
     reporter.table(title, columns, list(cells.itertuples(index=False)))

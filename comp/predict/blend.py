@@ -168,10 +168,6 @@ def gains_by_run(
     return [gain(per_photo_logit_loss(labels, mixed), losses, groups) for mixed in others]
 
 
-def effect(found: Gain) -> str:
-    return "adds nothing" if found.low <= 0 <= found.high else "helps" if found.low > 0 else "harms"
-
-
 def blend_runs(
     workspace: Workspace,
     competition: Competition,
@@ -250,11 +246,13 @@ def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Re
     names, photos = members.names, members.photos
     alone = [float(losses.mean()) for losses in members.losses()]
     gains = gains_by_run(members.logits, members.labels, photos["fold"], photos["group"], weigh)
-    cells = (names, alone, [f"{weight:.3f}" for weight in weights], gains, map(effect, gains))
-    columns = ("", "log loss alone", "weight", "gain by including it, 95 %", "")
+    cells = (names, alone, [f"{weight:.3f}" for weight in weights], gains)
+    columns = ("", "alone", "weight", "gain by including it, 95 %")
     reporter.table("blend", columns, list(zip(*cells, strict=True)))
     correlations = np.atleast_2d(np.corrcoef(members.labels - sigmoid(members.logits.T)))
+    numbers = [str(n) for n in range(1, len(names) + 1)]
     rows = [
-        (name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, correlations, strict=True)
+        (f"{number} {name}", *(f"{r:.2f}" for r in row))
+        for number, name, row in zip(numbers, names, correlations, strict=True)
     ]
-    reporter.table("correlation of errors", ("", *names), rows)
+    reporter.table("correlation of errors", ("", *numbers), rows)

@@ -35,6 +35,7 @@ from comp.metric import (
     sigmoid,
 )
 from comp.options import Options
+from comp.progress import counted
 from comp.recipe import Method, Prediction
 
 # Where a fit stops: logits that separate the classes send T to 0, misleading ones to infinity, and
@@ -89,7 +90,7 @@ class Steps:
     levels: tuple[float, ...]  # the probability at each
 
     def __str__(self) -> str:
-        return f"{len(set(self.levels))} steps"
+        return counted(len(set(self.levels)), "step")
 
     def probs(self, logits: ArrayLike) -> Floats:
         return np.interp(np.asarray(logits, np.float64), self.logits, self.levels)
@@ -179,8 +180,8 @@ def _check(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
     n_bad = np.count_nonzero(~np.isfinite(z) | ((truth != 0) & (truth != 1)))
     if n_bad:
         raise DataError(
-            f"{n_bad:,} of {z.size:,} out-of-fold photos have a logit that is not finite, or a"
-            " label that is neither 0 nor 1: delete the run's folder and train again"
+            f"{counted(int(n_bad), 'out-of-fold photo')} in {z.size:,} with a logit that is not"
+            " finite, or a label that is neither 0 nor 1: delete the run's folder and train again"
         )
     if not z.size or np.ptp(z) == 0:
         what = f"all {z.size:,} are {z[0]:.5g}" if z.size else "there are none"
@@ -208,8 +209,8 @@ def over_folds(folds: ArrayLike, score: Callable[[NDArray[np.bool_]], Floats]) -
     numbers = np.unique(fold)
     if numbers.size < 2:
         raise DataError(
-            f"cross-fitting needs at least 2 folds, got {numbers.size}: train all folds of the"
-            " recipe"
+            f"a calibration needs 2 or more fitted folds, got {numbers.size}: set folds.fit=2, or"
+            " prediction.calibration=none"
         )
     values = np.empty(fold.shape)
     for number in numbers:
@@ -227,6 +228,8 @@ def cross_fitted(
         curve = fit_curve(settings.method, z[~held_out], truth[~held_out])
         return settings.finish(curve.probs(z[held_out]))
 
+    if settings.method == "none":  # one fold is enough: nothing is fitted
+        return settings.finish(fit_curve("none", z, truth).probs(z))
     return over_folds(folds, calibrated)
 
 

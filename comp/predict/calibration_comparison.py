@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
-from comp.metric import Floats, Gain, gain, per_photo_loss, sigmoid
+from comp.metric import Floats, Gain, gains, per_photo_loss, sigmoid
 from comp.predict.calibrate import (
     Settings,
     board_losses,
@@ -25,7 +25,7 @@ from comp.predict.calibrate import (
 )
 from comp.predict.compare import groups_of
 from comp.predict.runs import read_oof, read_run, recipe_of
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import Method, ViewsName
 from comp.store import Workspace
 
@@ -38,12 +38,11 @@ Candidate = tuple[Floats, Settings]  # out-of-fold logits [n], and how they beco
 
 
 class CandidateScore(NamedTuple):
-    """Log loss of a candidate and its gain over the first, on clean labels and the leaderboard."""
+    """Log loss of a candidate, and its gain over the first on the leaderboard."""
 
     clean: float
-    clean_gain: Gain
     board: float  # expected, with a share of the labels flipped
-    board_gain: Gain
+    gain: Gain
 
 
 def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> dict[str, Candidate]:
@@ -57,10 +56,10 @@ def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> di
     for method in METHODS[1:]:
         found[f"{method} alone"] = logits, plain.replace(method=method)
     for name, mean in view_means(oof, views).items():
-        found[f"recipe's, but {name}"] = mean, settings
+        found[f"but {name}"] = mean, settings
     for name, change in changes.items():
         if settings.replace(**change) != settings:
-            found[f"recipe's, but {name}"] = logits, settings.replace(**change)
+            found[f"but {name}"] = logits, settings.replace(**change)
     return found
 
 
@@ -76,14 +75,9 @@ def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
         if n < columns.shape[1]:
             means[f"views {name}"] = part.mean(1)
         if 1 < n <= columns.shape[1]:
-            means[f"views {name}, mean of probabilities"] = mean_of_probs(part)
+            of, p = f"{name}, " if n < columns.shape[1] else "", sigmoid(part)
+            means[f"{of}mean probability"] = np.log(p.mean(1)) - np.log((1 - p).mean(1))
     return means
-
-
-def mean_of_probs(logits: Floats) -> Floats:
-    """The logit of the mean probability of each row of `logits [n, m]`."""
-    p = sigmoid(logits)
-    return np.asarray(np.log(p.mean(1)) - np.log((1 - p).mean(1)), np.float64)
 
 
 def score_candidates(
@@ -103,15 +97,11 @@ def score_candidates(
     }
     if np.unique(folds).size > 2:
         choice = list(candidates.values()), labels, np.asarray(folds), noise_rate
-        probs["best of these, chosen by inner folds"] = nested_choice(*choice)
-    clean = {name: per_photo_loss(labels, p) for name, p in probs.items()}
-    board = {name: board_losses(labels, p, noise_rate) for name, p in probs.items()}
-    first, scores = next(iter(candidates)), {}
-    for name in probs:
-        of_clean = float(clean[name].mean()), gain(clean[first], clean[name], groups)
-        of_board = float(board[name].mean()), gain(board[first], board[name], groups)
-        scores[name] = CandidateScore(*of_clean, *of_board)
-    return scores
+        probs["best, chosen by inner folds"] = nested_choice(*choice)
+    board = np.column_stack([board_losses(labels, p, noise_rate) for p in probs.values()])
+    clean = [float(per_photo_loss(labels, p).mean()) for p in probs.values()]
+    found = zip(clean, board.mean(0).tolist(), gains(board[:, 0], board, groups), strict=True)
+    return {name: CandidateScore(*each) for name, each in zip(probs, found, strict=True)}
 
 
 def nested_choice(
@@ -152,13 +142,12 @@ def compare_calibrations(
     groups, candidates = groups_of(workspace, oof), candidates_of(oof, views, settings)
     labels, folds, noise_rate = oof["label"].to_numpy(), oof["fold"], competition.noise_rate
     scores = score_candidates(candidates, labels, folds, groups, noise_rate)
-    title = f"{folder.name}: {len(oof):,} photos, cross-fitted"
-    board = f"leaderboard, {100 * noise_rate:.2f} % label noise"
-    columns = ("", "log loss", "gain, 95 %", board, "gain, 95 %")
+    title = f"{folder.name}: log loss of {counted(len(oof), 'photo')}, cross-fitted"
+    columns = ("", "clean", "board", "gain on board, 95 %")
     reporter.table(title, columns, [(name, *score) for name, score in scores.items()])
     chosen = f"{settings.method}, noise rate {settings.noise_rate:g}, clip {settings.clip:g}"
     reporter.say(
-        f"the recipe's choice ({chosen}) gains {scores[OWN].board_gain} over the plain mean on the"
-        " leaderboard"
+        f"the recipe's choice ({chosen}) gains {scores[OWN].gain} over the plain mean on a"
+        f" leaderboard with {100 * noise_rate:.2f} % label noise"
     )
     return scores

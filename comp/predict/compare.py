@@ -33,8 +33,7 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
         if n_off:
             raise DataError(
                 f"{first} and {name} differ: {counted(n_off, 'photo is', 'photos are')} in only"
-                " one of them;"
-                " train both on the same photos"
+                " one of them; name other runs, or train both on the same photos"
             )
         tables[name] = tables[name].loc[photos.index]
         for column in ("label", "fold"):
@@ -61,8 +60,8 @@ def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
     groups = read_manifest(workspace.manifest("train")).set_index("id")["group"].reindex(oof["id"])
     if groups.isna().any():
         raise StaleError(
-            f"{int(groups.isna().sum()):,} of {len(oof):,} out-of-fold photos are not in"
-            " data/train.csv: train again"
+            f"data/train.csv lacks {int(groups.isna().sum()):,} of"
+            f" {counted(len(oof), 'out-of-fold photo')}: train again"
         )
     return groups.to_numpy(np.int64)
 

@@ -20,7 +20,7 @@ from comp.errors import StaleError, UserError
 from comp.metric import prior_logit, sigmoid
 from comp.options import Options, flat, restored
 from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
 from comp.train.files import again, check_name, is_intact, read_intact, read_table, record
@@ -92,8 +92,8 @@ def write_predictions(
     probs[~unseen] = settings.finish(curve.probs(table["logit"][~unseen]))
     if unseen.any():
         reporter.warn(
-            f"{unseen.sum():,} test photos cannot be decoded, {table['id'][unseen].iloc[0]} first:"
-            " each gets the prior"
+            f"{counted(int(unseen.sum()), 'test photo')} cannot be decoded,"
+            f" {table['id'][unseen].iloc[0]} first: each gets the prior"
         )
     write_table(folder / "test.csv", table.assign(prob=probs))
     figures = {

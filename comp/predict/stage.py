@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from comp.competition import Competition
 from comp.errors import StaleError
 from comp.predict.blend import OPTIONS, blend_folder, blend_runs
-from comp.predict.calibrate import settings_of
+from comp.predict.calibrate import cross_fitted, settings_of
 from comp.predict.runs import is_predicted, print_losses, read_oof, write_predictions
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, write_table
 from comp.train.files import is_intact, read_table, record, warn_of_damage
@@ -43,10 +43,12 @@ def predict(
         reporter.say(f"{run.name}: all test photos are predicted; nothing to do")
     else:
         warn_of_damage([run.folder / "test.csv", run.folder / "calibration.json"], reporter)
+        oof = read_oof(run.folder)
+        cross_fitted(oof["logit"], oof["label"], oof["fold"], settings)  # refused before any work
         logits = _mean_logits(run, device, reporter)
-        write_predictions(workspace, run.folder, read_oof(run.folder), logits, settings, reporter)
-        n_folds = len(run.folds)
-        reporter.say(f"{run.name}: {len(logits):,} test photos predicted by {n_folds} folds")
+        write_predictions(workspace, run.folder, oof, logits, settings, reporter)
+        photos, folds = counted(len(logits), "test photo"), counted(len(run.folds), "fold")
+        reporter.say(f"{run.name}: {photos} predicted by {folds}")
     print_losses(run.folder, reporter)
     return run
 

@@ -34,7 +34,7 @@ def read_solution(path: Path) -> dict[str, int]:
 def labels_of(archive: Path, solution: Path, competition: Competition) -> dict[str, int]:
     """The labels in `solution`. UserError unless they are of the ids that `archive` asks for."""
     if not zipfile.is_zipfile(archive):
-        raise UserError(f"{archive}: no archive to rehearse with; name a zip like Kaggle's")
+        raise UserError(f"{archive}: no zip like Kaggle's to rehearse with, nor a folder with one")
     labels = read_solution(solution)
     with open_zip(archive, archive.name) as bundle:
         if competition.sample not in bundle.namelist():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from comp.competition import Competition
 from comp.data.identity import account_home, mark_rehearsal
+from comp.data.origin import find_archive
 from comp.data.stage import prepare
 from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
@@ -52,6 +53,8 @@ def rehearse(
             "a rehearsal on your own photos needs both ARCHIVE and SOLUTION; only one was given"
         )
     if archive and solution:
+        parts = find_archive(archive, competition)
+        archive = parts[0] if len(parts) == 1 else archive
         labels_of(archive, solution, competition)  # before anything is written
     workspace = Workspace(root / ".rehearsal" / (name_of(archive) if archive else "drawn"))
     competition = mark_rehearsal(workspace, competition)

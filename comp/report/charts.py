@@ -10,6 +10,7 @@ from comp.competition import Competition
 from comp.metric import Floats, bootstrap_interval, per_photo_logit_loss, sigmoid
 from comp.plots import BLUE, GREEN, INK, MUTED, ORANGE, SERIES, Drawing, make_logarithmic
 from comp.predict.calibrate import Settings, board_losses, with_flips
+from comp.progress import counted
 from comp.report.page import Chart
 
 N_SAMPLED = 12  # steps of a learning curve in its table
@@ -42,8 +43,8 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Chart:
     first, last = np.mean(ends, axis=0)
     return Chart(
         title="Learning curves",
-        sentence=f"Training loss, mean of {len(histories)} folds: {first:.4f} at first, {last:.4f}"
-        " at the end.",
+        sentence=f"Training loss, mean of {counted(len(histories), 'fold')}: {first:.4f} at first,"
+        f" {last:.4f} at the end.",
         svg=drawing.svg(),
         columns=("fold", "step", "training loss", "learning rate"),
         rows=rows,
@@ -230,7 +231,7 @@ def loss_shares(losses: Floats) -> Chart:
     tenth = min(10, len(n))
     return Chart(
         title="Who carries the loss",
-        sentence=f"The {tenth} worst of {len(n):,} photos carry {share[tenth - 1]:.0%} of it.",
+        sentence=f"Share of the worst {tenth} of {len(n):,}: {share[tenth - 1]:.0%}.",
         svg=drawing.svg(),
         columns=("worst photos", "share of the loss"),
         rows=[(f"{m:,}", f"{share[m - 1]:.1%}") for m in marks],
@@ -258,8 +259,8 @@ def loss_pairs(oof: pd.DataFrame, other: pd.DataFrame, name: str) -> Chart:
     worse, better = (saved < -NOTABLE).sum(), (saved > NOTABLE).sum()
     return Chart(
         title="Photo by photo",
-        sentence=f"{len(both):,} photos held out here and in {name}: {better:,} cost less here by"
-        f" more than {NOTABLE:g}, {worse:,} more; on the dashed line both cost the same.",
+        sentence=f"{counted(len(both), 'photo')} held out here and in {name}: {better:,} cost less"
+        f" here by more than {NOTABLE:g}, {worse:,} more; on the dashed line both cost the same.",
         svg=drawing.svg(),
         columns=("largest differences", "here", name, "gain"),
         rows=[

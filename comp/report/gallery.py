@@ -187,7 +187,7 @@ def audit_page(photos: Photos, competition: Competition, table: pd.DataFrame) ->
     }
     return Page(
         title="Audit of labels",
-        subtitle=f"{competition.title}: {len(table):,} photos with evidence against their label",
+        subtitle=f"{competition.title}: labels with evidence against them: {len(table):,}",
         sections=[
             Section(
                 title=title,

@@ -26,6 +26,7 @@ from comp.options import differing, flat
 from comp.predict.calibrate import board_losses, cross_fitted
 from comp.predict.compare import groups_of, side_by_side
 from comp.predict.runs import FinishedRun, is_predicted, read_oof, read_run, recipe_of
+from comp.progress import counted
 from comp.recipes import RECIPES
 from comp.report import charts
 from comp.report.gallery import Photos, largest_losses, near_duplicates
@@ -122,8 +123,7 @@ def run_page(facts: RunFacts) -> Page:
     sections = [
         Section(
             title="Worst photos",
-            text=f"These {min(N_WORST, len(cards))} of {len(oof):,} photos carry {share:.0%} of the"
-            f" out-of-fold log loss. The gallery below has {len(cards)}.",
+            text=f"{share:.0%} of the out-of-fold log loss. The gallery below has {len(cards)}.",
             cards=[replace(card, reason="") for card in cards[:N_WORST]],
         ),
         Section(title="Score", tables=[scores], charts=list(_charts(facts))),
@@ -142,7 +142,7 @@ def run_page(facts: RunFacts) -> Page:
         Section(title="Origin", tables=[_origin(facts)]),
     ]
     began = f", began {origin['began']}" if "began" in origin else ""
-    photos = f"{len(oof):,} labelled photos in {oof['fold'].nunique()} folds"
+    photos = f"{counted(len(oof), 'labelled photo')} in {counted(oof['fold'].nunique(), 'fold')}"
     return Page(
         title=facts.folder.name,
         subtitle=f"{facts.competition.title}: {photos}{began}",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from comp.competition import Competition
 from comp.data.identity import check_server
 from comp.errors import DataError, KaggleError, SubmissionError
-from comp.kaggle import Kaggle
 from comp.metric import Floats
 from comp.progress import Reporter, counted
 from comp.store import Workspace
 from comp.submit.ledger import read_ledger, score_text
+
+if TYPE_CHECKING:  # a run's report needs no client
+    from comp.kaggle import Kaggle
 
 FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded again
 MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
@@ -69,7 +72,7 @@ def ranks(values: ArrayLike, scores: Floats) -> NDArray[np.int64]:
 def print_standings(
     workspace: Workspace,
     competition: Competition,
-    kaggle: Kaggle,
+    kaggle: "Kaggle",
     reporter: Reporter,
     *,
     refresh: bool = False,
@@ -128,7 +131,7 @@ def next_medal(score: float, scores: Floats) -> str:
 
 
 def _own_scores(
-    workspace: Workspace, kaggle: Kaggle, reporter: Reporter
+    workspace: Workspace, kaggle: "Kaggle", reporter: Reporter
 ) -> Iterator[tuple[float, str]]:
     """Public scores of our submissions, each with a text that adds private score and source."""
     for row in read_ledger(workspace.ledger, reporter):
@@ -144,7 +147,7 @@ def _own_scores(
 
 
 def _current_board(
-    workspace: Workspace, kaggle: Kaggle, reporter: Reporter, refresh: bool
+    workspace: Workspace, kaggle: "Kaggle", reporter: Reporter, refresh: bool
 ) -> list[Board]:
     """Kaggle's leaderboard, downloaded if ours is old; ours if that fails; empty without either."""
     path = workspace.submissions / "leaderboard.csv"

@@ -3,13 +3,16 @@
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from comp.errors import SubmissionError
-from comp.kaggle import Submission
 from comp.progress import Reporter
 from comp.store import locked, write_table
+
+if TYPE_CHECKING:
+    from comp.kaggle import Submission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ def read_ledger(path: Path, reporter: Reporter | None = None) -> list[LedgerRow]
     return rows
 
 
-def score_text(scored: LedgerRow | Submission) -> str:
+def score_text(scored: "LedgerRow | Submission") -> str:
     """The public score, and the private one if it is known."""
     private = "" if scored.private_score is None else f", private {scored.private_score:.5f}"
     return "-" if scored.public_score is None else f"{scored.public_score:.5f}{private}"

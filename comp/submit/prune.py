@@ -1,8 +1,8 @@
 """The stage `prune`: what nothing uses any more, and deleting it.
 
 Runs      of other photos, or other label fixes, than there are now, if their recipe has a run of
-          today's; what FORCE=1 set aside; logs. Never a blend, its members, or a run that was
-          submitted, nor what was set aside of one.
+          today's; what FORCE=1 set aside, once that is fitted anew; logs. Never a blend, its
+          members, or a run that was submitted, nor what was set aside of one.
 Pixels    and features that neither a listed recipe nor a run that stays uses.
 """
 
@@ -20,9 +20,9 @@ from comp.predict.runs import recipe_of
 from comp.progress import Reporter, counted
 from comp.recipe import Folds, Recipe
 from comp.recipes import RECIPES
-from comp.store import Workspace, fingerprint, read_json
+from comp.store import Workspace, read_json
 from comp.submit.ledger import read_ledger
-from comp.train.features import kept_path, read_kept
+from comp.train.features import cache_name, kept_path, read_kept
 from comp.train.files import is_intact
 from comp.train.run import Run, open_run, run_folders
 
@@ -76,7 +76,9 @@ def find_waste(workspace: Workspace) -> dict[Path, str]:
         for folder, is_so in of_today.items()
         if not is_so and _recipe(folder) in recipes
     }
-    old |= dict.fromkeys(sorted(workspace.runs.glob("*.before-*")), "set aside by FORCE=1")
+    for path in sorted(workspace.runs.glob("*.before-*")):
+        if path.with_name(path.name.partition(".before-")[0]).joinpath("oof.csv").exists():
+            old[path] = "set aside by FORCE=1"
     old |= dict.fromkeys(sorted(workspace.runs.glob("*.log")), "log")
     waste = {p: why for p, why in old.items() if p.name.partition(".before-")[0] not in protected}
     used = set(_used(workspace, [run for run in run_folders(workspace) if run not in waste]))
@@ -112,4 +114,4 @@ def _used(workspace: Workspace, folders: Iterable[Path]) -> Iterator[str]:
                 for is_tail in (False, True):
                     if kept := read_kept(run, device, is_tail=is_tail):
                         yield kept_path(run, device, is_tail=is_tail).name
-                        yield fingerprint(kept.key, store)
+                        yield cache_name(kept.key, store)

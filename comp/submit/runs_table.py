@@ -66,8 +66,10 @@ def _read(folder: Path) -> Scored:
     stages |= dict.fromkeys(["test.csv", "calibration.json"], "predict")
     bad = [name for name in stages if not is_intact(folder / name)]
     if bad:
-        texts = [f"{x} is {'damaged' if (folder / x).exists() else 'missing'}" for x in bad]
-        raise StaleError(f"{folder.name}: {', '.join(texts)}: {again(folder, stages[bad[0]])}")
+        stage = stages[bad[0]]  # makes the first of them, and the next stage what follows
+        lost = [x for x in bad if stages[x] == stage and not (folder / x).exists()]
+        what = f"{', '.join(lost)} missing" if lost else f"{bad[0]} damaged"
+        raise StaleError(f"{folder.name}: {what}: {again(folder, stage)}")
     made_from = fingerprint(recorded["oof.csv"], recorded["calibration.json"])
     path = folder / f"submitted-{made_from}.npy"
     with suppress(OSError, ValueError, EOFError):

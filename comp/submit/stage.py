@@ -93,7 +93,7 @@ def fetch_scores(
     for row in rows:
         scores = map(_or_dash, (row.cv_clipped, row.public_score, row.private_score))
         cells.append((row.file, *scores, row.status))
-    columns = ("submission", "CV clipped", "public score", "private score", "status")
+    columns = ("submission", "CV clipped", "public", "private", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
 
 

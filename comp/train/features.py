@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from comp.errors import StaleError
 from comp.network.heads import FeatureHead
 from comp.network.preprocessing import preprocessing_of
-from comp.network.views import Look, View
+from comp.network.views import Look, View, code_of_outputs
 from comp.network.weights import weights_file
-from comp.progress import Advance, Reporter
+from comp.progress import Advance, Reporter, counted
 from comp.store import file_sha256, fingerprint, read_json, require_room, whole, write_json
 from comp.train.inputs import Inputs
 from comp.train.run import LIBRARIES, Run, check_weights
@@ -166,6 +166,11 @@ def read_kept(run: Run, device: str | None, *, is_tail: bool = False) -> Kept | 
         return None  # the network is built, and this written again
 
 
+def cache_name(key: str, store: str) -> str:
+    """The folder of what the embedder `key` makes of the pixels in `store`, by today's code."""
+    return fingerprint(key, store, code_of_outputs())
+
+
 class FrozenNetwork:
     """The part of the network that all folds of a run share, and its cached outputs."""
 
@@ -243,7 +248,7 @@ class FrozenNetwork:
         return cache.rows(keys)
 
     def _cache(self, key: str, look: Look) -> ArrayCache:
-        folder = fingerprint(key, self.inputs.pixels.store)
+        folder = cache_name(key, self.inputs.pixels.store)
         return ArrayCache(self.inputs.run.workspace.features / folder / look.key)
 
     def mean_features(self, ids: Sequence[str], views: Sequence[View]) -> NDArray[np.float32]:
@@ -271,7 +276,7 @@ class FrozenNetwork:
             n_bad = int((~np.isfinite(batch)).reshape(len(batch), -1).any(1).sum())
             if n_bad:
                 raise StaleError(
-                    f"{n_bad} of {len(batch)} photos have {self.embedder.output} that are not"
+                    f"{self.embedder.output} of {counted(n_bad, 'photo')} in {len(batch)} are not"
                     " finite: the weights are damaged"
                 )
             waiting.append(batch)
@@ -286,7 +291,7 @@ class FrozenNetwork:
     def check_disk(self, n_photos: int, n_views: int) -> None:
         """Say what caching all views takes on disk; DataError if there is not that much."""
         n_bytes = n_photos * n_views * math.prod(self.embedder.shape) * HALF_BYTES
-        what = f"{self.embedder.output} of {n_photos:,} photos in {n_views} views"
+        what = f"{self.embedder.output} of {n_photos:,} photos in {counted(n_views, 'view')}"
         remedy = "lower training.cached_views, or freeze more layers"
         folder = self.inputs.run.workspace.features
         self.reporter.say(require_room(folder, n_bytes, what, remedy))

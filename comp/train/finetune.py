@@ -15,7 +15,7 @@ from comp.network.backbone import parameter_groups, timm_optimiser
 from comp.network.device import Device, Room
 from comp.network.embedder import normalise
 from comp.network.preprocessing import Preprocessing
-from comp.progress import Advance
+from comp.progress import Advance, counted
 from comp.recipe import FineTune
 from comp.store import derive_seed
 from comp.train.batches import Batch
@@ -172,7 +172,7 @@ def _note(history: list[Point], room: Room, n_photos: int, training: FineTune) -
     if not history:
         return ""
     is_halved = room.n_photos < (training.micro_batch or n_photos)
-    fit = f", {room.n_photos} photos in memory at once" if is_halved else ""
+    fit = f", {counted(room.n_photos, 'photo')} in memory at once" if is_halved else ""
     return f"loss {history[-1].loss:.4f}{fit}"
 
 
@@ -271,7 +271,7 @@ def _check_loss(history: list[Point], training: FineTune) -> None:
     bound = "" if training.clip_norm is None else f" below {training.clip_norm:g}"
     remedy = f"set training.peak_lr below {training.peak_lr:g} or training.clip_norm{bound}"
     if not last.loss <= EXPLODED:  # nan too
-        raise TrainingError(f"the loss is {last.loss:.3g} after {last.step} steps; {remedy}")
+        raise TrainingError(f"the loss is {last.loss:.3g} after step {last.step}; {remedy}")
 
 
 def _trained(network: nn.Module) -> list[Tensor]:

@@ -18,7 +18,7 @@ from comp.network.preprocessing import (
     preprocessing_of,
 )
 from comp.network.views import CENTRE, Canvases, Crops, View, views_of
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import ViewsName
 from comp.train.labels import chosen_label_fixes, select, targets
 from comp.train.labels import training_rows as rows_of
@@ -100,7 +100,7 @@ def _targets(
     unknown = sorted(set(fixes) - set(all_ids))
     if unknown:
         raise DataError(
-            f"{len(unknown)} verdicts are on no training photo, {unknown[0]} first: correct"
+            f"{counted(len(unknown), 'verdict')} on no training photo, {unknown[0]} first: correct"
             " data/verdicts.csv"
         )
     here = [fixes[id] for id in photos["id"] if id in fixes]

@@ -53,8 +53,8 @@ def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
     counts = photos.groupby(["part", "label"]).size().reindex(cells, fill_value=0)
     if (counts == 0).any():
         raise DataError(
-            f"{int((counts == 0).sum())} of {n_parts} folds lack a class, with {len(photos)}"
-            " photos: lower folds.n or raise folds.n_photos"
+            f"folds without both classes: {int((counts == 0).sum())} of {n_parts}, with"
+            f" {len(photos)} photos: lower folds.n or raise folds.n_photos"
         )
     return photos.astype({"fold": "int64", "part": "int64", "label": "int64"})
 

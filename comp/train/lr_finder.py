@@ -1,7 +1,7 @@
 """A learning rate to begin with: Smith's range test, on a copy of the weights.
 
 The head's learning rate grows by a constant factor per step, over the recipe's own batches,
-parameter groups and precision, until the loss diverges. Leaves only a curve, runs/lr-<run>.png.
+parameter groups and precision, until the loss diverges. Leaves only runs/lr-<run>-<steps>.png.
 Source: Smith 2017, "Cyclical learning rates for training neural networks", section 3.3; the
 smoothing, the end at a multiple of the least loss and the two suggestions are fastai's.
 """
@@ -22,7 +22,7 @@ from comp.errors import RecipeError, TrainingError
 from comp.network.backbone import build
 from comp.network.device import find_device
 from comp.plots import curve_png, text_curve
-from comp.progress import Advance, Reporter
+from comp.progress import Advance, Reporter, counted
 from comp.recipe import FineTune, Recipe
 from comp.store import Workspace, derive_seed
 from comp.train.batches import Batch
@@ -104,8 +104,8 @@ def range_test(
     n = len(losses)
     if n <= N_NOISY:
         raise TrainingError(
-            f"the loss is not finite after {n} steps, at a learning rate of {rates[n]:.1e}: check"
-            " the weights"
+            f"the loss is not finite after {counted(n, 'step')}, at a learning rate of"
+            f" {rates[n]:.1e}: check the weights"
         )
     return RangeTest(rates=rates[:n], losses=np.array(losses), diverged=n < n_steps)
 
@@ -137,7 +137,7 @@ def find_lr(
         take_step = Step(network, training, inputs.preprocessing_for(0), where)
         with reporter.track("range test", n_steps, "steps") as advance:
             found = range_test(take_step, batches, n_steps, advance)
-    _print(found, workspace.runs / f"lr-{inputs.run.name}.png", reporter)
+    _print(found, workspace.runs / f"lr-{inputs.run.name}-{n_steps}.png", reporter)
     return found
 
 
@@ -150,8 +150,9 @@ def _print(found: RangeTest, path: Path, reporter: Reporter) -> None:
     for line in text_curve(np.log(smoothed)):
         reporter.say(line)
     reporter.say(
-        f"lr {LOWEST:.0e} to {rates[-1]:.0e}; smoothed loss {smoothed[N_NOISY]:.4f} after {N_NOISY}"
-        f" steps, least {smoothed[found.least]:.4f}, {found.smoothed[-1]:.4f} at the end"
+        f"lr {LOWEST:.0e} to {found.rates[-1]:.0e}, drawn to {rates[-1]:.0e}; smoothed loss"
+        f" {smoothed[N_NOISY]:.4f} after {N_NOISY} steps, least {smoothed[found.least]:.4f},"
+        f" {found.smoothed[-1]:.4f} at the end"
     )
     marks = "; ".join(f"{name} {rate:.1e}" for name, rate in found.suggestions().items())
     reporter.say(marks + ("" if found.diverged else f"; no divergence up to {HIGHEST:g}"))

@@ -214,17 +214,17 @@ def timed(run: Run, work: str, n_photos: int) -> Iterator[None]:
     record(run.origin)
 
 
-def adopt(run: Run, weights_key: str) -> list[int]:
+def adopt(run: Run, weights_key: str, code: str | None) -> list[int]:
     """Take over the checkpoints that fit: links to other runs', and unrecorded ones here.
 
-    Of which folds there are links now.
+    Of which folds there are links now. `code`: by which `run` began, if it did: that of all folds.
     """
-    adopted = []
+    adopted, same_code = [], {"code": code} if code else {}
     for fold in run.folds:
-        target, origin = run.checkpoint(fold), run.origin_of(fold, weights_key).items()
+        target, origin = run.checkpoint(fold), run.origin_of(fold, weights_key) | same_code
         for folder in () if run.is_fitted(fold) else (run.folder, *run_folders(run.workspace)):
             source = folder / target.name
-            if damaged([source]) or not origin <= checkpoint_origin(source).items():
+            if damaged([source]) or not origin.items() <= checkpoint_origin(source).items():
                 continue
             if folder != run.folder:
                 forget_scores(run, fold)

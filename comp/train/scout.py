@@ -87,7 +87,7 @@ def scout(
         table = _write(workspace, tried, photos)
     if table["log_loss"].isna().all():
         raise UserError(
-            f"none of {len(tried)} backbones could be scored; {tried[0].name}: {tried[0].note}"
+            f"no backbone could be scored ({len(tried)} tried); {tried[0].name}: {tried[0].note}"
         )
     n_folds = photos["fold"].nunique()
     title = f"frozen features under a solved head, {len(photos):,} photos, {n_folds} folds"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from comp.data.manifest import read_manifest
 from comp.metric import bootstrap_interval, per_photo_logit_loss
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import Recipe
-from comp.store import Workspace
+from comp.store import Workspace, read_object
 from comp.train import run as runs
 from comp.train.run import Run, open_run
 
@@ -38,17 +38,18 @@ def train(
     `force`: fit all of them anew, beside those of a finished run, and compare.
     """
     run = open_run(workspace, recipe)
+    folds = counted(len(run.folds), "fold")
     if force and run.oof.exists():
         reporter.say(f"the earlier run is kept as {runs.set_aside(run).name}")
     if run.is_trained():
-        reporter.say(f"{run.name}: all {len(run.folds)} folds are fitted; nothing to do")
+        reporter.say(f"{run.name}: {folds} fitted; nothing to do")
     else:
         _fit_missing(run, device, reporter, may_adopt=not force)
     print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
-            f"{len(others)} of {len(run.folds)} folds were fitted by other code than there is now:"
-            " FORCE=1 fits all anew and compares"
+            f"fitted by other code than there is now: {len(others)} of {folds}; FORCE=1 fits all"
+            " anew and compares"
         )
     if force and (earlier := runs.set_aside_before(run)):
         _print_change(run, earlier[max(earlier)], reporter)
@@ -62,11 +63,12 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
     code = runs.code_digest()
     fit = open_fit(run, wanted, reporter, new=True)
     weights, device = fit.frozen.weights, fit.frozen.device_name
+    began_by = read_object(run.origin).get("code")
     runs.start(run, weights, device, code, reporter)
     for fold in () if may_adopt else run.folds:
         forget_resume(run.checkpoint(fold))
-    if may_adopt and (adopted := runs.adopt(run, weights)):
-        reporter.say(f"{run.name}: {len(adopted)} folds adopted from a run with the same fit")
+    if may_adopt and (adopted := runs.adopt(run, weights, began_by)):
+        reporter.say(f"{run.name}: {counted(len(adopted), 'fold')} adopted from the same fit")
     started = time.perf_counter()
     missing = [fold for fold in run.folds if not run.is_fitted(fold)]
     fit.announce(missing)
@@ -86,7 +88,7 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
             runs.write_scores(run, fold, ids, by_view)
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
-    reporter.say(f"{run.name}: {len(run.folds)} folds in {took:.1f} s on {device}")
+    reporter.say(f"{run.name}: {counted(len(run.folds), 'fold')} in {took:.1f} s on {device}")
 
 
 def _print_change(run: Run, earlier: Path, reporter: Reporter) -> None:

@@ -32,8 +32,7 @@ def fit_svm(
     n_soft = int((labels != targets).sum())
     if n_soft:
         raise DataError(
-            f"{n_soft} photos have a soft label, and an SVM learns 0 or 1: set"
-            " folds.label_fixes=flip or drop"
+            f"an SVM learns 0 or 1, not soft labels ({n_soft}): set folds.label_fixes=flip or drop"
         )
     x = features.astype(np.float64)
     mean, spread = x.mean(0), x.std(0)
