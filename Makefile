@@ -32,15 +32,20 @@ BARE := RUNS VERDICTS # words without the option's name before them
 FLAGS := FORCE REFRESH FULL YES # 1 or 0
 
 # Variables count on the command line only: an environment that has FORCE or RUN changes nothing.
+line := $(shell tr '\0' ' ' </proc/$$PPID/cmdline 2>/dev/null || ps -o args= -p $$PPID)
 goals := $(or $(MAKECMDGOALS),help)
 taken := $(sort $(foreach goal,$(goals),$(takes_$(goal))))
 given := $(filter-out PYTHON,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 unexport $(given)
 $(foreach name,$(filter-out $(taken),$(given)),$(error \
   make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
+$(foreach name,$(given),$(if $(findstring $(name),$(line)),,$(error \
+  $(name) comes from MAKEFLAGS of the environment: write make $(goals) $(name)=...)))
 $(foreach name,$(filter-out SET,$(given)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
 $(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out x0 x1,x$(value $(name))),$(error \
   $(name) must be 1 or 0, got $(value $(name)))))
+forced := $(if $(filter FORCE,$(given)),$(foreach goal,$(goals),$(if $(filter FORCE,$(takes_$(goal))),$(goal))))
+$(if $(word 2,$(forced)),$(error FORCE is for one of $(forced) at a time: write two commands))
 # A stage that takes a recipe would go on with the default one beside a run that is named.
 $(if $(filter RUN,$(given)),$(foreach goal,$(goals),$(if $(filter RECIPE,$(takes_$(goal))),$(if \
   $(filter RUN,$(takes_$(goal))),,$(error make $(goal) does not take RUN: leave $(goal) out)))))
