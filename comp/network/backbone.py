@@ -33,7 +33,7 @@ _UNSUITABLE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
-SIZE_STEP_PX = 8  # between the sizes that are tried in place of one that does not work
+SIZE_STEPS_PX = (8, 14)  # between sizes that are tried in place of one that does not work: patches
 # heads and buffers that a file may have and the network need not
 _HEADS = ("head", "heads", "head_dist", "fc", "classifier", "last_linear", "AuxLogits")
 _BUFFERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "n_averaged")
@@ -73,7 +73,8 @@ def _require_size(model: Model, size_px: int | None) -> None:
     if not (why := _refusal(model, size_px, "cpu")):
         return
     wanted = size_px or own
-    sizes = {*range(SIZE_STEP_PX, 2 * max(own, wanted), SIZE_STEP_PX), own} - {wanted}
+    steps = (range(step, 2 * max(own, wanted), step) for step in SIZE_STEPS_PX)
+    sizes = {own}.union(*steps) - {wanted}
     near = sorted((size for size in sizes if size >= 16), key=lambda size: abs(size - wanted))
     near = near[: near.index(own) + 1] if own in near else near
     # on a meta device first, which has no arithmetic but does not notice an index out of range
@@ -183,7 +184,9 @@ def _fitting(
         if tensors[name].shape != needed[name].shape
         or needed[name].is_floating_point() > tensors[name].is_floating_point()
     ]
+    bad = [name for name in needed.keys() & tensors.keys() if not tensors[name].isfinite().all()]
     found = {"missing": missing, "not used": unused, "of another shape or type": others}
+    found["not finite"] = bad
     if any(found.values()):
         text = "; ".join(f"{kind}: {some(sorted(names))}" for kind, names in found.items() if names)
         raise WeightsError(f"{what} does not fit, {text}: name a file made for this backbone")
