@@ -211,6 +211,7 @@ def test_without_a_hub_in_reach_the_message_says_what_to_do(
         ("", "timm knows no backbone ''"),
         ("jx_nest_tiny", "near it are .*nest_tiny_jx"),  # a name of old versions
         ("resnet18.a1_in2k", "no tag 'a1_in2k' of resnet18; near it are a1_in1k"),
+        ("resnet18.", "no tag '' of resnet18; there are 7"),
         ("levit_128", "not in one linear layer"),
     ],
 )

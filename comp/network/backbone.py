@@ -127,12 +127,12 @@ def _create(model: Model, size_px: int | None) -> Any:
 
 
 def _require_known(backbone: str) -> None:
-    name, _, tag = backbone.partition(".")
+    name, dot, tag = backbone.partition(".")
     # a name of old versions has no config of its own
     tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(name)]
     if not timm.is_model(name) or not tags:
         raise RecipeError(f"timm knows no backbone {backbone!r}{_near(name, timm.list_models())}")
-    if tag and tag not in tags:
+    if dot and tag not in filter(None, tags):
         near = _near(tag, tags) or f"; there are {some(filter(None, tags))}"
         raise RecipeError(f"timm knows no tag {tag!r} of {name}{near}")
 
