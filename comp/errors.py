@@ -18,9 +18,11 @@ _REMEDIES = {
     "allow writing there (chown, chmod), or use another WORKSPACE": "EACCES EPERM",
     "use a WORKSPACE with a shorter path": "ENAMETOOLONG",
     "raise the limit (ulimit -n, ulimit -u), or end other programs": "EMFILE ENFILE EAGAIN",
-    "a file is in the place of a folder, or the other way: move it away": "ENOTDIR EISDIR EEXIST",
+    "a file is in the place of a folder, or the other way: move it away": "ENOTDIR EISDIR EEXIST ELOOP",
     "put it back, or delete what was made from it and run the stages again": "ENOENT",
-    "repair the disk or network folder, or use another WORKSPACE": "EIO ESTALE ENOTCONN ENODEV",
+    "repair the disk or network folder, or use another WORKSPACE": (
+        "EIO ESTALE ENOTCONN ENODEV ETIMEDOUT EHOSTDOWN ENOTSUP ENOSYS"
+    ),
     _MEMORY: "ENOMEM",
 }
 _REMEDY_OF = {

@@ -153,6 +153,8 @@ def test_runs_of_other_photos_have_another_table_and_broken_ones_come_last(
     (make_run(workspace, "half", "2" * 10) / "test.csv").unlink()
     (plain_run(workspace) / "fold-1.safetensors").write_text("x")
     (workspace.runs / "new-3333333333").mkdir()
+    for name in ("note-4444444444", "._few-0000000000"):  # not folders: macOS adds such files
+        (workspace.runs / name).touch()
     lines = listed(workspace)
     assert [line for line in lines if "photos in" in line][1].startswith("60 photos in 5 folds")
     assert "4 runs without a cross-validation:" in lines
