@@ -251,6 +251,17 @@ def test_the_nearest_size_may_be_one_of_patches_of_14_px(monkeypatch: pytest.Mon
         random_network("resnet18", 256)
 
 
+def test_a_backbone_is_not_blamed_for_a_machine_without_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("comp.network.backbone._create", create)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        random_network("resnet18", 24)
+
+
 def test_a_cut_network_is_tried_only_up_to_its_layer() -> None:
     with pytest.raises(RecipeError, match=r"set pixels\.size_px=32"):
         random_network("vgg11", 24, layer="features.20")

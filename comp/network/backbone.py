@@ -19,7 +19,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_pretr
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
 
-from comp.errors import RecipeError, WeightsError
+from comp.errors import RecipeError, WeightsError, is_without_memory
 from comp.network.surgery import cut
 from comp.network.weights import PACKAGED, cause_of, read_weights, some, weights_file
 from comp.recipe import Model
@@ -94,6 +94,8 @@ def _refusal(model: Model, size_px: int | None, where: str) -> str:
             side = size_px or timm_config(model.backbone)["size_px"]
             network(torch.zeros(1, 3, side, side))
     except _UNSUITABLE as error:
+        if is_without_memory(error):
+            raise
         return cause_of(error)
     return ""
 
