@@ -188,7 +188,7 @@ def test_a_file_of_certificates_that_is_none_is_named_before_anything_is_sent(
         (b"HTTP/1.1 200 Connection established\r\n\r\n", "to Kaggle broke .*of https_proxy"),
         (
             b"SSH-2.0\r\n",
-            r"to Kaggle broke \(the answer broke off, through the proxy of https_proxy",
+            r"\(the answer broke off, through the proxy of https_proxy\)",
         ),
     ],
 )
