@@ -42,14 +42,19 @@ given := $(filter-out PYTHON,$(written))
 unexport $(given)
 $(foreach goal,$(filter-out $(TARGETS),$(goals)),$(error \
   no target $(goal); `make help` lists them, and a variable reads NAME=value))
-twice := $(shell { tr '\0' '\n' 2>/dev/null </proc/$$PPID/cmdline || ps -o args= -p $$PPID | tr ' ' '\n'; } | \
-  sed -n 's/^\([A-Z]*\)=.*/\1/p' | sort | uniq -d)
+typed := $(shell { tr '\0' '\n' 2>/dev/null </proc/$$PPID/cmdline || ps -o args= -p $$PPID | tr ' ' '\n'; } | \
+  sed -n 's/^\([A-Z]*\):*=.*/\1/p' | sort)
+twice := $(shell printf '%s\n' $(typed) | uniq -d)
 $(if $(twice),$(error $(firstword $(twice)) is given twice: write all of it in one))
 $(foreach name,$(filter-out $(taken),$(given)),$(error \
   make $(goals) does not take $(name); it takes $(or $(taken),no variables)))
+$(foreach name,$(filter-out $(typed),$(given)),$(error \
+  $(name) comes from MAKEFLAGS of the environment: write make $(goals) $(name)=...))
 $(foreach name,$(filter-out SET,$(written)),$(if $(strip $(value $(name))),,$(error $(name) is empty)))
 $(foreach name,$(filter $(FLAGS),$(given)),$(if $(filter-out x0 x1,x$(value $(name))),$(error \
   $(name) must be 1 or 0, got $(value $(name)))))
+forced := $(if $(filter FORCE,$(given)),$(foreach goal,$(goals),$(if $(filter FORCE,$(takes_$(goal))),$(goal))))
+$(if $(word 2,$(forced)),$(error FORCE is for one of $(forced) at a time: write two commands))
 # A stage that takes a recipe would go on with the default one beside runs that are named.
 $(foreach name,$(filter RUN RUNS,$(given)),$(foreach goal,$(goals),$(if $(filter RECIPE,$(takes_$(goal))),$(if \
   $(filter $(name),$(takes_$(goal))),,$(error make $(goal) does not take $(name): leave $(goal) out)))))

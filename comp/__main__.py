@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         reporter.fail(str(error))
         return 1
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         failure = explain(error, folder)
         if failure is None:
             raise

@@ -27,7 +27,7 @@ class Call:
 
     workspace: Workspace
     reporter: Reporter = field(default_factory=Reporter)
-    recipe: str | None = None  # DEFAULT
+    recipe: str | None = None
     set: Sequence[str] = ()
     device: str | None = None
     run: str | None = None
@@ -48,11 +48,11 @@ class Call:
     @property
     def recipes(self) -> list[Recipe]:
         """The recipe, or those of an ensemble, with its settings."""
-        return chosen(self.recipe or DEFAULT, self.set)
+        return chosen(DEFAULT if self.recipe is None else self.recipe, self.set)
 
     @property
     def one_recipe(self) -> Recipe:
-        return override(named(self.recipe or DEFAULT), self.set)
+        return override(named(DEFAULT if self.recipe is None else self.recipe), self.set)
 
     @property
     def competition(self) -> Competition:
@@ -74,7 +74,7 @@ class Call:
 
         if self.run is None:
             return finished_folder(self.workspace, self.competition, self.recipes)
-        if self.set or self.recipe:
+        if self.set or self.recipe is not None:
             raise UserError('RUN names a run: leave out RECIPE and SET, or write RUN="RECIPE SET"')
         return self.folder_of(self.run)
 

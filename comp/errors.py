@@ -18,15 +18,22 @@ _REMEDIES = {
     "allow writing there (chown, chmod), or use another WORKSPACE": "EACCES EPERM",
     "use a WORKSPACE with a shorter path": "ENAMETOOLONG",
     "raise the limit (ulimit -n, ulimit -u), or end other programs": "EMFILE ENFILE EAGAIN",
-    "a file is in the place of a folder, or the other way: move it away": "ENOTDIR EISDIR EEXIST",
+    "a file is in the place of a folder, or the other way: move it": "ENOTDIR EISDIR EEXIST ELOOP",
     "put it back, or delete what was made from it and run the stages again": "ENOENT",
-    "repair the disk or network folder, or use another WORKSPACE": "EIO ESTALE ENOTCONN ENODEV",
+    "repair the disk or network folder, or use another WORKSPACE": (
+        "EIO ESTALE ENOTCONN ENODEV ETIMEDOUT EHOSTDOWN ENOTSUP ENOSYS"
+    ),
     _MEMORY: "ENOMEM",
 }
 _REMEDY_OF = {
     getattr(errno, name): remedy for remedy, names in _REMEDIES.items() for name in names.split()
 }
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+# how CUDA, Metal, cuBLAS, oneDNN, the CPU's allocator, the loader of libraries and torch say it
+_NO_MEMORY = re.compile(
+    r"out of (shared )?memory|(can't|cannot) allocate memory|alloc_failed|not enough memory"
+    r"|bad_alloc|create a primitive$|failed to map segment|DataLoader worker \(pid",
+    re.IGNORECASE,
+)
 
 
 class UserError(Exception):
@@ -98,6 +105,12 @@ class UnavailableError(KaggleError):
         self.link_refused = link_refused
 
 
+def is_without_memory(error: BaseException) -> bool:
+    if isinstance(error, (RuntimeError, ImportError)):
+        return bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError)
+
+
 def explain(error: BaseException, workspace: Path) -> str | None:
     """One line on a failure of the machine: where and what to do; None if `error` is a bug.
 
@@ -112,9 +125,11 @@ def explain(error: BaseException, workspace: Path) -> str | None:
                 where = f"{link} is a link to {os.readlink(link)}, which is not there"
                 return f"{where}: make that folder, or delete the link"
         return f"{path}: {os.strerror(error.errno or 0)}: {remedy}"
-    if isinstance(error, MemoryError):
-        return f"not enough memory ({text or 'unknown how much'}): {_MEMORY}"
-    if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
-        on_gpu = "set a smaller training.micro_batch or pixels.size_px, or use DEVICE=cpu"
-        return f"not enough memory ({text}): {_MEMORY if 'CPUAllocator' in text else on_gpu}"
+    if is_without_memory(error):
+        remedy = _MEMORY
+        if re.match("CUDA|MPS|HIP", text):
+            remedy = "set a smaller training.micro_batch or pixels.size_px, or use DEVICE=cpu"
+        if "DataLoader worker" in text:
+            remedy = f"start a container with --shm-size=2g, or {_MEMORY}"
+        return f"not enough memory ({text or 'unknown how much'}): {remedy}"
     return None

@@ -1,6 +1,5 @@
 """Files that appear whole or not at all, locks, fingerprints, seeds."""
 
-import errno
 import hashlib
 import json
 import math
@@ -23,8 +22,6 @@ from comp.progress import Reporter
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what flock says on some network folders
 
 
 class Workspace:
@@ -131,7 +128,7 @@ def _lock_at(path: Path, reporter: Reporter) -> filelock.BaseFileLock:
         with suppress(filelock.Timeout), lock.acquire(blocking=False):
             pass
     except (NotImplementedError, OSError) as error:  # without locks we go on and say so, below
-        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+        if getattr(error, "filename", None):  # the file could not be opened
             raise
         reporter.warn("this file system has no locks: use the workspace from one machine at a time")
         return filelock.SoftFileLock(path.with_name(f"{path.name}.held"))

@@ -267,6 +267,7 @@ def test_a_png_is_decoded_whatever_its_metadata_and_turned_by_exif_behind_its_pi
         encoded(scene(3), "PNG", pnginfo=text),
         encoded(scene(3), "PNG", icc_profile=profile),
         plain[:-12] + chunk(b"tEXt", bytes(2_000_000)) + plain[-12:],
+        plain[:-12] + chunk(b"eXIf", b"damaged")[:-4] + b"crc?" + plain[-12:],
     ):
         assert np.array_equal(decoded(data), np.asarray(scene(3)))
     exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"

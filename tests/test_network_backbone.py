@@ -73,6 +73,8 @@ WRAPPED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "AveragedModel": lambda state: prefixed(state, "module") | {"n_averaged": torch.tensor(3)},
     "nested": lambda state: {"model": {"model_state_dict": prefixed(state, "backbone")}},
     "net": lambda state: {"net": state, "optimizer": {"state": {0: torch.ones(2)}}},
+    "one entry of any name": lambda state: {"best": state, "optimizer": {"param_groups": []}},
+    "one prefix of any name": lambda state: prefixed(state, "0", "model"),
     "flat": lambda state: prefixed(state, "state_dict", "net"),
 }
 
@@ -142,11 +144,13 @@ def test_a_file_that_is_no_weights_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("save", [torch.save, safetensors.torch.save_file])
-def test_cut_files_folders_and_missing_files_are_refused_in_one_line(
+def test_damaged_files_folders_and_missing_files_are_refused_in_one_line(
     save: Callable[..., None], tmp_path: Path
 ) -> None:
-    path = tmp_path / "w.pth"
-    save(random_network("resnet18").state_dict(), path)
+    path, state = tmp_path / "w.pth", random_network("resnet18").state_dict()
+    save(state | {"conv1.weight": np.nan * state["conv1.weight"]}, path)
+    assert "not finite: 1 (conv1.weight)" in refused(path)
+    save(state, path)
     for n_bytes in (-1000, 100, 9):
         path.write_bytes(path.read_bytes()[:n_bytes])
         refused(path)
@@ -207,6 +211,7 @@ def test_without_a_hub_in_reach_the_message_says_what_to_do(
         ("", "timm knows no backbone ''"),
         ("jx_nest_tiny", "near it are .*nest_tiny_jx"),  # a name of old versions
         ("resnet18.a1_in2k", "no tag 'a1_in2k' of resnet18; near it are a1_in1k"),
+        ("resnet18.", "no tag '' of resnet18; there are 7"),
         ("levit_128", "not in one linear layer"),
     ],
 )
@@ -236,6 +241,25 @@ def test_a_size_that_a_network_cannot_take_is_refused_with_the_nearest_that_it_c
     with pytest.raises(RecipeError, match=says):
         random_network(backbone, size_px)
     random_network(backbone, works)
+
+
+def test_the_nearest_size_may_be_one_of_patches_of_14_px(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "comp.network.backbone._refusal", lambda model, size_px, where: "no" * (size_px % 14 > 0)
+    )
+    with pytest.raises(RecipeError, match=r"set pixels\.size_px=252"):
+        random_network("resnet18", 256)
+
+
+def test_a_backbone_is_not_blamed_for_a_machine_without_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("comp.network.backbone._create", create)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        random_network("resnet18", 24)
 
 
 def test_a_cut_network_is_tried_only_up_to_its_layer() -> None:

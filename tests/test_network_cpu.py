@@ -115,9 +115,12 @@ def test_in_half_precision_gradients_keep_their_direction_and_weights_stay_in_fl
     assert list(half.state_dict()) == list(plain.state_dict())
 
 
-def test_a_network_with_layers_that_take_no_half_precision_stays_as_it_is() -> None:
-    network = random_network("eca_resnet33ts", 64)
+@pytest.mark.parametrize("backbone", ["eca_resnet33ts", "davit_tiny"])
+def test_a_network_that_replaced_layers_do_not_suit_stays_as_it_is(backbone: str) -> None:
+    """The first takes no half precision, the second reads the padding of its convolutions."""
+    network = random_network(backbone, 64)
     kinds, expected = [type(module) for module in network.modules()], embed(network, IMAGES)
+    assert backbone == "eca_resnet33ts" or packed(network, IMAGES, embed) is network
     assert fuse_activations(network, IMAGES[:1], half=True) == 0
     assert [type(module) for module in network.modules()] == kinds
     assert torch.equal(embed(network, IMAGES), expected)

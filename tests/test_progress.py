@@ -43,6 +43,11 @@ def test_speed_has_two_digits_or_is_in_seconds_per_unit(
         (OSError(errno.EMFILE, ""), "ulimit -n"),
         (MemoryError("Unable to allocate 7 PiB"), "Unable to allocate 7 PiB): end other programs"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "smaller training.micro_batch"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "DEVICE=cpu"),
+        (RuntimeError("could not create a primitive"), "use fewer photos"),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), "end other programs"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "end other"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "--shm-size=2g"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use fewer photos"),
     ],
 )

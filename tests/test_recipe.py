@@ -193,6 +193,7 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
         ("blend submit 'RUNS=a b'", "make submit does not take RUNS: leave submit out"),
         ("submit lite0_head", "no target lite0_head;"),
         ("train SET=a=1 SET=b=2", "SET is given twice"),
+        ("train submit FORCE=1", "FORCE is for one of train submit at a time"),
         ("submit FORCE=yes", "FORCE must be 1 or 0, got yes"),
         ("submit 'FORCE=0 1'", "FORCE must be 1 or 0, got 0 1"),
         ("submit WORKSPACE=", "WORKSPACE is empty"),
@@ -219,6 +220,9 @@ def test_make_takes_variables_from_the_command_line_alone_and_says_so() -> None:
     assert commands("submit", **inherited) == [["submit"]]
     assert "FORCE of the environment is ignored" in make("submit", **inherited).stderr
     assert commands("submit", MAKEFLAGS="-e", **inherited) == [["submit"]]
+    done = make("submit", MAKEFLAGS="FORCE=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "FORCE comes from MAKEFLAGS of the environment: write make submit FORCE=" in done.stderr
 
 
 def test_make_runs_stages_in_order_however_many_jobs_it_may_run(tmp_path: Path) -> None:

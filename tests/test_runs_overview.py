@@ -30,7 +30,7 @@ from comp.predict.compare import compare_runs
 from comp.predict.run_names import find_run, with_options
 from comp.predict.stage import predict
 from comp.progress import Reporter
-from comp.recipes import named
+from comp.recipes import DEFAULT, named
 from comp.report.worst_photos import print_worst
 from comp.store import Workspace
 from comp.submit.prune import find_waste, freed, prune
@@ -107,6 +107,7 @@ def test_a_run_beside_a_recipe_or_two_runs_in_the_place_of_one_are_refused(
 ) -> None:
     for words, says in (
         (["submit", "--run", "lite0_head", "--set", "seed=3"], "leave out RECIPE and SET"),
+        (["submit", "--run", "lite0_head", "--recipe", DEFAULT], "leave out RECIPE and SET"),
         (["forecast", "--run", "lite0_head lite1_head"], "one run is needed here, got 2"),
         (["compare", "--a", "lite0_head"], "make compare A=... B=..."),
     ):
@@ -152,6 +153,8 @@ def test_runs_of_other_photos_have_another_table_and_broken_ones_come_last(
     (make_run(workspace, "half", "2" * 10) / "test.csv").unlink()
     (plain_run(workspace) / "fold-1.safetensors").write_text("x")
     (workspace.runs / "new-3333333333").mkdir()
+    for name in ("note-4444444444", "._few-0000000000"):  # not folders: macOS adds such files
+        (workspace.runs / name).touch()
     lines = listed(workspace)
     assert [line for line in lines if "photos in" in line][1].startswith("60 photos in 5 folds")
     assert "4 runs without a cross-validation:" in lines

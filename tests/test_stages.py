@@ -313,6 +313,7 @@ def test_bad_input_ends_in_one_line_before_any_work(drawn_copy: Workspace, tmp_p
     ("setting", "device", "says"),
     [
         ("pixels.size_px=20", "cpu", r"vgg11 takes no images of 20 px .*pixels\.size_px=32"),
+        ("training.trainable=from:nowhere", "cpu", "vgg11 has no module 'nowhere'"),
         ("model.weights=none.pth", "cpu", "no weights at none.pth"),
         ("pixels.size_px=32", "tpu", "no device 'tpu' on this machine"),
     ],

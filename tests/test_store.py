@@ -87,7 +87,7 @@ def test_a_lock_lets_one_process_in_and_the_next_one_gives_up_after_its_limit(
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
 def test_without_file_locks_a_marker_keeps_others_out_until_its_process_is_gone(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

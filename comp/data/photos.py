@@ -118,7 +118,8 @@ def _without_metadata(png: bytes) -> bytes:
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
         kind = png[start + 4 : start + 8]
-        if kind == b"eXIf":
+        is_intact = zlib.crc32(png[start + 4 : end - 4]) == int.from_bytes(png[end - 4 : end])
+        if kind == b"eXIf" and is_intact:
             exif = png[start:end]
         elif kind == b"tRNS" or not kind[:1].islower():  # a small letter: may be left out
             chunks.append(png[start:end])

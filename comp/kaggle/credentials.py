@@ -36,7 +36,7 @@ STALE = "a stale token hides a good key"
 RENEW = f"renew it at {SETTINGS}, or remove it to use other credentials, since {STALE}"
 COPY = f"copy or download it again from {SETTINGS}"
 # What editors, shells and pages put around a token: white space, invisible characters, quotes.
-AROUND = r"[\s\0\xad\u200b-\u200f\u2018-\u202f\u2060-\u2064\ufeff\"'`]+"
+AROUND = r"[\s\0\x1a\x7f\xad\u180e\u200b-\u200f\u2018-\u202f\u2060-\u206f\ufe0f\ufeff\"'`]+"
 UTF_16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # by the byte-order mark
 SHORTEST_SECRET = 6  # characters; replacing anything shorter would mangle ordinary words
 

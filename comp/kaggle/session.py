@@ -162,7 +162,10 @@ class Session:
         whom = f"the proxy of {proxy}" if is_proxy else "Kaggle"
         if isinstance(root, OSError):
             words = self._told(root.strerror or str(root) or type(root).__name__)
-            words += f", without a proxy because of {no_proxy}" if no_proxy else ""
+        if no_proxy:
+            words += f", without a proxy because of {no_proxy}"
+        elif proxy and not is_proxy and self._kaggle.is_real:  # a stand-in is always behind one
+            words += f", through the proxy of {proxy}"
         is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
         if is_refused or isinstance(error, requests.ConnectTimeout):
             return UnavailableError(f"{whom} cannot be reached ({words})", not_done=True)

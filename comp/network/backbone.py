@@ -19,7 +19,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_pretr
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
 
-from comp.errors import RecipeError, WeightsError
+from comp.errors import RecipeError, WeightsError, is_without_memory
 from comp.network.surgery import cut
 from comp.network.weights import PACKAGED, cause_of, read_weights, some, weights_file
 from comp.recipe import Model
@@ -33,7 +33,7 @@ _UNSUITABLE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
-SIZE_STEP_PX = 8  # between the sizes that are tried in place of one that does not work
+SIZE_STEPS_PX = (8, 14)  # between sizes that are tried in place of one that does not work: patches
 # heads and buffers that a file may have and the network need not
 _HEADS = ("head", "heads", "head_dist", "fc", "classifier", "last_linear", "AuxLogits")
 _BUFFERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "n_averaged")
@@ -73,7 +73,8 @@ def _require_size(model: Model, size_px: int | None) -> None:
     if not (why := _refusal(model, size_px, "cpu")):
         return
     wanted = size_px or own
-    sizes = {*range(SIZE_STEP_PX, 2 * max(own, wanted), SIZE_STEP_PX), own} - {wanted}
+    steps = (range(step, 2 * max(own, wanted), step) for step in SIZE_STEPS_PX)
+    sizes = {own}.union(*steps) - {wanted}
     near = sorted((size for size in sizes if size >= 16), key=lambda size: abs(size - wanted))
     near = near[: near.index(own) + 1] if own in near else near
     # on a meta device first, which has no arithmetic but does not notice an index out of range
@@ -93,6 +94,8 @@ def _refusal(model: Model, size_px: int | None, where: str) -> str:
             side = size_px or timm_config(model.backbone)["size_px"]
             network(torch.zeros(1, 3, side, side))
     except _UNSUITABLE as error:
+        if is_without_memory(error):
+            raise
         return cause_of(error)
     return ""
 
@@ -126,12 +129,12 @@ def _create(model: Model, size_px: int | None) -> Any:
 
 
 def _require_known(backbone: str) -> None:
-    name, _, tag = backbone.partition(".")
+    name, dot, tag = backbone.partition(".")
     # a name of old versions has no config of its own
     tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(name)]
     if not timm.is_model(name) or not tags:
         raise RecipeError(f"timm knows no backbone {backbone!r}{_near(name, timm.list_models())}")
-    if tag and tag not in tags:
+    if dot and tag not in filter(None, tags):
         near = _near(tag, tags) or f"; there are {some(filter(None, tags))}"
         raise RecipeError(f"timm knows no tag {tag!r} of {name}{near}")
 
@@ -183,7 +186,9 @@ def _fitting(
         if tensors[name].shape != needed[name].shape
         or needed[name].is_floating_point() > tensors[name].is_floating_point()
     ]
+    bad = [name for name in needed.keys() & tensors.keys() if not tensors[name].isfinite().all()]
     found = {"missing": missing, "not used": unused, "of another shape or type": others}
+    found["not finite"] = bad
     if any(found.values()):
         text = "; ".join(f"{kind}: {some(sorted(names))}" for kind, names in found.items() if names)
         raise WeightsError(f"{what} does not fit, {text}: name a file made for this backbone")

@@ -21,6 +21,8 @@ from comp.network.batchnorm import Kinds, Shape, trace_convolutions
 # and one precision in place of the other.
 _FLOAT_TOLERANCE, _BF16_TOLERANCE, _MIXED_TOLERANCE = 1e-4, 0.02, 0.10
 _N_TRIED = 4  # photos that it is measured on
+# raised by layers in float32 that refuse bfloat16, and by code that reads a convolution's padding
+_UNSUITABLE = (RuntimeError, AttributeError)
 Pad = Callable[[Tensor], Tensor]
 Run = Callable[[nn.Module, Tensor], Tensor]
 Activation = tuple[str, list[float], str]  # oneDNN's name of it, its numbers, its algorithm
@@ -61,7 +63,7 @@ def packed(network: nn.Module, example: Tensor, run: Run) -> nn.Module:
         _replace(changed, lambda: run(changed, some), tuple(_ACTIVATIONS), pack)
         tolerance = _BF16_TOLERANCE if example.dtype == torch.bfloat16 else _FLOAT_TOLERANCE
         is_same = _is_close(run(changed, some), run(network, some), tolerance)
-    except (RuntimeError, MemoryError):  # oneDNN has no bfloat16 for this CPU, or there is no room
+    except (*_UNSUITABLE, MemoryError):  # or oneDNN has no bfloat16 for this CPU, or no room
         is_same = False
     return changed if is_same else network
 
@@ -86,7 +88,7 @@ def fuse_activations(network: Any, example: Tensor, *, half: bool = False) -> in
     tolerance = _MIXED_TOLERANCE if half else _FLOAT_TOLERANCE
     try:
         is_same = _is_close(embed(network, example), before, tolerance)
-    except RuntimeError:  # another kind of layer, with weights in float32, refuses bfloat16
+    except _UNSUITABLE:
         is_same = False
     if not is_same:
         for name, module in replaced.items():

@@ -9,12 +9,10 @@ from typing import TypeVar
 import torch
 
 from comp.data.photos import n_cores
-from comp.errors import UserError
+from comp.errors import UserError, is_without_memory
 
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes
 _MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256 * 2**20}
-# how CUDA, Metal, cuBLAS and the CPU's allocator say it in a RuntimeError
-_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "t allocate memory", "not enough memory")
 Result = TypeVar("Result")
 
 
@@ -71,8 +69,7 @@ class Room:
             try:
                 return work(self.n_photos)
             except (RuntimeError, MemoryError) as error:
-                said = str(error).lower()
-                if isinstance(error, RuntimeError) and not any(w in said for w in _OUT_OF_MEMORY):
+                if not is_without_memory(error):
                     raise
                 if self.n_photos == 1:
                     raise UserError(

@@ -23,6 +23,7 @@ PACKAGED = tuple(f"tf_efficientnet_lite{n}" for n in (0, 1, 2))  # weights come 
 _WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model_state_dict"),
     *("model_state", "model", "module", "_orig_mod", "net", "network", "backbone", "encoder"),
+    "trunk",
 )
 _MAX_NESTED = 9  # wrappers: a pickle can contain itself
 # everything that torch and pickle raise on files that are damaged or not theirs
@@ -44,14 +45,15 @@ def weights_file(model: Model) -> Path | None:
     return Path(file.get_model_file_path())
 
 
-def read_weights(path: Path, own_names: Iterable[str] = ()) -> "dict[str, Tensor]":
+def read_weights(path: Path, own_names: Iterable[str]) -> "dict[str, Tensor]":
     """The tensors of a .safetensors or .pth file by name, without the usual wrappers.
 
-    A prefix stays that names in the network have too, which are `own_names`. WeightsError if the
-    file cannot be read, or does not hold one network.
+    Nor has a name a prefix that all have, unless names in the network have it too, which are
+    `own_names`. WeightsError if the file cannot be read, or does not hold one network.
     """
     tensors = _unwrapped(_load(path), path)
-    wrappers = set(_WRAPPERS) - {name.partition(".")[0] for name in own_names}
+    own, prefixes = ({name.partition(".")[0] for name in names} for names in (own_names, tensors))
+    wrappers = {*_WRAPPERS, *(prefixes if len(prefixes) == 1 else ())} - own
     bare: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
@@ -86,33 +88,35 @@ def _load(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, safetensors.SafetensorError) as error:
         cause = cause_of(error)
-        if isinstance(error, UnpicklingError):  # torch advises to run what is in the file
+        if "weights_only" in str(error):  # torch advises to run what is in the file
             found = re.search(r"GLOBAL (\S+)", str(error))
-            cause = "it is damaged: fetch it again"
+            cause = "it is damaged, or no state_dict(): fetch it again"
             if found:
                 cause = f"it holds {found[1]}, which may run code: save the state_dict() alone"
         raise WeightsError(f"{path} cannot be read as weights: {cause}") from error
 
 
 def _unwrapped(state: Any, path: Path) -> "dict[str, Tensor]":
-    from torch import Tensor
-
     for _ in range(_MAX_NESTED):
         entries = state if isinstance(state, Mapping) else {}
         inner = [entries[name] for name in _WRAPPERS if isinstance(entries.get(name), Mapping)]
         state = next(filter(None, inner), state)
-    tensors = {
-        name: value
-        for name, value in entries.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not tensors:
+    tensors = _named_tensors(entries)
+    networks = [tensors] if tensors else [*filter(None, map(_named_tensors, entries.values()))]
+    if len(networks) != 1:
         kind = type(state).__name__
         what = f"other entries: {some(map(repr, entries))}" if entries else f"nothing but a {kind}"
         raise WeightsError(
             f"{path} holds no named tensors, {what}: save the network's state_dict() alone"
         )
-    return tensors
+    return networks[0]
+
+
+def _named_tensors(entries: Any) -> "dict[str, Tensor]":
+    from torch import Tensor
+
+    items = entries.items() if isinstance(entries, Mapping) else ()
+    return {k: value for k, value in items if isinstance(k, str) and isinstance(value, Tensor)}
 
 
 def some(names: Iterable[str]) -> str:

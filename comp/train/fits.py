@@ -101,7 +101,7 @@ def open_fit(
     """The way that the run's recipe asks for, on today's photos.
 
     UserError for an unknown device before photos are decoded; `new`, where folds will be fitted:
-    for the recipe's network, weights and optimiser too.
+    for the recipe's network, weights, layers and optimiser too.
     """
     recipe, network = run.recipe, None
     if new and isinstance(recipe.training, FineTune):
@@ -111,9 +111,12 @@ def open_fit(
     if read_kept(run, device) is None:
         from comp.network.backbone import build
         from comp.network.device import find_device
+        from comp.network.surgery import freeze
 
         find_device(device)
         network = build(recipe.model, size_px=recipe.pixels.size_px) if new else None
+    if network and isinstance(recipe.training, FineTune) and not recipe.on_features:
+        freeze(network, *(phase.trainable for phase in recipe.training.phases()))
     inputs = read_inputs(run, reporter, with_test=with_test)
     if recipe.on_features:
         return HeadFit(FrozenNetwork(inputs, device, reporter, network=network))

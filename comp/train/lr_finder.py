@@ -21,6 +21,7 @@ from torch import Tensor
 from comp.errors import RecipeError, TrainingError
 from comp.network.backbone import build
 from comp.network.device import find_device
+from comp.network.surgery import freeze
 from comp.plots import curve_png, text_curve
 from comp.progress import Advance, Reporter, counted
 from comp.recipe import FineTune, Recipe
@@ -124,6 +125,7 @@ def find_lr(
         raise RecipeError(f"a range test takes at least {3 * N_NOISY} steps, got {n_steps}")
     where = find_device(device)
     network = build(recipe.model, size_px=recipe.pixels.size_px)  # refused before any work
+    freeze(network, training.trainable)  # so are layers that it does not have
     inputs = read_inputs(open_run(workspace, recipe), reporter, with_test=False)
     fit = NetworkFit(FrozenNetwork(inputs, device, reporter, network=network))
     n_training = int(inputs.training_rows(0).sum())

@@ -42,7 +42,7 @@ from comp.train.labels import chosen_label_fixes
 COMP = Path(__file__).parents[1]
 FORMAT = 3  # of the files of a run: one more when their meaning changes
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "numpy")
-NAME = re.compile(r".+-[0-9a-f]{10}")  # of a run's folder: <recipe>-<fingerprint>
+NAME = re.compile(r"[^.].*-[0-9a-f]{10}")  # of a run's folder: <recipe>-<fingerprint>
 IMPORT = re.compile(r"(?m)^\s*(?:from|import) (comp[\w.]*)(?: import (\([^)]*|.*))?")
 WORDS = ("comp.errors", "comp.progress", "comp.recipes")  # what is said, and names of recipes
 
@@ -116,7 +116,7 @@ class Run:
 
 def run_folders(workspace: Workspace, having: str = "") -> list[Path]:
     """The folders of all runs that have the file `having`; nothing else that lies in runs/."""
-    found = [path for path in workspace.runs.glob("*-*") if NAME.fullmatch(path.name)]
+    found = [path for path in workspace.runs.glob("*-*/") if NAME.fullmatch(path.name)]
     return sorted(path for path in found if (path / having).exists())
 
 
