@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp.competition import COMPETITION
-from comp.data.duplicates import SIDE
+from comp.data.folds import SIDE
 from comp.data.manifest import (
     MANIFEST_COLUMNS,
     natural_key,
@@ -21,8 +21,7 @@ from comp.data.manifest import (
     usable,
     write_manifest,
 )
-from comp.data.scan import manifests_of
-from comp.data.summary import print_summary
+from comp.data.scan import manifests_of, print_summary
 from comp.errors import DataError
 
 MANIFEST = pd.DataFrame(

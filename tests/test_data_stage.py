@@ -35,11 +35,11 @@ from PIL import Image, ImageOps
 from comp.competition import COMPETITION, Competition
 from comp.data import archive as archives
 from comp.data import manifest, origin, scan, stage, summary
+from comp.data.archive import read_sample
 from comp.data.canvas import Geometry
 from comp.data.manifest import SPLITS, read_manifest
 from comp.data.origin import origin_path
 from comp.data.pixels import open_pixels
-from comp.data.sample import read_sample
 from comp.data.stage import prepare
 from comp.errors import ArchiveError, CredentialsError, DataError
 from comp.store import Workspace, read_json

@@ -17,18 +17,25 @@ from numpy.typing import NDArray
 
 from comp.competition import Competition
 from comp.data.canvas import PAD, Geometry, Interpolation
-from comp.data.duplicates import SIDE, Thumbnails, group_photos, near_pairs, perceptual_hashes
-from comp.data.folds import assign_folds
+from comp.data.folds import (
+    SIDE,
+    Thumbnails,
+    assign_folds,
+    group_photos,
+    near_pairs,
+    perceptual_hashes,
+)
 from comp.data.manifest import SPLITS, USABLE, natural_key, photo_path, usable
 from comp.data.origin import N_FOLDS, SEED
 from comp.data.photos import decode, in_order, read_header
 from comp.data.pixels import Canvas, PixelWriter, open_writer
-from comp.data.summary import first_names
 from comp.errors import DataError
 from comp.progress import Reporter
 from comp.store import Workspace, require_room
 
 N_SAMPLED = 256  # photos that are looked at to estimate what the canvases will take on disk
+MANY = 0.05  # of the photos of a split
+N_NAMED = 5  # photos listed by name in one line
 UnpackedPhoto = tuple[str, str, int | None]  # split, id, label
 
 
@@ -205,3 +212,76 @@ def manifests_of(
     keys = list(train["id"]), list(train["label"]), list(train["group"])
     table.loc[train.index, "fold"] = assign_folds(*keys, n_folds=N_FOLDS, seed=SEED)
     return {split: table[table["split"] == split] for split in SPLITS}
+
+
+def print_summary(
+    train: pd.DataFrame, test: pd.DataFrame, competition: Competition, reporter: Reporter
+) -> None:
+    """A table by class and split, then one line for each thing to look at."""
+    parts = [train[train["label"] == label] for label in (0, 1)] + [test]
+    photos = pd.concat([train, test], ignore_index=True)
+    sizes = photos["group"].value_counts()
+    shared = set(sizes[sizes > 1].index)  # groups of more than one photo
+    rows: list[list[object]] = [["photos", *(len(part) for part in parts)]]
+    for status in photos["verdict"].value_counts().index:
+        rows.append([status, *(int((part["verdict"] == status).sum()) for part in parts)])
+    rows.append(
+        ["with near-duplicates", *(int(part["group"].isin(shared).sum()) for part in parts)]
+    )
+    for fold in sorted(train["fold"].dropna().unique()):
+        counts = (int((part["fold"] == fold).sum()) for part in parts[:2])
+        rows.append([f"fold {fold}", *counts, ""])
+    rows.append(["median size, px", *(_median_size(part) for part in parts)])
+    reporter.table("photos", ["", *competition.classes, "test"], rows)
+    _print_duplicates(photos, shared, reporter)
+    unclosed = photos[photos["verdict"] == "unclosed"]
+    _warn(unclosed, "photos lack only their end marker and are used", reporter)
+    for split, part, outcome in (
+        ("training", train, "are set aside"),
+        ("test", test, "will be given the prior probability"),
+    ):
+        lost = part[~part["verdict"].isin(USABLE)]
+        _warn(lost, f"{split} photos cannot be decoded and {outcome}", reporter)
+        if len(lost) > MANY * len(part):
+            reporter.warn(
+                f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
+                " more than chance damages, so delete the archive and run `make data` again"
+            )
+
+
+def _median_size(part: pd.DataFrame) -> str:
+    sizes = usable(part)[["width", "height"]].median()
+    return f"{sizes['width']:.0f} x {sizes['height']:.0f}" if len(usable(part)) else "none"
+
+
+def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter) -> None:
+    if not shared:
+        reporter.say("no near-duplicates")
+        return
+    groups = photos[photos["group"].isin(shared)].groupby("group")
+    n_photos, n_labelled = groups.size(), groups["label"].count()
+    n_labels, n_files = groups["label"].nunique(), groups["sha256"].nunique()
+    n_in_both = n_labelled.between(1, n_photos - 1).sum()
+    reporter.say(
+        f"near-duplicates: {n_photos.sum():,} photos in {len(n_photos):,} groups,"
+        f" up to {n_photos.max():,} in one; exact copies: {(n_photos - n_files).sum():,};"
+        f" groups with training and test photos: {n_in_both:,}"
+    )
+    mixed = n_labels[n_labels > 1].index
+    if len(mixed):
+        ids = list(photos["id"][photos["group"].isin(mixed)])
+        reporter.warn(
+            f"{len(mixed):,} groups have near-duplicates of different classes, so that a label must"
+            f" be wrong: {first_names(ids)}"
+        )
+
+
+def _warn(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
+    if len(photos):
+        named = [f"{id} ({status})" for id, status in photos[["id", "verdict"]].to_numpy()]
+        reporter.warn(f"{len(photos):,} {what}: {first_names(named)}")
+
+
+def first_names(names: Sequence[str]) -> str:
+    more = len(names) - N_NAMED
+    return ", ".join(names[:N_NAMED]) + (f" and {more:,} more" if more > 0 else "")

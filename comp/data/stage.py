@@ -99,8 +99,7 @@ def _make(
     place: Path,
 ) -> None:
     """Photos and sample submission from the archive at `place`; manifests, unless they fit it."""
-    from comp.data.archive import checked_archive, is_full, unpack
-    from comp.data.sample import write_sample
+    from comp.data.archive import checked_archive, is_full, unpack, write_sample
 
     workspace.photos.mkdir(parents=True, exist_ok=True)
     sample, edited = workspace.data / competition.sample, {}
@@ -136,8 +135,7 @@ def _write_manifests(
 ) -> dict[str, str]:
     """The sha256 of each manifest. Those that were `edited` are kept if they are not the same."""
     from comp.data.manifest import write_manifest
-    from comp.data.scan import manifests_of, scan
-    from comp.data.summary import print_summary
+    from comp.data.scan import manifests_of, print_summary, scan
 
     manifests = manifests_of(*scan(workspace, photos, geometry, reporter), competition)
     for split, manifest in manifests.items():

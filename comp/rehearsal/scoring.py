@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from comp.competition import Competition
-from comp.data.sample import read_sample
+from comp.data.archive import read_sample
 from comp.data.zips import open_zip, read_member
 from comp.errors import UserError
 from comp.metric import log_loss

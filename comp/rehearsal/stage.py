@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from comp.competition import Competition
-from comp.data.identity import account_home, mark_rehearsal
+from comp.data.origin import account_home, mark_rehearsal
 from comp.data.stage import prepare
 from comp.errors import TrainingError, UserError
 from comp.kaggle import Kaggle
