@@ -40,8 +40,7 @@ def checked_archive(
 ) -> Iterator[tuple[list[ArchivedSplit], list[str]]]:
     """Both splits and the ids to predict in Kaggle's order. All is checked but the photos' bytes.
 
-    `place` is what `find_archive` finds something at. Zips inside a zip are copied to the folder
-    `scratch` for as long as the block lasts.
+    Zips inside a zip are copied to the folder `scratch` for as long as the block lasts.
     """
     parts = find_archive(place, competition)
     if not parts:
@@ -126,15 +125,12 @@ def _checked_split(
             photos[match["id"].casefold()] = match["id"], label, info
         else:
             strange.append(info.filename)
-    if strange and re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I):
-        raise ArchiveError(
-            f"{name} has {len(strange):,} photos in folders of their classes, the first is"
-            f" {strange[0][:80]!r}: pack them without these, under names that match {pattern}"
-        )
     if strange:
+        by_class = re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I)
+        remedy = "pack them without folders of their classes" if by_class else GET_AGAIN
         raise ArchiveError(
             f"{name} has {len(strange):,} files whose names do not match {pattern},"
-            f" the first is {strange[0][:80]!r}: {GET_AGAIN}"
+            f" the first is {strange[0][:80]!r}: {remedy}"
         )
     if len(photos) < len(found):
         n_lost = len(found) - len(photos)
@@ -182,30 +178,14 @@ def is_full(splits: Sequence[ArchivedSplit], competition: Competition, reporter:
 
 
 def unpack(splits: Sequence[ArchivedSplit], folder: Path, reporter: Reporter) -> None:
-    """Unpack to `folder/train` and `folder/test`; each gets its name when it is complete.
-
-    A folder that has these photos and no others, byte for byte, is left alone.
-    """
+    """Unpack to `folder/train` and `folder/test`; each gets its name when it is complete."""
     for leftover in folder.glob(".*.part"):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
-    splits = [split for split in splits if not _is_unpacked(split, folder / split.split)]
-    n_bytes = sum(info.file_size for split in splits for _, _, info in split.photos)
-    require_room(folder, n_bytes, "the photos")
-    if splits:
-        n_photos = sum(len(split.photos) for split in splits)
-        with reporter.track("unpacking", n_photos, "photos") as advance:
-            for split in splits:
-                _unpack_split(split, folder, advance)
-
-
-def _is_unpacked(split: ArchivedSplit, folder: Path) -> bool:
-    files = os.scandir(folder) if folder.is_dir() else ()
-    here = {file.name: file.stat().st_size for file in files if not file.name.startswith(".")}
-    return here == {f"{id}.jpg": info.file_size for id, _, info in split.photos} and all(
-        (folder / f"{id}.jpg").read_bytes()
-        == b"".join(read_member(split.archive, info, split.name))
-        for id, _, info in split.photos
-    )
+    sizes = [info.file_size for split in splits for _, _, info in split.photos]
+    require_room(folder, sum(sizes), "the photos")
+    with reporter.track("unpacking", len(sizes), "photos") as advance:
+        for split in splits:
+            _unpack_split(split, folder, advance)
 
 
 def _unpack_split(split: ArchivedSplit, folder: Path, advance: Advance) -> None:
@@ -230,19 +210,17 @@ def _unpack_split(split: ArchivedSplit, folder: Path, advance: Advance) -> None:
 def read_sample(
     data: bytes, competition: Competition, remedy: str = "run `make data`"
 ) -> list[str]:
-    """The ids in the order of the file. Numeric ids are the same id however they are written:
-    1e3, "1000", 1000.0 and 1000; but not 01000, which is no number that Kaggle writes.
+    """The ids of a sample submission in its order, however its writer encoded and quoted them.
 
-    A byte order mark, UTF-16, CRLF or CR line ends, quotes, spaces around a cell and blank lines
-    make no difference. ArchiveError for anything else that is not a list of ids and numbers.
+    1e3, "1000", 1000.0 and 1000 are one id, but not 01000, which Kaggle does not write.
+    ArchiveError for anything that is not a list of ids and numbers.
     """
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         rows = list(csv.reader(io.StringIO(text, newline=None), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(
-            f"{competition.sample} is not a readable CSV ({error}): {remedy}"
-        ) from error
+        fault = f"{competition.sample} is not a readable CSV ({error})"
+        raise ArchiveError(f"{fault}: {remedy}") from error
     stripped = ([cell.strip() for cell in row] for row in rows)
     header, *rows = [row for row in stripped if any(row)] or [[]]
     parse = _numeric_id if competition.numeric_ids else _text_id

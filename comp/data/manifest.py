@@ -84,16 +84,13 @@ def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """The manifest: text as str; width, height, group as Int64; label, fold as Int8 with <NA>.
-
-    In natural order of ids, whatever the order in the file, so that no result depends on it.
-    """
+    """Text as str, the rest as _INTEGERS; in natural order of ids, whatever that of the file."""
     if not path.exists():
         raise DataError(f"{path} does not exist: run `make data`")
     try:
         table = pd.read_csv(path, dtype="string", keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, UnicodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise DataError(f"{path} is not a readable CSV ({reason}): {_REMEDY}") from error
     if tuple(table.columns) != MANIFEST_COLUMNS:
         found, wanted = ", ".join(table.columns), ", ".join(MANIFEST_COLUMNS)

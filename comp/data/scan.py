@@ -47,8 +47,7 @@ def scan(
     *,
     with_thumbnails: bool = True,
 ) -> tuple[pd.DataFrame, Thumbnails]:
-    """The manifest columns split, id, label, width, height, sha256 and verdict of `photos`; and the
-    thumbnails of the usable ones, in this order.
+    """The first seven columns of the manifests of `photos`, and thumbnails of the usable ones.
 
     With a `geometry`, the canvases of the usable photos are in its store afterwards.
     """
@@ -107,8 +106,7 @@ def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
 def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
     """`pixels [h, w, 3]` squashed to a grey `[size_px, size_px]`: antialiased, luma of ITU-R 601.
 
-    Of a tall photo only every n-th row is read, which costs half: each row of the thumbnail still
-    averages at least two.
+    Of a tall photo only every n-th row is read, which costs half.
     """
     rows = pixels[:: max(1, len(pixels) // (2 * size_px))]
     small = _resize(rows, (size_px, size_px), "bilinear").astype(np.uint32)
@@ -117,9 +115,8 @@ def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
 
 
 def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation) -> Canvas:
-    # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under
-    # Python's lock. The batch axis comes before the axes are swapped: only then are the strides
-    # those of channels-last, and the call takes 280 us instead of 690.
+    # What torchvision's resize calls for uint8, without its 80 us a photo under Python's lock. With
+    # the batch axis added first the strides are those of channels-last: 280 us instead of 690.
     if pixels.shape[:2] == size:
         return np.ascontiguousarray(pixels)
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
@@ -200,9 +197,11 @@ def manifests_of(
     folds = pd.array([pd.NA] * len(table), "Int8")
     table = table.assign(phash=phashes, group=groups, fold=folds)
     train, test = (table[table["split"] == split] for split in SPLITS)
-    classes = [train[train["label"] == label] for label in (0, 1)]
-    names = [*(f"of class {name}" for name in competition.classes), "to predict"]
-    for name, part in zip(names, [*classes, test], strict=True):
+    parts = {
+        f"of class {name}": train[train["label"] == label]
+        for label, name in enumerate(competition.classes)
+    }
+    for name, part in (parts | {"to predict": test}).items():
         if usable(part).empty:
             raise DataError(
                 f"none of the {len(part):,} photos {name} can be decoded: delete the archive and"
@@ -222,24 +221,19 @@ def print_summary(
     photos = pd.concat([train, test], ignore_index=True)
     sizes = photos["group"].value_counts()
     shared = set(sizes[sizes > 1].index)  # groups of more than one photo
-    rows: list[list[object]] = [["photos", *(len(part) for part in parts)]]
+    rows: list[list[object]] = [["photos", *map(len, parts)]]
     for status in photos["verdict"].value_counts().index:
-        rows.append([status, *(int((part["verdict"] == status).sum()) for part in parts)])
-    rows.append(
-        ["with near-duplicates", *(int(part["group"].isin(shared).sum()) for part in parts)]
-    )
+        rows.append([status, *((part["verdict"] == status).sum() for part in parts)])
+    rows.append(["with near-duplicates", *(part["group"].isin(shared).sum() for part in parts)])
     for fold in sorted(train["fold"].dropna().unique()):
-        counts = (int((part["fold"] == fold).sum()) for part in parts[:2])
-        rows.append([f"fold {fold}", *counts, ""])
-    rows.append(["median size, px", *(_median_size(part) for part in parts)])
+        rows.append([f"fold {fold}", *((part["fold"] == fold).sum() for part in parts[:2]), ""])
+    rows.append(["median size, px", *map(_median_size, parts)])
     reporter.table("photos", ["", *competition.classes, "test"], rows)
     _print_duplicates(photos, shared, reporter)
     unclosed = photos[photos["verdict"] == "unclosed"]
     _warn(unclosed, "photos lack only their end marker and are used", reporter)
-    for split, part, outcome in (
-        ("training", train, "are set aside"),
-        ("test", test, "will be given the prior probability"),
-    ):
+    outcomes = "are set aside", "will be given the prior probability"
+    for split, part, outcome in zip(("training", "test"), (train, test), outcomes, strict=True):
         lost = part[~part["verdict"].isin(USABLE)]
         _warn(lost, f"{split} photos cannot be decoded and {outcome}", reporter)
         if len(lost) > MANY * len(part):
