@@ -48,42 +48,40 @@ def prior_logit(labels: ArrayLike) -> float:
     """
     truth = np.asarray(labels, np.float64)
     if not truth.size:
-        raise DataError(
-            "no labels to take the prior from: 0 labelled photos; run `make data` and look at"
-            " data/train.csv"
-        )
+        raise DataError("no labels to take the prior from: look at data/train.csv")
     return float(np.log(truth.sum() + 0.5) - np.log((1 - truth).sum() + 0.5))
 
 
 def bootstrap_interval(
-    losses: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
+    losses: ArrayLike,
+    groups: ArrayLike,
+    others: ArrayLike = 1.0,
+    *,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
-    """The central `level` of the mean of `losses [n]` over draws with replacement.
+    """The central `level` of mean(losses) / mean(others), both `[n]` of the same photos.
 
     `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and
     drawing them singly makes the interval too narrow.
     """
-    ones = np.ones(np.size(losses))
-    return bootstrap_ratio(losses, ones, groups, seed=seed, level=level)
+    column = np.asarray(losses, np.float64)[:, None]
+    return bootstrap_intervals(column, groups, others, seed=seed, level=level)[0]
 
 
-def bootstrap_ratio(
-    losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """The central `level` of mean(losses) / mean(others), both `[n]` of the same photos."""
-    above = np.asarray(losses, np.float64)[:, None]
-    ((low, high),) = bootstrap_ratios(above, others, groups, seed=seed, level=level)
-    return low, high
-
-
-def bootstrap_ratios(
-    losses: Floats, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
+def bootstrap_intervals(
+    losses: Floats,
+    groups: ArrayLike,
+    others: ArrayLike = 1.0,
+    *,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[tuple[float, float]]:
     """The same of each column of `losses [n, m]`, all over the same draws."""
     if not losses.size:
         raise DataError("no losses to draw from: 0 photos; run `make train` first")
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
-    columns = [*losses.T, np.asarray(others, np.float64)]
+    columns = [*losses.T, np.broadcast_to(np.asarray(others, np.float64), len(losses))]
     sums = np.stack([np.bincount(index, column) for column in columns], axis=1)  # [groups, m + 1]
     n_groups, rng = len(sums), np.random.default_rng(seed)
     totals = np.empty((N_DRAWS, len(columns)))
@@ -115,6 +113,6 @@ def gain(worse: Floats, better: Floats, groups: ArrayLike) -> Gain:
 def gains(worse: Floats, better: Floats, groups: ArrayLike) -> list[Gain]:
     """The same for each column of `better [n, m]`."""
     saved = worse[:, None] - better
-    ends = bootstrap_ratios(saved, np.ones(len(saved)), groups, seed=0)
+    ends = bootstrap_intervals(saved, groups)
     means = saved.mean(axis=0).tolist()
     return [Gain(mean=mean, low=a, high=b) for mean, (a, b) in zip(means, ends, strict=True)]

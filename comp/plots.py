@@ -18,8 +18,7 @@ from numpy.typing import ArrayLike
 
 from comp.store import whole
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a page replaces them by its
-# own in a dark theme (comp/report/templates/page.css).
+# Okabe and Ito's colours, safe for the colour-blind; page.css replaces them in a dark theme
 INK, MUTED, GRID = "#24292f", "#656d76", "#d8dee4"
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY)

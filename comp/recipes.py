@@ -10,18 +10,10 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from textwrap import wrap
 
+from comp import tutorials
 from comp.errors import RecipeError
 from comp.options import override
 from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe
-from comp.tutorials import (
-    inception_bottleneck,
-    inception_last_blocks,
-    vgg16_finetune,
-    vgg16_last_block,
-    vgg16_last_layer,
-    vgg16_mlp,
-    vgg19_block4_svm,
-)
 
 DEFAULT = "convnext_tiny"
 ON_CPU = "lite0_head"  # what a machine without a GPU should run
@@ -195,10 +187,7 @@ def eva02_base() -> Recipe:
 _GROUPS: dict[str, tuple[Callable[[], Recipe], ...]] = {
     "For one GPU": (convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
     "For a CPU": (lite0_head, lite1_head, lite2_head, lite2_views, lite0_tail, lite0_finetune),
-    "As in four tutorials": (
-        *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
-        *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
-    ),
+    "As in four tutorials": tutorials.ALL,
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {
     make.__name__: make for group in _GROUPS.values() for make in group

@@ -139,3 +139,9 @@ def vgg19_block4_svm() -> Recipe:
     """
     model = Model(backbone="vgg19.tv_in1k", layer="features.27")
     return VGG16.replace(name="vgg19_block4_svm", model=model, training=Svm())
+
+
+ALL = (
+    *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
+    *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
+)

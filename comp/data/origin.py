@@ -17,7 +17,7 @@ from comp.competition import Competition
 from comp.data.canvas import DECODER, PIXELS_FILE, Geometry, store_folder
 from comp.errors import DataError, RecipeError
 from comp.options import Options, restored
-from comp.store import Workspace, file_sha256, read_json, read_object, write_json
+from comp.store import Workspace, file_sha256, read_object, write_json
 
 if TYPE_CHECKING:
     from comp.kaggle import Kaggle
@@ -66,10 +66,9 @@ def origin_path(workspace: Workspace) -> Path:
 
 def read_origin(workspace: Workspace) -> Origin | None:
     """None if there is none, or if it is damaged: `make data` makes it again."""
-    path = origin_path(workspace)
     try:
-        return restored(Origin, read_json(path)) if path.exists() else None
-    except (ValueError, RecipeError):
+        return restored(Origin, read_object(origin_path(workspace)))
+    except RecipeError:
         return None
 
 
