@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 import re
 import shutil
@@ -22,6 +21,8 @@ from comp.data.zips import FREE_MEMBERS, GET_AGAIN, MAX_RATIO, list_members, ope
 from comp.errors import ArchiveError
 from comp.progress import Advance, Reporter
 from comp.store import require_room
+
+_NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +224,7 @@ def read_sample(
         raise ArchiveError(f"{fault}: {remedy}") from error
     stripped = ([cell.strip() for cell in row] for row in rows)
     header, *rows = [row for row in stripped if any(row)] or [[]]
-    parse = _numeric_id if competition.numeric_ids else _text_id
-    ids = [parse(row[0]) if len(row) == 2 and _is_number(row[1]) else None for row in rows]
+    ids = [_id_of(row, competition) for row in rows]
     wrong = [",".join(row)[:80] for id, row in zip(ids, rows, strict=True) if id is None]
     twice = [id for id, n in Counter(ids).items() if n > 1]
     problem = None
@@ -248,20 +248,13 @@ def write_sample(ids: list[str], competition: Competition) -> str:
     return "".join(f"{first},{second}\n" for first, second in rows)
 
 
-def _numeric_id(cell: str) -> str | None:
-    """The number in its plain form; None unless it is whole, not negative and below 10**18."""
-    if not re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", cell):
+def _id_of(row: Sequence[str], competition: Competition) -> str | None:
+    """The id, in its plain form if numeric, of a row with an id and a number; else None."""
+    if len(row) != 2 or not re.fullmatch(_NUMBER, row[1]):
         return None
-    number = Decimal(cell)
+    if not competition.numeric_ids:
+        return row[0] if re.fullmatch(ID_PATTERN, row[0]) else None
+    if not re.fullmatch(_NUMBER, row[0]) or re.match(r"[-+.]|0[0-9]", row[0]):
+        return None
+    number = Decimal(row[0])
     return str(int(number)) if number < 10**18 and number == int(number) else None
-
-
-def _text_id(cell: str) -> str | None:
-    return cell if re.fullmatch(ID_PATTERN, cell) else None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False

@@ -37,11 +37,8 @@ Hashes = NDArray[np.uint64]  # [n]
 
 
 def perceptual_hashes(thumbnails: Thumbnails, mirrored: bool = False) -> Hashes:
-    """64 bits per photo: which of its 8 x 8 lowest frequencies exceed their median, row by row.
-
-    `mirrored` gives the hashes of the mirrored photos. Computes what `phash` of the imagehash
-    library does, after Zauner 2010, "Implementation and benchmarking of perceptual image hash
-    functions".
+    """64 bits per photo, or per mirrored photo: which of its 8 x 8 lowest frequencies exceed their
+    median. As by `phash` of the imagehash library, after Zauner 2010.
     """
     hashes = np.empty(len(thumbnails), np.uint64)
     for start in range(0, len(thumbnails), _CHUNK):
@@ -100,7 +97,6 @@ def group_photos(
 
     Groups are numbered by the natural order of their first ids, whatever the order of the rows.
     """
-    # Imported here, because scipy takes 0.1 s to load and a stage that is done does not need it.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -127,11 +123,9 @@ def assign_folds(
 ) -> NDArray[np.int64]:
     """The fold of each photo, 0 to `n_folds` - 1. It depends on the ids, not on their order.
 
-    The largest groups are assigned first; groups of equal size come in the order of a hash of
-    `seed` and their first id. Each goes to the fold with the fewest photos of its labels, on a tie
-    to the smallest fold. Singletons go last and even out the folds. `shares` are the relative sizes
-    of the folds; counts are divided by them before they are compared. DataError if a fold would
-    lack a class.
+    The largest groups come first, equal ones in the order of a hash of `seed` and their first id.
+    Each goes to the fold with the fewest photos of its labels for its share, on a tie to the
+    smallest. DataError if a fold would lack a class.
     """
     members = defaultdict[int, list[int]](list)
     for row, group in enumerate(groups):

@@ -20,11 +20,9 @@ verdict  how decoding went (DecodeStatus), one of
     and for photos that cannot be used and get no pixels at all, rather than half of them:
 
     empty        no bytes
-    truncated    cut short, even if an end-of-image marker was added after the cut. Not noticed only
-                 if no more than the last block of 16 x 16 px is affected, or if a progressive JPEG
-                 was cut exactly between two scans
-    huge         more than 50 million pixels according to its header, or more than a million and 100
-                 for each byte of the file; not decoded
+    truncated    cut short, even if an end marker was added after the cut; unnoticed only if the
+                 last 16 x 16 px alone are affected, or if it lies between two progressive scans
+    huge         more than 50 million pixels by its header, or over a million and 100 for each byte
     undecodable  anything else
 """
 
@@ -78,7 +76,7 @@ def usable(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
-    """Write `manifest` in natural order of ids, after the checks that `read_manifest` will make."""
+    """Write `manifest` in natural order of ids, checked as `read_manifest` will check it."""
     table = manifest[list(MANIFEST_COLUMNS)].astype("string").fillna("")
     write_table(path, _checked(table.reset_index(drop=True), path))
 

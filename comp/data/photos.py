@@ -1,7 +1,4 @@
-"""One photo: its file's bytes to a decode status and upright pixels.
-
-comp/data/manifest.py explains the statuses.
-"""
+"""One photo: its file's bytes to a decode status (comp/data/manifest.py) and upright pixels."""
 
 import hashlib
 import io
@@ -110,7 +107,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """The chunks that decide the pixels, and the eXIf chunk, which may lie behind them, in front.
+    """The chunks that decide the pixels, and in front the eXIf chunk, which may lie behind them.
 
     Pillow refuses a PNG with a megabyte of text or a large profile, which no pixel depends on.
     """
@@ -171,9 +168,8 @@ def _decode_pixels(data: bytes, header: DecodedPhoto) -> tuple[DecodeStatus, Can
 
 def _torch_pixels(jpeg: bytes) -> Canvas:
     """`[h, w, 3]` RGB as in the file."""
-    # The operation behind torchvision.io.decode_jpeg, which warns since 0.29 at each call that
-    # TorchCodec will replace it. requirements.txt pins both; once it is gone, change this line
-    # and DECODER (comp/data/canvas.py).
+    # The operation behind torchvision.io.decode_jpeg, which warns at each call that TorchCodec will
+    # replace it. Once it is gone, change this line and DECODER (comp/data/canvas.py).
     planes = torch.ops.image.decode_jpeg(
         torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB.value, False
     )
@@ -196,8 +192,7 @@ def _pillow_pixels(data: bytes) -> Canvas:
 
 
 def _ends_grey(pixels: Canvas) -> bool:
-    """Whether the last row of the last block has luma 128, with which libjpeg fills up after a cut
-    that was closed with an end marker; its colour may be that of the block above.
+    """Whether the last row of the last block has luma 128, with which libjpeg fills up after a cut.
 
     Few whole photos end like this; `_is_cut` clears them.
     """
@@ -206,10 +201,9 @@ def _ends_grey(pixels: Canvas) -> bool:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether bytes inserted before the end marker change the picture.
+    """Whether bytes inserted before the end marker change the picture: the decoder missed some.
 
-    They do only if the decoder was still waiting for some. Pillow decodes here, because it does not
-    print libjpeg's complaints about such bytes.
+    Pillow decodes here, because it does not print libjpeg's complaints about such bytes.
     """
     end = data.rfind(_END)
     while data[end - 1] == 0xFF:  # or the filler would begin with a marker
@@ -219,7 +213,6 @@ def _is_cut(data: bytes) -> bool:
     filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
     try:
         pixels = (_pillow_pixels(each) for each in (data, data[:end] + filler + data[end:]))
-        # one in memory at a time
         return len({hashlib.sha256(each.data).digest() for each in pixels}) > 1
     except _PILLOW_ERRORS:
         return True
@@ -246,12 +239,10 @@ def in_order(
 ) -> Iterator[_Result]:
     """`function` of each item, in the order of `items`, by `n_threads` threads (0: one per core).
 
-    Threads, because decoding and resizing release Python's lock; torch is limited to one thread in
-    each, or each would use all cores. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread are
-    in memory.
+    torch is limited to one thread in each. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread
+    are in memory.
     """
-    n_threads = n_threads or n_cores()
-    rest = iter(items)
+    n_threads, rest = n_threads or n_cores(), iter(items)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="photos")
