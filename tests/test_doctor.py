@@ -58,6 +58,11 @@ def test_where_a_run_would_work_each_line_is_fine_or_worth_a_look(
 @pytest.mark.parametrize(
     ("fault", "names", "words"),
     [
+        (
+            "401",
+            ["competition", "rules", "submissions"],
+            "renew it at https://www.kaggle.com/settings",
+        ),
         ("403-rules", ["rules"], COMPETITION.rules_url),
         ("404", ["competition", "rules", "submissions"], "check the competition's name"),
         ("503:on=ListDataFiles", ["competition"], "try again later"),
@@ -82,11 +87,7 @@ def test_a_failure_is_bad_in_its_own_line_and_the_others_come(
     ("variables", "name", "words"),
     [
         ({"KAGGLE_API_TOKEN": ""}, "credentials", "set KAGGLE_API_TOKEN, or"),
-        (
-            {"KAGGLE_API_TOKEN": "stale-token"},
-            "authentication",
-            "renew it at https://www.kaggle.com",
-        ),
+        ({"KAGGLE_API_TOKEN": "stale-token"}, "authentication", "token from KAGGLE_API_TOKEN"),
         ({"http_proxy": "http://127.0.0.1:9"}, "authentication", "cannot be reached"),
     ],
 )

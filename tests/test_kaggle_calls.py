@@ -48,11 +48,12 @@ def call(kaggle: Kaggle, name: str, folder: Path) -> object:
     return getattr(kaggle, name)(*[folder] if takes_folder else [])
 
 
-def test_files_and_limits_are_what_the_server_says(scene: Stand) -> None:
+def test_files_user_and_limits_are_what_the_server_says(scene: Stand) -> None:
     scene.arm()
     with zipfile.ZipFile(scene.archive) as bundle:
         sizes = {member.filename: member.file_size for member in bundle.infolist()}
     assert scene.kaggle.files() == sizes
+    assert scene.kaggle.whoami() == "rehearsal"
     assert scene.kaggle.limits() == Limits(n_today=0, n_allowed_now=100_000)
 
 

@@ -271,10 +271,11 @@ def test_a_key_is_used_whatever_token_this_process_has_and_a_wrong_one_is_notice
     account = scene.server.account
     key = {"KAGGLE_API_TOKEN": "", "KAGGLE_USERNAME": account.username, "KAGGLE_KEY": account.key}
     good, _ = scene.another(**key)
+    assert good.whoami() == account.username
     assert len(good.files()) == 3
     wrong, _ = scene.another(**key | {"KAGGLE_KEY": "no-such-key"})
     with pytest.raises(CredentialsError, match="the key from KAGGLE_USERNAME and KAGGLE_KEY"):
-        wrong.check_account()
+        wrong.whoami()
 
 
 @pytest.mark.parametrize("token", ["stale-token", "t" * 300])
@@ -306,8 +307,8 @@ def test_nothing_of_netrc_is_sent_along_with_a_signed_link(
 
 
 @contextmanager
-def parrot() -> Iterator[str]:
-    """A proxy that repeats all that it is sent, in its refusals."""
+def parrot(accepted: str) -> Iterator[str]:
+    """A proxy that accepts one token and then repeats all that it is sent, in its refusals."""
 
     def reply(handler: BaseHTTPRequestHandler, asked: str) -> None:
         authorization = handler.headers.get("Authorization", "")
@@ -315,6 +316,8 @@ def parrot() -> Iterator[str]:
         escaped = f"{quote(secret, safe='')} {base64.b64encode(secret.encode()).decode()}"
         words = f"no: {authorization} {secret} {escaped} {asked} {handler.headers}"
         answer: dict[str, object] = {"code": 400, "message": words}
+        if handler.path.endswith("IntrospectToken") and accepted in asked:
+            answer = {"active": True, "username": "me"}
         if handler.path.endswith("GetSubmission"):
             answer = {"ref": 7, "errorDescription": words}
         if handler.path.endswith("GenerateAccessToken") and REFRESH in asked:
@@ -334,6 +337,7 @@ def everything(kaggle: Kaggle, notebook: Notebook, folder: Path) -> str:
     csv.write_text("id,label\n" + "".join(f"{key},0.25\n" for key in IDS))
     seen = []
     calls: list[Callable[[], object]] = [
+        kaggle.whoami,
         lambda: kaggle.download(folder / "raw"),
         lambda: kaggle.upload(csv, "a message"),
         kaggle.submissions,
@@ -349,7 +353,7 @@ def everything(kaggle: Kaggle, notebook: Notebook, folder: Path) -> str:
     return "\n".join([*seen, *notebook.lines, *(path.read_text() for path in files)])
 
 
-@pytest.mark.parametrize("kind", ["token", "key", "login"])
+@pytest.mark.parametrize("kind", ["token", "unaccepted token", "key", "login"])
 def test_not_even_a_service_that_repeats_our_credentials_makes_us_show_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -359,13 +363,16 @@ def test_not_even_a_service_that_repeats_our_credentials_makes_us_show_them(
         "login": {},
     }.get(kind, {"KAGGLE_API_TOKEN": TOKEN})
     write(home, ".kaggle/credentials.json")
-    with parrot() as address:
+    with parrot("no token" if kind == "unaccepted token" else TOKEN) as address:
         env = {"HOME": str(home), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "VERBOSE": "1"}
         env |= {"http_proxy": f"http://me:{PROXY}@{address}"} | variables
         notebook = Notebook()
         kaggle = Kaggle(COMPETITION, notebook, env, HASTE)
         shown = everything(kaggle, notebook, tmp_path) + "".join(capfd.readouterr())
-    assert shown.count("***") >= 4  # they were repeated, and scrubbed
+    if kind == "unaccepted token":
+        assert "does not accept the token from KAGGLE_API_TOKEN" in shown
+    else:
+        assert shown.count("***") >= 4  # they were repeated, and scrubbed
     pairs = [f"someone:{KEY}", f"me:{unquote(PROXY)}"]
     secrets = [TOKEN, KEY, REFRESH, PROXY, unquote(PROXY)]
     secrets += [quote(TOKEN, safe="")]

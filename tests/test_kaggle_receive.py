@@ -12,7 +12,7 @@ from kaggle_stand import Notebook
 
 from comp.errors import DataError
 from comp.kaggle.download import OVERLAP, Archive, Pace, Version, receive
-from comp.kaggle.session import AnswerError
+from comp.kaggle.transport import AnswerError
 
 OLD, NEW = os.urandom(40_000), os.urandom(40_000)
 START = 30_000 - OVERLAP  # of the rest of a part of 30,000 bytes

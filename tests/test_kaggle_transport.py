@@ -17,7 +17,7 @@ from kaggle_stand import HASTE, Notebook, Stand
 from comp.competition import COMPETITION
 from comp.errors import KaggleError, UnavailableError
 from comp.kaggle import Kaggle
-from comp.kaggle.session import CA_VARIABLES
+from comp.kaggle.transport import CA_VARIABLES
 
 # urllib3 leaves the socket of a failed proxy to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -42,7 +42,7 @@ paAiLY4CIHZkPda/T9hjjXVCgHscNNjrrPW8Tp13QbvreFtHx8y4
 """  # of api.kaggle.com, signed by itself, until the year 2126
 SECRET = "canary-password"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-ANSWER = HEAD + b'Content-Length: 15\r\n\r\n{"numToday": 7}'
+ANSWER = HEAD + b'Content-Length: 38\r\n\r\n{"active":true, "username":"somebody"}'
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def ask(**variables: str) -> str:
     notebook, start = Notebook(), time.monotonic()
     kaggle = Kaggle(COMPETITION, notebook, {"KAGGLE_API_TOKEN": "a-token"} | variables, HASTE)
     with pytest.raises(KaggleError) as caught:
-        kaggle.limits()
+        kaggle.whoami()
     assert not isinstance(caught.value, UnavailableError)
     assert notebook.lines == []
     assert time.monotonic() - start < 2
@@ -161,7 +161,7 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once_and_the_remedy_works(
         for variable in CA_VARIABLES:
             env = {"KAGGLE_API_TOKEN": "a-token", "https_proxy": https_proxy}
             env[variable] = str(certificate)
-            assert Kaggle(COMPETITION, Notebook(), env, HASTE).limits().n_today == 7
+            assert Kaggle(COMPETITION, Notebook(), env, HASTE).whoami() == "somebody"
         empty = certificate.parent / "folder"
         empty.mkdir()
         line = ask(https_proxy=https_proxy, SSL_CERT_FILE=str(empty))
@@ -193,10 +193,15 @@ def test_what_may_pass_in_a_proxy_is_tried_again(answer: bytes, words: str) -> N
     with listening(sending(answer)) as address:
         env = {"KAGGLE_API_TOKEN": "a-token", "https_proxy": f"http://{address}"}
         with pytest.raises(UnavailableError, match=f"{words}.*4 tries"):
-            Kaggle(COMPETITION, Notebook(), env, HASTE).limits()
+            Kaggle(COMPETITION, Notebook(), env, HASTE).whoami()
 
 
-def test_a_proxy_that_cannot_be_reached_is_named(scene: Stand) -> None:
+def test_it_is_said_that_a_proxy_was_not_asked(scene: Stand) -> None:
     closed, _ = scene.another(http_proxy="http://127.0.0.1:9")
     with pytest.raises(UnavailableError, match=r"the proxy of http_proxy cannot be reached \(Conn"):
         closed.files()
+    past, _ = scene.another(NO_PROXY="localhost")
+    with pytest.raises(
+        UnavailableError, match=r"reached \(.*, without a proxy because of NO_PROXY"
+    ):
+        past.files()

@@ -64,7 +64,11 @@ class Submission:
 
 
 class Kaggle:
-    """One competition as one account sees it, by the credentials and proxies of `env`."""
+    """One competition as one account sees it. A call that fails raises a KaggleError.
+
+    `env`, by default this process's environment, has the credentials, the proxies and whether to
+    ask Kaggle itself or a stand-in.
+    """
 
     def __init__(
         self,
@@ -92,10 +96,13 @@ class Kaggle:
             self.reporter.warn(warning)
         return found
 
-    def check_account(self) -> None:
-        """CredentialsError unless Kaggle accepts the credentials, whatever it says of the rules."""
-        with suppress(RulesError, NotFoundError):
-            self.limits()
+    def whoami(self) -> str:
+        """The user name, once Kaggle has accepted the credentials."""
+        username, _ = self.retried(lambda: self.session.login)
+        if self.credentials.kind == "key":  # which no call of its own checks
+            with suppress(RulesError, NotFoundError):
+                self.limits()
+        return username
 
     def check_rules(self) -> None:
         """RulesError unless they are accepted. Only a download tells, so this begins one."""
@@ -133,9 +140,10 @@ class Kaggle:
     ) -> int:
         """Submits `csv` once and returns Kaggle's reference, under which it is now listed.
 
-        The upload submits nothing yet and is repeated as needed; then `before_submitting` is
-        called. The call that submits is repeated only if it has certainly had no effect. If its
-        answer is lost, the list of submissions tells, by a `message` that only this file has.
+        The upload submits nothing yet and is repeated as needed; `before_submitting` is called
+        after it. The call that submits is repeated only if it has certainly had no effect. If its
+        answer is lost, the list of submissions tells; so `message` must be this file's own, best
+        with its hash.
         """
         if not csv.is_file() or not csv.stat().st_size:
             raise SubmissionError(f"{csv} is missing or empty: nothing was uploaded")
@@ -205,7 +213,7 @@ class Kaggle:
     def retried(self, call: Callable[[], _Result], since_s: float | None = None) -> _Result:
         """What `call` returns, repeated while it raises UnavailableError. Prints each wait.
 
-        `since_s`: when the time for all tries began, on the monotonic clock; None: now.
+        `since_s`, on the monotonic clock, is when the time for all tries began; None: now.
         """
         patience, n_tries, n_refused = self.patience, 0, 0
         start = time.monotonic() if since_s is None else since_s
