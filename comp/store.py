@@ -118,10 +118,7 @@ def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iter
 
 
 def _lock_at(path: Path, reporter: Reporter) -> filelock.BaseFileLock:
-    """A lock of the kernel's; where the file system has none, a file that names its process.
-
-    Such a file of a killed process is replaced, but only on the machine that the process ran on.
-    """
+    """A lock of the kernel's; where the file system has none, a file that names its process."""
     lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         with suppress(filelock.Timeout), lock.acquire(blocking=False):

@@ -358,10 +358,9 @@ def test_not_even_a_service_that_repeats_our_credentials_makes_us_show_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     home = tmp_path.with_name(f"{tmp_path.name}-home")
-    variables = {
-        "key": {"KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY},
-        "login": {},
-    }.get(kind, {"KAGGLE_API_TOKEN": TOKEN})
+    variables = {"key": {"KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY}, "login": {}}.get(
+        kind, {"KAGGLE_API_TOKEN": TOKEN}
+    )
     write(home, ".kaggle/credentials.json")
     with parrot("no token" if kind == "unaccepted token" else TOKEN) as address:
         env = {"HOME": str(home), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "VERBOSE": "1"}

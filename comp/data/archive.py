@@ -45,11 +45,9 @@ def checked_archive(
     """
     parts = find_archive(place, competition)
     if not parts:
-        names = f"{' and '.join(competition.archives)} (or what they unpack to)"
-        raise ArchiveError(
-            f"{place} does not exist or is not the archive: a zip, or a folder with"
-            f" {competition.slug}.zip, or with {names} and {competition.sample}"
-        )
+        names = f"{', '.join(competition.archives)} (or what they unpack to), {competition.sample}"
+        absent = f"{place} does not exist or is not the archive"
+        raise ArchiveError(f"{absent}: a zip, or a folder with {competition.slug}.zip or {names}")
     with ExitStack() as stack:
         if len(parts) == 1:
             opened, sample = _open_packed(stack, parts[0], competition, scratch, reporter)
@@ -74,16 +72,12 @@ def _open_packed(
     found, junk = list_members(outer, path.name, FREE_MEMBERS, most_each)
     by_name = {info.filename: info for info in found}
     expected = (*competition.archives, competition.sample)
-    missing = [name for name in expected if name not in by_name]
-    if missing:
-        raise ArchiveError(
-            f"{path.name} lacks {' and '.join(missing)};"
-            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}: {GET_AGAIN}"
-        )
+    if missing := [name for name in expected if name not in by_name]:
+        has = ", ".join(sorted(by_name)[:5]) or "nothing"
+        raise ArchiveError(f"{path.name} lacks {', '.join(missing)}; it has {has}: {GET_AGAIN}")
     _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
     *packed, listed = (by_name[name] for name in expected)
-    if listed.file_size > competition.max_member_bytes:
-        most = competition.max_member_bytes
+    if listed.file_size > (most := competition.max_member_bytes):
         raise ArchiveError(f"{listed.filename} is larger than {most:,} bytes: {GET_AGAIN}")
     n_bytes = sum(info.file_size for info in packed)
     require_room(scratch, n_bytes, "copies of the inner archives")
@@ -133,8 +127,7 @@ def _checked_split(
             f"{name} has {len(strange):,} files whose names do not match {pattern},"
             f" the first is {strange[0][:80]!r}: {remedy}"
         )
-    if len(photos) < len(found):
-        n_lost = len(found) - len(photos)
+    if n_lost := len(found) - len(photos):
         raise ArchiveError(f"{name} has {n_lost:,} photos whose id another one has: {GET_AGAIN}")
     ordered = sorted(photos.values(), key=lambda photo: natural_key(photo[0]))
     return ArchivedSplit(split=split, name=name, archive=archive, photos=ordered)
@@ -168,14 +161,14 @@ def _check_ids(
 
 def is_full(splits: Sequence[ArchivedSplit], competition: Competition, reporter: Reporter) -> bool:
     """Whether these are as many photos as Kaggle's; warns if not."""
-    here = [len(split.photos) for split in splits]
-    wanted = [competition.n_train, competition.n_test]
-    if here != wanted:
+    train, test = (len(split.photos) for split in splits)
+    is_all = (train, test) == (competition.n_train, competition.n_test)
+    if not is_all:
         reporter.warn(
-            f"{here[0]:,} training and {here[1]:,} test photos, not {wanted[0]:,} and"
-            f" {wanted[1]:,}: predictions for them cannot be submitted to Kaggle"
+            f"{train:,} training and {test:,} test photos, not {competition.n_train:,} and"
+            f" {competition.n_test:,}: predictions for them cannot be submitted to Kaggle"
         )
-    return here == wanted
+    return is_all
 
 
 def unpack(splits: Sequence[ArchivedSplit], folder: Path, reporter: Reporter) -> None:

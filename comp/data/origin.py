@@ -73,8 +73,7 @@ def read_origin(workspace: Workspace) -> Origin | None:
 
 
 def find_archive(place: Path, competition: Competition) -> list[Path]:
-    """Kaggle's archive at `place`: a zip, which may lie in the folder `place`; or its three parts
-    in that folder, the photos packed or unpacked. Empty if there is no such thing."""
+    """Kaggle's archive at `place`: one zip, or its three parts, packed or unpacked; or nothing."""
     packed = place / f"{competition.slug}.zip" if place.is_dir() else place
     if packed.is_file():
         return [packed]
@@ -120,8 +119,10 @@ def has_manifests(
 
 
 def is_done(workspace: Workspace, competition: Competition, place: Path | None) -> bool:
-    """Whether photos, manifests and sample submission are complete, and from the archive at
-    `place`; without a place, from the last one, which may have been deleted to save space."""
+    """Whether photos, manifests and sample are complete, and from the archive at `place`.
+
+    Without a place: from the last one, which may have been deleted to save space.
+    """
     origin, sample = read_origin(workspace), workspace.data / competition.sample
     if (
         not origin
@@ -158,9 +159,9 @@ def edited_manifests(workspace: Workspace) -> list[Path]:
 def has_pixels(workspace: Workspace, geometry: Geometry) -> bool:
     """Whether the store of `geometry` is known to have all photos of the manifests."""
     path, origin = store_folder(workspace, geometry) / PIXELS_FILE, read_origin(workspace)
-    n_bytes = origin.pixels.get(path.parent.name) if origin else None
-    is_there = n_bytes is not None and path.exists() and path.stat().st_size >= n_bytes
-    return is_there and not edited_manifests(workspace)
+    if not origin or not path.exists() or edited_manifests(workspace):
+        return False
+    return 0 < origin.pixels.get(path.parent.name, 0) <= path.stat().st_size
 
 
 def note_pixels(workspace: Workspace, geometry: Geometry) -> None:

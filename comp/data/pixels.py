@@ -99,10 +99,7 @@ def _mapped(path: Path) -> tuple[mmap.mmap | None, NDArray[np.uint8]]:
 
 
 def open_pixels(
-    workspace: Workspace,
-    manifests: Sequence[pd.DataFrame],
-    geometry: Geometry,
-    reporter: Reporter,
+    workspace: Workspace, manifests: Sequence[pd.DataFrame], geometry: Geometry, reporter: Reporter
 ) -> PixelStore:
     """The usable photos of `manifests`, one after the other. Decodes what the store lacks."""
     wanted = usable(pd.concat(list(manifests), ignore_index=True))

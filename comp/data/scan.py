@@ -67,11 +67,10 @@ def scan(
             if os.lseek(said, 0, os.SEEK_CUR) > n_said:
                 doubtful.append(photo)
             small, canvas = None, None
-            if found.pixels is not None:
-                if with_thumbnails:
-                    small = thumbnail(found.pixels, SIDE)
-                if geometry and writer and sha256 not in writer:
-                    canvas = to_canvas(found.pixels, geometry)
+            if found.pixels is not None and with_thumbnails:
+                small = thumbnail(found.pixels, SIDE)
+            if found.pixels is not None and geometry and writer and sha256 not in writer:
+                canvas = to_canvas(found.pixels, geometry)
             return (found.width, found.height, sha256, found.decode_status), small, canvas
 
         said = stack.enter_context(_kept_remarks())
@@ -227,7 +226,8 @@ def print_summary(
     rows.append(["with near-duplicates", *(part["group"].isin(shared).sum() for part in parts)])
     for fold in sorted(train["fold"].dropna().unique()):
         rows.append([f"fold {fold}", *((part["fold"] == fold).sum() for part in parts[:2]), ""])
-    rows.append(["median size, px", *map(_median_size, parts)])
+    medians = (usable(part)[["width", "height"]].median() for part in parts)
+    rows.append(["median size, px", *("{:.0f} x {:.0f}".format(*size) for size in medians)])
     reporter.table("photos", ["", *competition.classes, "test"], rows)
     _print_duplicates(photos, shared, reporter)
     unclosed = photos[photos["verdict"] == "unclosed"]
@@ -241,11 +241,6 @@ def print_summary(
                 f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
                 " more than chance damages, so delete the archive and run `make data` again"
             )
-
-
-def _median_size(part: pd.DataFrame) -> str:
-    sizes = usable(part)[["width", "height"]].median()
-    return f"{sizes['width']:.0f} x {sizes['height']:.0f}" if len(usable(part)) else "none"
 
 
 def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter) -> None:
