@@ -74,15 +74,14 @@ class Reporter:
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         text = partial(bars.TextColumn, markup=False)
         left = (text("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
-        middle = (bars.TaskProgressColumn(show_speed=True), text("{task.fields[rate]}"))
         right = (bars.TimeRemainingColumn(), text("{task.fields[note]}"))
-        with bars.Progress(*left, *middle, *right, console=self._err) as progress:
-            task = progress.add_task(_printable(label), total=total, note="", rate="")
+        with bars.Progress(*left, bars.TaskProgressColumn(), *right, console=self._err) as progress:
+            task = progress.add_task(_printable(label), total=total, note="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
                 rate = _rate(speed, unit) if speed else ""
-                progress.update(task, advance=n, note=_printable(note), rate=rate)
+                progress.update(task, advance=n, note=_printable(f"{rate} {note}"))
 
             yield advance
 

@@ -19,7 +19,7 @@ from twin.server import Twin
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
-from comp.data.manifest import natural_order, read_manifest
+from comp.data.manifest import natural_key, read_manifest
 from comp.data.stage import prepare
 from comp.errors import DataError, RecipeError, StaleError, TrainingError, UserError
 from comp.kaggle import Kaggle
@@ -188,7 +188,7 @@ def test_ids_are_keys_and_a_photo_that_cannot_be_decoded_gets_the_prior(
     run = train(drawn_copy, HEAD, "cpu", Reporter())
     predict(drawn_copy, COMPETITION, HEAD, "cpu", heard)
     before = column(run.folder / "test.csv", "logit")
-    assert list(before.index) == natural_order(before.index)
+    assert list(before.index) == sorted(before.index, key=natural_key)
     table = edit_manifest(drawn_copy, "test")
     (blind,) = table["id"][table["verdict"] == "truncated"]
     assert np.isnan(before[blind])

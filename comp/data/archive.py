@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from comp.competition import Competition
-from comp.data.manifest import ID_PATTERN, SPLITS, natural_key, natural_order
+from comp.data.manifest import ID_PATTERN, SPLITS, natural_key
 from comp.data.origin import files_in, find_archive
 from comp.data.zips import FREE_MEMBERS, GET_AGAIN, MAX_RATIO, list_members, open_zip, read_member
 from comp.errors import ArchiveError
@@ -155,7 +155,7 @@ def _check_ids(
         raise ArchiveError(
             f"{competition.sample} lists {len(without_photo):,} ids without a photo in {test.name}"
             f" and lacks {len(not_listed):,} with one,"
-            f" the first is {natural_order(without_photo | not_listed)[0]}: {GET_AGAIN}"
+            f" the first is {min(without_photo | not_listed, key=natural_key)}: {GET_AGAIN}"
         )
 
 

@@ -27,7 +27,6 @@ verdict  how decoding went (DecodeStatus), one of
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -60,10 +59,6 @@ _REMEDY = "correct it, or delete the file and run `make data`"
 def natural_key(id: str) -> tuple[str, str]:
     """Sorts "2" before "10" and "cat.9" before "cat.10"; different ids never compare equal."""
     return re.sub("[0-9]+", lambda number: number[0].zfill(20), id), id
-
-
-def natural_order(ids: Iterable[str]) -> list[str]:
-    return sorted(ids, key=natural_key)
 
 
 def photo_path(workspace: Workspace, split: str, id: str) -> Path:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -28,8 +27,7 @@ FREE_PIXELS = 1_000_000  # however few bytes a photo has
 MAX_PIXELS_PER_BYTE = 100  # of a larger one: photos have 2 to 40, a JPEG of a single colour has 64
 SCANS = 10  # of a progressive JPEG; each more costs as much as a tenth of another photo
 LARGE_PIXELS = 8_000_000  # from here on one at a time: a decoder may need 12 bytes a pixel
-PHOTOS_PER_TASK = 4  # of a thread: less overhead than one, little to wait for
-TASKS_AHEAD = 3  # tasks per thread that run or wait to be collected
+AHEAD = 12  # photos per thread that are being decoded or wait to be collected
 # Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError)
@@ -239,21 +237,19 @@ def in_order(
 ) -> Iterator[_Result]:
     """`function` of each item, in the order of `items`, by `n_threads` threads (0: one per core).
 
-    torch is limited to one thread in each. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread
-    are in memory.
+    torch is limited to one thread in each. At most AHEAD results per thread are in memory.
     """
-    n_threads, rest = n_threads or n_cores(), iter(items)
-    before = torch.get_num_threads()
+    n_threads, before = n_threads or n_cores(), torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="photos")
     try:
-        running: deque[Future[list[_Result]]] = deque()
-        while task := list(islice(rest, PHOTOS_PER_TASK)):
-            running.append(pool.submit(lambda items: list(map(function, items)), task))
-            if len(running) == TASKS_AHEAD * n_threads:
-                yield from running.popleft().result()
+        running: deque[Future[_Result]] = deque()
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) == AHEAD * n_threads:
+                yield running.popleft().result()
         while running:
-            yield from running.popleft().result()
+            yield running.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
