@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 
 # Kaggle's log loss keeps every probability this far from 0 and 1: no photo costs more than 34.5
 BOARD_EPSILON = 1e-15
+LEVEL = 0.95  # of an interval
 N_DRAWS = 1000  # of a bootstrap
 N_AT_ONCE = 50  # of them in memory
 
@@ -53,29 +54,19 @@ def prior_logit(labels: ArrayLike) -> float:
 
 
 def bootstrap_interval(
-    losses: ArrayLike,
-    groups: ArrayLike,
-    others: ArrayLike = 1.0,
-    *,
-    seed: int = 0,
-    level: float = 0.95,
+    losses: ArrayLike, groups: ArrayLike, others: ArrayLike = 1.0, *, seed: int = 0
 ) -> tuple[float, float]:
-    """The central `level` of mean(losses) / mean(others), both `[n]` of the same photos.
+    """The central LEVEL of mean(losses) / mean(others), both `[n]` of the same photos.
 
     `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and
     drawing them singly makes the interval too narrow.
     """
     column = np.asarray(losses, np.float64)[:, None]
-    return bootstrap_intervals(column, groups, others, seed=seed, level=level)[0]
+    return bootstrap_intervals(column, groups, others, seed=seed)[0]
 
 
 def bootstrap_intervals(
-    losses: Floats,
-    groups: ArrayLike,
-    others: ArrayLike = 1.0,
-    *,
-    seed: int = 0,
-    level: float = 0.95,
+    losses: Floats, groups: ArrayLike, others: ArrayLike = 1.0, *, seed: int = 0
 ) -> list[tuple[float, float]]:
     """The same of each column of `losses [n, m]`, all over the same draws."""
     if not losses.size:
@@ -89,7 +80,7 @@ def bootstrap_intervals(
         draws = [rng.integers(n_groups, size=n_groups) for _ in range(start, start + N_AT_ONCE)]
         counts = np.stack([np.bincount(drawn, minlength=n_groups) for drawn in draws])
         totals[start : start + N_AT_ONCE] = counts.astype(np.float64) @ sums
-    ends = np.quantile(totals[:, :-1] / totals[:, -1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ends = np.quantile(totals[:, :-1] / totals[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return [(float(low), float(high)) for low, high in ends.T]
 
 

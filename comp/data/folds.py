@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from comp.data.manifest import natural_key
@@ -100,9 +101,8 @@ def group_photos(
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(ids), len(ids)))
     _, components = connected_components(graph, directed=False)
     order = sorted(range(len(ids)), key=[natural_key(id) for id in ids].__getitem__)
-    _, firsts, component = np.unique(components[order], return_index=True, return_inverse=True)
     groups = np.empty(len(ids), np.int64)
-    groups[order] = np.argsort(np.argsort(firsts))[component]
+    groups[order], _ = pd.factorize(components[order])
     return groups
 
 

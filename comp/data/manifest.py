@@ -119,5 +119,4 @@ def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     typed = table.replace("", pd.NA).astype(_INTEGERS)
     text = [column for column in MANIFEST_COLUMNS if column not in _INTEGERS]
     typed = typed.assign(**{column: table[column].astype(str) for column in text})
-    order = sorted(range(len(typed)), key=[natural_key(id) for id in typed["id"]].__getitem__)
-    return typed.iloc[order].reset_index(drop=True)
+    return typed.sort_values("id", key=lambda ids: ids.map(natural_key), ignore_index=True)

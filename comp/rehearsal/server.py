@@ -106,9 +106,8 @@ class RehearsalServer(ThreadingTCPServer):
         self.token = f"rehearsal-{secrets.token_hex(16)}"  # the account's; the client must send it
         self.archive = archive
         self.daily_limit = daily_limit
-        self.journal: list[dict[str, Any]] = []  # submissions as the wire has them, oldest first
-        if journal and journal.exists():
-            self.journal = read_json(journal)
+        earlier = read_json(journal) if journal and journal.exists() else []
+        self.journal: list[dict[str, Any]] = earlier  # submissions as on the wire, oldest first
         self._journal_file = journal
         self._competition = competition
         self._links: dict[tuple[str, str], str] = {}  # upload tokens, by method and signed URL
