@@ -218,18 +218,22 @@ def print_summary(
     """A table by class and split, then one line for each thing to look at."""
     parts = [train[train["label"] == label] for label in (0, 1)] + [test]
     photos = pd.concat([train, test], ignore_index=True)
-    sizes = photos["group"].value_counts()
-    shared = set(sizes[sizes > 1].index)  # groups of more than one photo
+    near = photos[photos["group"].duplicated(keep=False)]
     rows: list[list[object]] = [["photos", *map(len, parts)]]
     for status in photos["verdict"].value_counts().index:
         rows.append([status, *((part["verdict"] == status).sum() for part in parts)])
-    rows.append(["with near-duplicates", *(part["group"].isin(shared).sum() for part in parts)])
-    for fold in sorted(train["fold"].dropna().unique()):
-        rows.append([f"fold {fold}", *((part["fold"] == fold).sum() for part in parts[:2]), ""])
-    medians = (usable(part)[["width", "height"]].median() for part in parts)
-    rows.append(["median size, px", *("{:.0f} x {:.0f}".format(*size) for size in medians)])
+    shared = (part["group"].isin(near["group"]).sum() for part in parts)
+    rows.append(["with near-duplicates", *shared])
     reporter.table("photos", ["", *competition.classes, "test"], rows)
-    _print_duplicates(photos, shared, reporter)
+    n_labels, n_copies = near.groupby("group")["label"].nunique(), near["sha256"].duplicated().sum()
+    groups = f"near-duplicates: {len(near):,} photos in {len(n_labels):,} groups"
+    reporter.say(f"{groups}; exact copies: {n_copies:,}")
+    mixed = near[near["group"].isin(n_labels[n_labels > 1].index)]
+    if len(mixed):
+        reporter.warn(
+            f"{mixed['group'].nunique():,} groups have near-duplicates of different classes, so"
+            f" that a label must be wrong: {first_names(list(mixed['id']))}"
+        )
     unclosed = photos[photos["verdict"] == "unclosed"]
     _warn(unclosed, "photos lack only their end marker and are used", reporter)
     outcomes = "are set aside", "will be given the prior probability"
@@ -241,28 +245,6 @@ def print_summary(
                 f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
                 " more than chance damages, so delete the archive and run `make data` again"
             )
-
-
-def _print_duplicates(photos: pd.DataFrame, shared: set[int], reporter: Reporter) -> None:
-    if not shared:
-        reporter.say("no near-duplicates")
-        return
-    groups = photos[photos["group"].isin(shared)].groupby("group")
-    n_photos, n_labelled = groups.size(), groups["label"].count()
-    n_labels, n_files = groups["label"].nunique(), groups["sha256"].nunique()
-    n_in_both = n_labelled.between(1, n_photos - 1).sum()
-    reporter.say(
-        f"near-duplicates: {n_photos.sum():,} photos in {len(n_photos):,} groups,"
-        f" up to {n_photos.max():,} in one; exact copies: {(n_photos - n_files).sum():,};"
-        f" groups with training and test photos: {n_in_both:,}"
-    )
-    mixed = n_labels[n_labels > 1].index
-    if len(mixed):
-        ids = list(photos["id"][photos["group"].isin(mixed)])
-        reporter.warn(
-            f"{len(mixed):,} groups have near-duplicates of different classes, so that a label must"
-            f" be wrong: {first_names(ids)}"
-        )
 
 
 def _warn(photos: pd.DataFrame, what: str, reporter: Reporter) -> None:
