@@ -25,7 +25,7 @@ from comp.store import Workspace
 
 def _data(call: Call) -> None:
     """download, check and unpack the photos; manifest, folds and pixels"""
-    from comp.data.identity import check_server
+    from comp.data.origin import check_server
     from comp.data.stage import mention_newer_version, prepare
     from comp.network.preprocessing import geometry_of
 

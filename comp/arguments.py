@@ -57,7 +57,7 @@ class Call:
     @property
     def competition(self) -> Competition:
         """As the workspace knows it."""
-        from comp.data.identity import competition_of
+        from comp.data.origin import competition_of
 
         return competition_of(self.workspace, COMPETITION)
 

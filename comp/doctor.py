@@ -41,7 +41,7 @@ PREREQUISITES = {
     "authentication": "credentials",
     **dict.fromkeys(("competition", "rules", "submissions"), "authentication"),
 }
-Probes = dict[str, Callable[[], str]]
+Probes = dict[str, Callable[[], str | None]]
 
 
 class Doubt(Exception):  # noqa: N818 - not an error: a run would work
@@ -90,7 +90,7 @@ def run_probes(probes: Probes) -> Iterator[Check]:
             yield Check(name, "look", f"unknown without {need}")
             continue
         try:
-            yield Check(name, "ok", probe())
+            yield Check(name, "ok", probe() or "fine")
         except Doubt as doubt:
             yield Check(name, "look", str(doubt))
         except (UserError, OSError) as error:
@@ -214,7 +214,7 @@ def account_probes(kaggle: Kaggle, competition: Competition) -> Probes:
         "credentials": lambda: find_credentials(kaggle),
         "authentication": lambda: f"Kaggle knows you as {kaggle.whoami()}",
         "competition": lambda: f"{competition.slug} has {len(kaggle.files()):,} files",
-        "rules": lambda: find_rules(kaggle),
+        "rules": kaggle.check_rules,
         "submissions": lambda: find_limits(kaggle),
     }
 
@@ -228,11 +228,6 @@ def find_credentials(kaggle: Kaggle) -> str:
     if doubts:
         raise Doubt("; ".join([text, *doubts]))
     return text
-
-
-def find_rules(kaggle: Kaggle) -> str:
-    kaggle.check_rules()
-    return "accepted: the archive may be downloaded"
 
 
 def find_limits(kaggle: Kaggle) -> str:

@@ -1,8 +1,7 @@
 """Every failure that a user can act on: a tree of errors under UserError.
 
-Each message is one line: what, how many, what to do. `__main__` prints it and exits with status 1,
-as it does for what `explain` knows: the machine's own failures, such as a full disk. Any other
-exception is a bug and keeps its traceback.
+Each message is one line: what, how many, what to do. `__main__` prints it, or what `explain` says
+of a failure of the machine, and exits with status 1. Any other exception is a bug with a traceback.
 """
 
 import errno
@@ -112,9 +111,9 @@ def is_without_memory(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, workspace: Path) -> str | None:
-    """One line on a failure of the machine: where and what to do; None if `error` is a bug.
+    """One line on a failure of the machine: where, `workspace` if it does not say, and what to do.
 
-    The place of a failed write whose error does not tell it is somewhere in `workspace`.
+    None if `error` is a bug.
     """
     text = str(error).partition("\n")[0]
     if isinstance(error, OSError) and (remedy := _REMEDY_OF.get(error.errno or 0)):

@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 
 # Kaggle's log loss keeps every probability this far from 0 and 1: no photo costs more than 34.5
 BOARD_EPSILON = 1e-15
+LEVEL = 0.95  # of an interval
 N_DRAWS = 1000  # of a bootstrap
 N_AT_ONCE = 50  # of them in memory
 
@@ -48,42 +49,30 @@ def prior_logit(labels: ArrayLike) -> float:
     """
     truth = np.asarray(labels, np.float64)
     if not truth.size:
-        raise DataError(
-            "no labels to take the prior from: 0 labelled photos; run `make data` and look at"
-            " data/train.csv"
-        )
+        raise DataError("no labels to take the prior from: look at data/train.csv")
     return float(np.log(truth.sum() + 0.5) - np.log((1 - truth).sum() + 0.5))
 
 
 def bootstrap_interval(
-    losses: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
+    losses: ArrayLike, groups: ArrayLike, others: ArrayLike = 1.0, *, seed: int = 0
 ) -> tuple[float, float]:
-    """The central `level` of the mean of `losses [n]` over draws with replacement.
+    """The central LEVEL of mean(losses) / mean(others), both `[n]` of the same photos.
 
     `groups [n]` of near-duplicates are drawn whole: photos of one group are one observation, and
     drawing them singly makes the interval too narrow.
     """
-    ones = np.ones(np.size(losses))
-    return bootstrap_ratio(losses, ones, groups, seed=seed, level=level)
+    column = np.asarray(losses, np.float64)[:, None]
+    return bootstrap_intervals(column, groups, others, seed=seed)[0]
 
 
-def bootstrap_ratio(
-    losses: ArrayLike, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """The central `level` of mean(losses) / mean(others), both `[n]` of the same photos."""
-    above = np.asarray(losses, np.float64)[:, None]
-    ((low, high),) = bootstrap_ratios(above, others, groups, seed=seed, level=level)
-    return low, high
-
-
-def bootstrap_ratios(
-    losses: Floats, others: ArrayLike, groups: ArrayLike, *, seed: int, level: float = 0.95
+def bootstrap_intervals(
+    losses: Floats, groups: ArrayLike, others: ArrayLike = 1.0, *, seed: int = 0
 ) -> list[tuple[float, float]]:
     """The same of each column of `losses [n, m]`, all over the same draws."""
     if not losses.size:
         raise DataError("no losses to draw from: 0 photos; run `make train` first")
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
-    columns = [*losses.T, np.asarray(others, np.float64)]
+    columns = [*losses.T, np.broadcast_to(np.asarray(others, np.float64), len(losses))]
     sums = np.stack([np.bincount(index, column) for column in columns], axis=1)  # [groups, m + 1]
     n_groups, rng = len(sums), np.random.default_rng(seed)
     totals = np.empty((N_DRAWS, len(columns)))
@@ -91,7 +80,7 @@ def bootstrap_ratios(
         draws = [rng.integers(n_groups, size=n_groups) for _ in range(start, start + N_AT_ONCE)]
         counts = np.stack([np.bincount(drawn, minlength=n_groups) for drawn in draws])
         totals[start : start + N_AT_ONCE] = counts.astype(np.float64) @ sums
-    ends = np.quantile(totals[:, :-1] / totals[:, -1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ends = np.quantile(totals[:, :-1] / totals[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return [(float(low), float(high)) for low, high in ends.T]
 
 
@@ -115,6 +104,6 @@ def gain(worse: Floats, better: Floats, groups: ArrayLike) -> Gain:
 def gains(worse: Floats, better: Floats, groups: ArrayLike) -> list[Gain]:
     """The same for each column of `better [n, m]`."""
     saved = worse[:, None] - better
-    ends = bootstrap_ratios(saved, np.ones(len(saved)), groups, seed=0)
+    ends = bootstrap_intervals(saved, groups)
     means = saved.mean(axis=0).tolist()
     return [Gain(mean=mean, low=a, high=b) for mean, (a, b) in zip(means, ends, strict=True)]

@@ -38,10 +38,7 @@ def require(holds: bool, option: str, must: str, value: object) -> None:
 
 
 def override(group: Group, settings: Iterable[str]) -> Group:
-    """`group` with each `section.option=value` of `settings` applied, all at once.
-
-    RecipeError names what is unknown or out of range.
-    """
+    """`group` with each `section.option=value` of `settings` applied, all at once."""
     values = group.model_dump()
     for setting in settings:
         path, found, text = setting.partition("=")

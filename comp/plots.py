@@ -1,4 +1,4 @@
-"""Figures as SVG for a page or as PNG, and curves as text. The only door to matplotlib."""
+"""Figures as SVG for a page, or as PNG. The only door to matplotlib."""
 
 import io
 import re
@@ -11,15 +11,13 @@ import matplotlib
 matplotlib.use("Agg")  # no screen is needed
 
 import matplotlib.pyplot as plt
-import numpy as np
 from cycler import cycler
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from comp.store import whole
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a page replaces them by its
-# own in a dark theme (comp/report/templates/page.css).
+# Okabe and Ito's colours, safe for the colour-blind; page.css replaces them in a dark theme
 INK, MUTED, GRID = "#24292f", "#656d76", "#d8dee4"
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY)
@@ -43,14 +41,15 @@ _STYLE: dict[str, Any] = {
     "legend.fontsize": 9,
 }
 plt.style.use(_STYLE)
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 class Drawing:
-    """A figure for a page, about 400 px wide: draw on `axes`, then take `svg()`."""
+    """A figure for a page, about 400 px wide: draw on `axes`, then take `svg()`.
+
+    `name`, unique in its page, keeps ids apart; `height` is in inches of 100 px.
+    """
 
     def __init__(self, name: str, *, rows: int = 1, height: float = 2.6) -> None:
-        """`name`, unique in its page, keeps ids apart; `height` in inches of 100 px."""
         self._name = name
         self._figure, axes = plt.subplots(
             rows, figsize=(4.2, height), layout="constrained", sharex=True, squeeze=False
@@ -62,12 +61,9 @@ class Drawing:
         self._figure.legend(loc="outside upper left", ncols=2)
 
     def svg(self) -> str:
-        """An <svg> element without style attributes, which a strict Content-Security-Policy bans.
-
-        The same figure has the same bytes.
-        """
+        """An <svg> element without style attributes, which a strict content policy bans."""
         file = io.StringIO()
-        # the same figure gets the same ids, and no other figure of the page gets them
+        # the same figure has the same bytes, and ids that no other figure of the page has
         with matplotlib.rc_context({"svg.hashsalt": self._name}):
             self._figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         plt.close(self._figure)
@@ -128,16 +124,3 @@ def curve_png(
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)
     plt.close(figure)
-
-
-def text_curve(y: ArrayLike, *, width: int = 64, height: int = 8) -> list[str]:
-    """Lines of text, top first: a bar chart of `y [n]`, from its least to its largest value."""
-    values = np.array(
-        [part.mean() for part in np.array_split(np.asarray(y, np.float64), min(width, np.size(y)))]
-    )
-    spread = np.ptp(values) or 1.0
-    eighths = 1 + np.rint((values - values.min()) / spread * (8 * height - 1)).astype(int)
-    return [
-        "".join(_EIGHTHS[min(max(n - 8 * row, 0), 8)] for n in eighths.tolist())
-        for row in reversed(range(height))
-    ]

@@ -26,7 +26,7 @@ class Advance(Protocol):
 
 
 class Reporter:
-    """The only place that prints. Progress goes to stderr, results and remarks to stdout.
+    """The only place that prints: progress and failures to stderr, the rest to stdout.
 
     What a terminal cannot print, or would obey, is written as an escape: a team's name, a path.
     """
@@ -74,15 +74,14 @@ class Reporter:
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         text = partial(bars.TextColumn, markup=False)
         left = (text("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
-        middle = (bars.TaskProgressColumn(show_speed=True), text("{task.fields[rate]}"))
         right = (bars.TimeRemainingColumn(), text("{task.fields[note]}"))
-        with bars.Progress(*left, *middle, *right, console=self._err) as progress:
-            task = progress.add_task(_printable(label), total=total, note="", rate="")
+        with bars.Progress(*left, bars.TaskProgressColumn(), *right, console=self._err) as progress:
+            task = progress.add_task(_printable(label), total=total, note="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 speed = progress.tasks[0].speed
                 rate = _rate(speed, unit) if speed else ""
-                progress.update(task, advance=n, note=_printable(note), rate=rate)
+                progress.update(task, advance=n, note=_printable(f"{rate} {note}"))
 
             yield advance
 
@@ -125,10 +124,7 @@ def _printable(text: str) -> str:
 def table_lines(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: float = math.inf
 ) -> list[str]:
-    """A table, at most `width` characters wide if its longest words allow that.
-
-    To fit, headers wrap; if that is not enough, each row becomes a paragraph.
-    """
+    """A table. To fit, headers wrap; if that is not enough, each row becomes a paragraph."""
     cells = [max([0, *(cell_len(row[at]) for row in rows)]) for at in range(len(columns))]
     sizes = [max(n, len(column)) for n, column in zip(cells, columns, strict=True)]
     if sum(sizes) + 2 * len(sizes) - 2 > width:

@@ -1,5 +1,6 @@
 """What a run is: frozen options with units and bounds, identified by a fingerprint."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -18,13 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 def _layers(trainable: str) -> str:
-    kind, _, what = trainable.partition(":")
-    is_known = (
-        trainable in ("all", "head")
-        or (kind == "last" and what.isdigit() and int(what) > 0)
-        or (kind == "from" and what != "")
-    )
-    if not is_known:
+    if not re.fullmatch(r"all|head|last:0*[1-9]\d*|from:.+", trainable):
         raise ValueError("must be all, head, last:N or from:NAME")
     return trainable
 
@@ -96,30 +91,24 @@ class Folds(Options):
 
 
 class Head(Options):
-    """A logistic head on cached features of a frozen backbone, solved to its optimum in each fold.
-
-    The L2 penalty is chosen in every fold by inner folds of its own training photos.
-    """
+    """A logistic head on cached features of a frozen backbone, solved to its optimum."""
 
     kind: Literal["head"] = "head"
-    # candidate weights of |w|^2 / 2 beside the mean log loss
+    # weights of |w|^2 / 2 beside the mean log loss, of which inner folds choose one in each fold
     penalties: tuple[Positive, ...] = Field(
         (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2), min_length=1
     )
-    n_inner: int = Field(4, ge=2, le=20)  # inner folds that choose among them
+    n_inner: int = Field(4, ge=2, le=20)  # those inner folds
     views: ViewsName = "flip"  # whose features are averaged for the fit
 
 
 class Svm(Options):
-    """A support vector machine on cached features of a frozen backbone, with Platt's calibration.
-
-    Platt's sigmoid is fitted to decisions on inner folds of the fold's own training photos.
-    """
+    """A support vector machine on cached features of a frozen backbone; Platt's calibration."""
 
     kind: Literal["svm"] = "svm"
     kernel: Literal["linear", "rbf"] = "rbf"
     cost: Positive = 1.0  # C, the price of a photo on the wrong side of its margin
-    n_inner: int = Field(4, ge=2, le=20)  # inner folds
+    n_inner: int = Field(4, ge=2, le=20)  # inner folds, to which Platt's sigmoid is fitted
     views: ViewsName = "none"  # whose features are averaged for the fit
 
 
@@ -142,9 +131,7 @@ class Augmentation(Options):
     aspect: float = Field(1.33, ge=1)  # largest ratio of its sides
     pad_px: int = Field(4, ge=0, le=1024)  # on each side, by pad-and-crop
     flip: bool = True  # mirror half of the photos
-    colour: float = Field(
-        0.2, ge=0, le=1
-    )  # strength of the brightness, contrast, saturation jitter
+    colour: float = Field(0.2, ge=0, le=1)  # strength of jitter in brightness, contrast, saturation
 
 
 class Phase(Options):
@@ -221,10 +208,7 @@ class FineTune(Options):
 
     @property
     def on_features(self) -> bool:
-        """Whether only the head trains, on photos that look the same in every epoch.
-
-        Then their features are computed once.
-        """
+        """Whether only the head trains, on photos that look the same in every epoch."""
         look = self.augment
         is_same = look.crop == "center-crop" and not look.flip and not look.colour
         return is_same and all(phase.trainable == "head" for phase in self.phases())

@@ -1,27 +1,18 @@
 """The named runs. Each docstring is its measured claim; blank means not measured.
 
-Which one to take is an old rule of thumb (Stanford's CS231n, "Transfer learning"), in GUIDE: few
-photos have little to teach a network beyond a new head, and many can move every layer; the less
-they are like ImageNet's, the less the last layers fit. Few means a few thousand; the competition's
-25,000 are many, and more than a tenth of ImageNet's classes are cats and dogs.
+GUIDE is an old rule of thumb (Stanford's CS231n, "Transfer learning"): few photos, a few thousand,
+have little to teach a network beyond a new head, and many, such as the competition's 25,000, can
+move every layer; the less they are like ImageNet's, the less the last layers fit.
 """
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from textwrap import wrap
 
+from comp import tutorials
 from comp.errors import RecipeError
 from comp.options import override
 from comp.recipe import FineTune, Head, Model, Pixels, Prediction, Recipe
-from comp.tutorials import (
-    inception_bottleneck,
-    inception_last_blocks,
-    vgg16_finetune,
-    vgg16_last_block,
-    vgg16_last_layer,
-    vgg16_mlp,
-    vgg19_block4_svm,
-)
 
 DEFAULT = "convnext_tiny"
 ON_CPU = "lite0_head"  # what a machine without a GPU should run
@@ -35,9 +26,7 @@ GUIDE = {
 ENSEMBLES = {  # names that stand for several recipes, whose runs are blended
     "ensemble": ("lite0_head", "lite1_head", "lite2_views")
 }
-# A solved head with its penalty chosen on held-out photos is calibrated: the best temperature of
-# ours lies between .89 and 1.01, and cross-fitting it costs .0006 to .0025 of log loss (LOG.md,
-# 2026-11-22).
+# A solved head is calibrated: a temperature costs .0006 to .0025 of log loss (LOG.md, 2026-11-22).
 SOLVED = Prediction(calibration="none")
 
 
@@ -45,8 +34,7 @@ def lite0_head() -> Recipe:
     """EfficientNet-Lite0, frozen, at 224 px, solved logistic head: out of fold .0296 (.0187-.0430).
 
     Measured, as below, on 1,602 real photos in 5 folds; 31 s from the archive to the score on two
-    cores. Photos keep their shape, shorter side at 224 px, and are mirrored too: within noise the
-    best of four ways to crop them (LOG.md, 2026-11-21).
+    cores. Keeping their shape is within noise the best of four ways to crop (LOG.md, 2026-11-21).
     """
     return Recipe(
         name="lite0_head",
@@ -70,9 +58,8 @@ def lite2_head() -> Recipe:
 def lite2_views() -> Recipe:
     """EfficientNet-Lite2, frozen, in two crops: out of fold .0120 (.0048-.0217).
 
-    .0039 (.0008-.0078) better than lite2_head. The middle 260 px of a canvas of 297 px, on which
-    the head is solved, and all of that canvas; each mirrored too. Chosen because the whole beside
-    the middle helped Lite0 and Lite1 as well; one of 15 ways tried (LOG.md, 2026-11-22).
+    .0039 (.0008-.0078) better than lite2_head; one of 15 ways tried (LOG.md, 2026-11-22). The
+    middle 260 px of a canvas of 297 px, for which the head is solved, and all of it; both mirrored.
     """
     pixels = Pixels(fit="shorter", canvas=1.143)
     prediction = SOLVED.replace(views="multi_scale")
@@ -82,16 +69,14 @@ def lite2_views() -> Recipe:
 def lite0_finetune() -> Recipe:
     """EfficientNet-Lite0, all layers: out of fold .0308 (.0188-.0450), no better than its head.
 
-    On so few photos. All numbers are ours: one epoch in batches of 32, because a CPU is slow; 1e-4,
-    convnext_tiny's rate, because this head is solved already too; layer decay .8, with which
-    ConvNeXt's authors tune. Batch norms are fused, for speed, and weights move a quarter of the way
-    (WiSE-FT): all the way, without fusing, the out-of-fold log loss was .0348.
+    On so few photos. All numbers are ours: one epoch, because a CPU is slow; convnext_tiny's rate;
+    layer decay .8, with which ConvNeXt's authors tune. Batch norms are fused, for speed. Weights
+    move a quarter of the way (WiSE-FT): all the way, without fusing, the log loss was .0348.
     """
     training = FineTune(
         fuse_batch_norm=True, epochs=1, batch_size=32, peak_lr=1e-4, layer_decay=0.8, wise_ft=0.25
     )
-    model = Model(backbone="tf_efficientnet_lite0")
-    return Recipe(name="lite0_finetune", model=model, training=training)
+    return Recipe(name="lite0_finetune", model=lite0_head().model, training=training)
 
 
 def lite0_tail() -> Recipe:
@@ -120,10 +105,9 @@ def lite0_tail() -> Recipe:
 def dinov2_small() -> Recipe:
     """DINOv2's ViT-S/14, frozen, at 224 px, under a solved logistic head.
 
-    Its authors advise against tuning it: logistic regression on the class token is one of the uses
-    that their model card names, and tuning gained them 2 % on ImageNet. 224 px are 16 x 16 patches,
-    the card's example; timm's weights are of 518 px and their positions are interpolated. Squashing
-    photos, so that no head is cut off, is ours, and the penalties are lite0_head's.
+    Its authors advise against tuning it; logistic regression on the class token is a use that their
+    model card names, with 224 px, 16 x 16 patches, as its example. timm's weights are of 518 px and
+    their positions are interpolated. Squashing photos, so that no head is cut off, is ours.
     """
     model = Model(backbone="vit_small_patch14_dinov2.lvd142m")
     pixels = Pixels(fit="squash", size_px=224, canvas=1.0)
@@ -150,9 +134,8 @@ def convnext_base() -> Recipe:
     """ConvNeXt-Base (in22k, fine-tuned on in1k), all layers, at 224 px.
 
     5e-5, layer decay .8, stochastic depth .2 and next to no weight decay are its authors' own for
-    tuning these weights at this size (TRAINING.md, "Fine-tune from ImageNet-22K"), over 30 epochs
-    of 1.28 million photos in batches of 512 without warm-up. Three epochs in batches of 64 are
-    ours, untuned.
+    these weights at this size (TRAINING.md, "Fine-tune from ImageNet-22K"), over 30 epochs in
+    batches of 512 without warm-up. Three epochs in batches of 64 are ours, untuned.
     """
     training = FineTune(epochs=3, batch_size=64, peak_lr=5e-5, layer_decay=0.8, weight_decay=1e-8)
     model = Model(backbone="convnext_base.fb_in22k_ft_in1k", drop_path=0.2)
@@ -163,9 +146,8 @@ def vit_base() -> Recipe:
     """ViT-B/16 (AugReg, in21k, fine-tuned on in1k), all layers, at 224 px.
 
     Layer decay .65, weight decay .05 and stochastic depth .1 are what MAE tunes a ViT-B with
-    (FINETUNE.md). Its rate, 5e-4 x batch / 256, would be 1.25e-4 here; ours is 5e-5, because these
-    weights have been tuned to in1k already and the head is solved. Three epochs and batches of 64
-    are ours too, untuned. At twice the side: SET="pixels.size_px=448".
+    (FINETUNE.md). Its rate would be 1.25e-4 here; ours is 5e-5, as these weights have been tuned to
+    in1k already. Three epochs in batches of 64 are ours too, untuned.
     """
     return Recipe(
         name="vit_base",
@@ -179,11 +161,9 @@ def eva02_base() -> Recipe:
     """EVA-02-B/14 (in22k, fine-tuned on in22k and in1k), all layers, at 448 px; one large GPU.
 
     5e-5, layer decay .8, weight decay .05 and stochastic depth .15 are its authors' own for these
-    weights at this size (EVA-02/asuka's README, "Fine-tune EVA-02 on IN-1K with IN-21K intermediate
-    fine-tuned checkpoint"), over 15 epochs in batches of 512; two epochs in batches of 32 are ours,
-    untuned. Their label smoothing of .2 would spoil a log loss. They evaluate on the whole square,
-    so that the canvas has no room for crops. At half the side, a fifth of the work:
-    SET="pixels.size_px=224".
+    weights at this size (EVA-02/asuka's README), over 15 epochs in batches of 512; two epochs in
+    batches of 32 are ours, untuned. Their label smoothing of .2 would spoil a log loss. At half the
+    side, a fifth of the work: SET="pixels.size_px=224".
     """
     return Recipe(
         name="eva02_base",
@@ -195,10 +175,7 @@ def eva02_base() -> Recipe:
 _GROUPS: dict[str, tuple[Callable[[], Recipe], ...]] = {
     "For one GPU": (convnext_tiny, convnext_base, vit_base, eva02_base, dinov2_small),
     "For a CPU": (lite0_head, lite1_head, lite2_head, lite2_views, lite0_tail, lite0_finetune),
-    "As in four tutorials": (
-        *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
-        *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
-    ),
+    "As in four tutorials": tutorials.ALL,
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {
     make.__name__: make for group in _GROUPS.values() for make in group

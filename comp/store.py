@@ -48,8 +48,7 @@ class Workspace:
 def whole(path: Path) -> Iterator[Path]:
     """A scratch path beside `path` that replaces it if the block succeeds, and vanishes if not.
 
-    The bytes reach the disk before the name does, so that a crash leaves the old file or the new
-    one, never a piece. Where the disk refuses, the OSError names `path`.
+    A crash leaves the old file or the new one. Where the disk refuses, the OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -71,8 +70,7 @@ def whole(path: Path) -> Iterator[Path]:
 def _disk_error(error: Exception, scratch: Path) -> OSError | None:
     """The file system's error behind a failed write of `scratch`, if there is one.
 
-    numpy, torch and safetensors raise errors of their own, some with the system's number: else
-    writing a little more shows the cause.
+    Libraries raise errors of their own: without a number, writing a little more shows the cause.
     """
     if isinstance(error, UserError):
         return None
@@ -90,21 +88,19 @@ def _disk_error(error: Exception, scratch: Path) -> OSError | None:
 
 @contextmanager
 def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iterator[None]:
-    """Holds the lock file `path`: one process at a time. A killed process leaves nothing locked.
+    """Holds the lock file `path`, one process at a time; StoreError after `limit_s` of waiting.
 
-    Says so when it has to wait; StoreError after `limit_s`. A folder that cannot be written to
-    needs no lock.
+    A killed process leaves nothing locked. A folder that cannot be written to needs no lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         yield
         return
-    lock = _lock_at(path, reporter)
-    started = time.monotonic()
+    lock, started = _lock_at(path, reporter), time.monotonic()
+    with suppress(filelock.Timeout):
+        lock.acquire(blocking=False)
     try:
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
+        if not lock.is_locked:
             reporter.say(f"waiting for another run that is using {path.parent} ({lock.lock_file})")
             lock.acquire(timeout=-1 if limit_s == math.inf else limit_s)
     except filelock.Timeout:
@@ -119,10 +115,7 @@ def locked(path: Path, reporter: Reporter, *, limit_s: float = math.inf) -> Iter
 
 
 def _lock_at(path: Path, reporter: Reporter) -> filelock.BaseFileLock:
-    """A lock of the kernel's; where the file system has none, a file that names its process.
-
-    Such a file of a killed process is replaced, but only on the machine that the process ran on.
-    """
+    """A lock of the kernel's; where the file system has none, a file that names its process."""
     lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         with suppress(filelock.Timeout), lock.acquire(blocking=False):
@@ -174,8 +167,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object at `path`; an empty one if it is missing or damaged."""
-    with suppress(FileNotFoundError, ValueError):
+    """The JSON object at `path`; an empty one if it is missing, damaged or cannot be read."""
+    with suppress(OSError, ValueError):
         value = read_json(path)
         return value if isinstance(value, dict) else {}
     return {}
@@ -220,15 +213,12 @@ def file_sha256(path: Path) -> str:
 
 def code_commit(folder: Path) -> str:
     """The git commit of the code in `folder`, with "-dirty" if files differ from it; or "none"."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True, timeout=60
-        ).strip()
-
+    git, answers = ["git", "-C", str(folder)], []
     try:
-        commit = git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if git("status", "--porcelain", "--", ".") else commit
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."]):
+            command = [*git, *words]
+            answers.append(subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=60))
     except (OSError, subprocess.SubprocessError):
         return "none"
+    commit, changes = answers
+    return commit.decode().strip() + ("-dirty" if changes.strip() else "")

@@ -1,11 +1,9 @@
 """The methods of four tutorials from which people first learnt to solve this task.
 
-Each runs beside the modern recipes, so that a reader of the tutorial finds it here and sees what it
-scores. What a tutorial does not say (often epochs, batch and momentum) is marked "ours". All of
-them end in two outputs, some with cross-entropy, some with LogSoftmax and NLLLoss; here it is one
-logit with binary cross-entropy, which is the same: P(dog) = sigmoid(b - a) for outputs a and b,
-with equal losses and gradients (a test shows it). Their best figure is an accuracy of 98.95 % on
-another test set of this data.
+What a tutorial does not say (often epochs, batch and momentum) is marked "ours". All of them end in
+two outputs; here it is one logit with binary cross-entropy, which is the same: P(dog) =
+sigmoid(b - a) for outputs a and b, with equal losses and gradients (a test shows it). Their best
+figure is an accuracy of 98.95 % on another test set of this data.
 """
 
 from comp.recipe import (
@@ -51,8 +49,7 @@ INCEPTION = VGG16.replace(
 def vgg16_mlp() -> Recipe:
     """VGG16, convolutions frozen, and an MLP with ReLU and dropout trained by Adam on its features.
 
-    25088-4096-4096-1. Photos squashed to 224 px, mean and std 0.5. Epochs, batch and the learning
-    rate, Adam's own .001, are ours.
+    25088-4096-4096-1, mean and std 0.5. Epochs, batch and rate, Adam's own .001, are ours.
     """
     model = Model(backbone="vgg16.tv_in1k", layer="features", pool="flatten")
     pixels = VGG16.pixels.replace(normalise="constants")
@@ -64,11 +61,9 @@ def vgg16_mlp() -> Recipe:
 def vgg16_last_layer() -> Recipe:
     """VGG16, only its last layer replaced and trained by SGD at .001, on cached features.
 
-    The tutorial's other trials, each with its accuracy on another test set:
-    SET="training.peak_lr=.00115" .9570, .0012 .9680 (where .001 gave .9645),
-    SET="training.optimiser=rmsprop" .9840, SET="training.optimiser=adam" .9880. It compared the
-    squash to 224 px with the middle 224 px of the photo, which cut off heads:
-    SET="pixels.fit=center-crop". ImageNet's mean and std. No momentum, one epoch and the batch are
+    The tutorial's other trials, with accuracies on another test set: SET="training.peak_lr=.00115"
+    .9570, .0012 .9680 (.001: .9645), SET="training.optimiser=rmsprop" .9840, adam .9880; and
+    SET="pixels.fit=center-crop", which cut off heads. No momentum, one epoch and the batch are
     ours; dropout is torchvision's, without the one between the frozen layers.
     """
     training = LAST_LAYER.replace(head=HeadShape(dropout=0.5), peak_lr=1e-3, epochs=1)
@@ -78,9 +73,8 @@ def vgg16_last_layer() -> Recipe:
 def vgg16_finetune() -> Recipe:
     """VGG16, last layer replaced, all layers trained at 96 px, the rate falling in steps.
 
-    Crops after padding by 4 px, flips, mean and std of the photos themselves. 20 epochs in batches
-    of 128, as the tutorial trains on STL10-like photos. The rate, .001 of SGD with momentum .9
-    times .1 every 7 epochs, is ours: that of PyTorch's own transfer-learning tutorial.
+    Crops after padding by 4 px, flips, mean and std of the photos themselves, 20 epochs in batches
+    of 128. The rate is ours: that of PyTorch's own transfer-learning tutorial.
     """
     augment = Augmentation(crop="pad-and-crop", colour=0.0)
     training = PLAIN.replace(
@@ -93,10 +87,9 @@ def vgg16_finetune() -> Recipe:
 def vgg16_last_block() -> Recipe:
     """VGG16, its last convolutional block and its classifier trained, the rest frozen.
 
-    What a tutorial wished for and could not express. All numbers are ours: SGD at 1e-4 with
-    momentum .9 is how Keras's blog tunes this block ("Building powerful image classification models
-    using very little data", 2016); it starts from the solved head for the reason given there: a
-    random one would wreck the block.
+    What a tutorial wished for. All numbers are ours: SGD at 1e-4 with momentum .9, from a head that
+    does not wreck the block, is how Keras's blog tunes it ("Building powerful image classification
+    models using very little data", 2016).
     """
     augment = Augmentation(crop="center-crop", colour=0.0)
     training = LAST_BLOCKS.replace(trainable="from:features.24", head_start=True, augment=augment)
@@ -106,9 +99,8 @@ def vgg16_last_block() -> Recipe:
 def inception_bottleneck() -> Recipe:
     """InceptionV3, frozen; one layer on its 2048 cached features, SGD from .1 down to .001.
 
-    With a validation and a test part in place of folds. 10,000 steps of 100 photos are 50 epochs of
-    the 80 % of 25,000 photos that neither part holds out. The batch is that of TensorFlow's
-    retrain.py, from which the method comes.
+    With a validation and a test part in place of folds. 50 epochs of 20,000 photos are its 10,000
+    steps in batches of 100, those of TensorFlow's retrain.py, from which the method comes.
     """
     training = LAST_LAYER.replace(
         epochs=50, batch_size=100, peak_lr=0.1, schedule="exponential", decay=0.01, final_lr=0.01
@@ -120,11 +112,9 @@ def inception_bottleneck() -> Recipe:
 def inception_last_blocks() -> Recipe:
     """InceptionV3, first a new head alone, then the last two inception blocks with it.
 
-    The rest (249 layers to Keras) is frozen. SGD with momentum .9 and 1e-4 for the blocks is
-    Keras's own example ("Fine-tune InceptionV3 on a new set of classes"), which trains the head
-    first too, by RMSprop; here both phases share an optimiser. Epochs, batch and the head's rate
-    are ours. Every epoch sees the same crops, so that the frozen layers need run only once, for
-    160 kB per photo: SET="training.cached_views=1".
+    SGD with momentum .9 and 1e-4 for the blocks is Keras's own example ("Fine-tune InceptionV3 on a
+    new set of classes"), which trains the head first too, by RMSprop. Epochs, batch and the head's
+    rate are ours. SET="training.cached_views=1" runs the frozen layers once, for 160 kB per photo.
     """
     first = Phase(trainable="head", epochs=1, peak_lr=1e-2)
     training = LAST_BLOCKS.replace(first=first, trainable="from:Mixed_7b")
@@ -139,3 +129,9 @@ def vgg19_block4_svm() -> Recipe:
     """
     model = Model(backbone="vgg19.tv_in1k", layer="features.27")
     return VGG16.replace(name="vgg19_block4_svm", model=model, training=Svm())
+
+
+ALL = (
+    *(vgg16_mlp, vgg16_last_layer, vgg16_finetune, vgg16_last_block),
+    *(inception_bottleneck, inception_last_blocks, vgg19_block4_svm),
+)

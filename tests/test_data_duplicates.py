@@ -11,7 +11,7 @@ from odd_photos import encoded, scene
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.fft import dct
 
-from comp.data.duplicates import (
+from comp.data.folds import (
     MAX_DISTANCE,
     SIDE,
     correlations,
@@ -100,10 +100,9 @@ def test_pairs_are_found_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     small = thumbnails(SCENES + SCENES)
     everything = pairs_of(small)
     assert len(everything) == N
-    for rows, columns, chunk in ((7, 13, 3), (64, 5, 1), (1, 1, 1024)):
-        monkeypatch.setattr("comp.data.duplicates._ROWS", rows)
-        monkeypatch.setattr("comp.data.duplicates._COLUMNS", columns)
-        monkeypatch.setattr("comp.data.duplicates._CHUNK", chunk)
+    for rows, chunk in ((7, 3), (64, 1), (1, 1024)):
+        monkeypatch.setattr("comp.data.folds._ROWS", rows)
+        monkeypatch.setattr("comp.data.folds._CHUNK", chunk)
         assert pairs_of(small) == everything
 
 

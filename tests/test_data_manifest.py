@@ -1,7 +1,7 @@
 """The manifest: what is written reads back with its types, and damage is reported by its place."""
 
 import random
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp.competition import COMPETITION
-from comp.data.duplicates import SIDE
+from comp.data.folds import SIDE
 from comp.data.manifest import (
     MANIFEST_COLUMNS,
     natural_key,
-    natural_order,
     read_manifest,
     usable,
     write_manifest,
 )
-from comp.data.scan import manifests_of
-from comp.data.summary import print_summary
+from comp.data.scan import manifests_of, print_summary
 from comp.errors import DataError
 
 MANIFEST = pd.DataFrame(
@@ -73,67 +71,44 @@ def test_only_photos_that_can_be_decoded_are_usable() -> None:
     assert usable(MANIFEST)["id"].tolist() == ["cat.10", "cat.9", "dog.1"]
 
 
-def without_last_column(text: str) -> str:
-    return "\n".join(line.rpartition(",")[0] for line in text.split("\n"))
+REPLACED = [  # what by what, and what is said of it
+    ("verdict", "opinion", "columns"),
+    (",ok", ",ok,ok,ok", "readable CSV"),
+    ("cat.9,0", "cat.9,2", "column label, the first is '2' in line 2"),
+    ("cat.10,0", "cat.10,0.0", "column label, the first is '0.0' in line 3"),
+    ("rotated", "fine", "column verdict, the first is 'fine' in line 5"),
+    ("1234567890123456", "1.23457E+15", "column phash"),
+    ("cat.9,", "../cat.9,", "column id"),
+    ("cat.9,", ",", "column id"),
+    ("cat.9,", "cat.10,", "1 repeated values in column id, the first is 'cat.10' in line 3"),
+    ("cat.10,0", "cat.10,", "1 missing values in column label, the first is '' in line 3"),
+    ("cat.9,0", "cat.9,NaN", "column label, .* 'NaN'"),
+    (",2,,", ",nan,,", "column group, .* in line 4"),
+    (",500,", ",0,", "1 sizes of 0 in column width, the first is '0' in line 3"),
+    (",374,", ",0,", "column height, .* in line 3"),
+    (",500,", ",500.0,", "column width, .* line 3"),
+    (",500,", ",-500,", "column width"),
+]
+WHOLE = MANIFEST.to_csv(index=False)
+DAMAGED = [
+    ("", "readable CSV"),
+    (WHOLE.split("\n")[0] + "\n", "has no rows"),
+    ("\n".join(line.rpartition(",")[0] for line in WHOLE.split("\n")), "columns"),
+    (re.sub("ok|grey|rotated", "huge", WHOLE), "none of its 4 photos can be decoded"),
+    (WHOLE[:-90], "unexpected values"),
+    ("\0\1\2" + WHOLE, "columns"),
+    ("id,label\n\udcff\udcfe\n", "readable CSV"),
+]
 
 
-DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
-    "empty": (lambda text: "", "readable CSV"),
-    "header only": (lambda text: text.split("\n")[0] + "\n", "has no rows"),
-    "other columns": (lambda text: text.replace("verdict", "opinion"), "columns"),
-    "a column gone": (without_last_column, "columns"),
-    "a row too long": (lambda text: text.replace(",ok", ",ok,ok,ok"), "readable CSV"),
-    "label 2": (
-        lambda text: text.replace("cat.9,0", "cat.9,2"),
-        "column label, the first is '2' in line 2",
-    ),
-    "label as float": (
-        lambda text: text.replace("cat.10,0", "cat.10,0.0"),
-        "column label, the first is '0.0' in line 3",
-    ),
-    "an unknown verdict": (
-        lambda text: text.replace("rotated", "fine"),
-        "column verdict, the first is 'fine' in line 5",
-    ),
-    "a spreadsheet's phash": (
-        lambda text: text.replace("1234567890123456", "1.23457E+15"),
-        "column phash",
-    ),
-    "a path as id": (lambda text: text.replace("cat.9,", "../cat.9,"), "column id"),
-    "no id": (lambda text: text.replace("cat.9,", ","), "column id"),
-    "an id twice": (
-        lambda text: text.replace("cat.9,", "cat.10,"),
-        "1 repeated values in column id, the first is 'cat.10' in line 3",
-    ),
-    "no label": (
-        lambda text: text.replace("cat.10,0", "cat.10,"),
-        "1 missing values in column label, the first is '' in line 3",
-    ),
-    "NaN as label": (lambda text: text.replace("cat.9,0", "cat.9,NaN"), "column label, .* 'NaN'"),
-    "NaN as group": (lambda text: text.replace(",2,,", ",nan,,"), "column group, .* in line 4"),
-    "zero width": (
-        lambda text: text.replace(",500,", ",0,"),
-        "1 sizes of 0 in column width, the first is '0' in line 3",
-    ),
-    "zero height": (lambda text: text.replace(",374,", ",0,"), "column height, .* in line 3"),
-    "width as float": (lambda text: text.replace(",500,", ",500.0,"), "column width, .* line 3"),
-    "no photo usable": (
-        lambda text: (
-            text.replace("ok", "empty").replace("grey", "empty").replace("rotated", "huge")
-        ),
-        "none of its 4 photos can be decoded",
-    ),
-    "cut": (lambda text: text[:-90], "unexpected values"),
-    "negative width": (lambda text: text.replace(",500,", ",-500,"), "column width"),
-    "binary": (lambda text: "\0\1\2" + text, "columns"),
-    "not UTF-8": (lambda text: "id,label\n\udcff\udcfe\n", "readable CSV"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_manifest_is_an_error_of_one_line_with_a_remedy(path: Path, name: str) -> None:
-    damage, reason = DAMAGE[name]
-    path.write_text(damage(path.read_text()), errors="surrogateescape")
+@pytest.mark.parametrize(
+    ("old", "new", "reason"), [*REPLACED, *((None, text, reason) for text, reason in DAMAGED)]
+)
+def test_a_damaged_manifest_is_an_error_of_one_line_with_a_remedy(
+    path: Path, old: str | None, new: str, reason: str
+) -> None:
+    text = path.read_text().replace(old, new) if old else new
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(DataError, match=reason) as caught:
         read_manifest(path)
     assert "\n" not in str(caught.value)
@@ -180,9 +155,11 @@ def test_photos_that_cannot_be_decoded_are_an_error_if_they_are_all_and_loud_if_
         with pytest.raises(DataError, match=f"none of the 40 photos {says} can be decoded"):
             manifests_of(table, thumbnails, COMPETITION)
         return
+    table.loc[table["id"] == "cat.39", "verdict"] = "unclosed"
     made = manifests_of(table, thumbnails, COMPETITION)
     print_summary(made["train"], made["test"], COMPETITION, heard)
     assert says in str(heard)
+    assert "1 photos lack only their end marker and are used: cat.39 (unclosed)" in str(heard)
     assert ("CANNOT" in str(heard)) == ("CANNOT" in says)
 
 
@@ -213,10 +190,10 @@ def test_nothing_is_written_that_could_not_be_read_back(tmp_path: Path) -> None:
 def test_ids_sort_by_their_numbers(numbers: list[int], order: random.Random) -> None:
     for prefix in ("", "cat."):
         ids = [f"{prefix}{number}" for number in sorted(numbers)]
-        assert natural_order(order.sample(ids, len(ids))) == ids
+        assert sorted(order.sample(ids, len(ids)), key=natural_key) == ids
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_different_ids_always_have_an_order(one: str, other: str) -> None:
     assert (natural_key(one) == natural_key(other)) == (one == other)
-    assert natural_order([one, other]) == natural_order([other, one])
+    assert sorted([one, other], key=natural_key) == sorted([other, one], key=natural_key)

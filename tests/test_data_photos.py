@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from comp.data import photos
 from comp.data.manifest import USABLE
-from comp.data.photos import PHOTOS_PER_TASK, TASKS_AHEAD, decode, in_order, read_header
+from comp.data.photos import AHEAD, decode, in_order, read_header
 from comp.data.scan import thumbnail
 
 WHOLE = encoded(scene(1, 160, 120))
@@ -335,7 +335,7 @@ def test_many_threads_give_what_one_gives_in_the_same_order_and_few_are_ahead() 
     torch.set_num_threads(2)
     results = in_order(decode, items(), n_threads=3)
     first = next(results)
-    assert n_taken <= 3 * TASKS_AHEAD * PHOTOS_PER_TASK
+    assert n_taken <= 3 * AHEAD
     for data, photo in zip(files, [first, *results], strict=True):
         alone = decode(data)
         assert photo.decode_status == alone.decode_status

@@ -218,7 +218,7 @@ def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
 
 FLIP = {"a wrong byte": lambda data: data[: N_BYTES + 5] + b"\0\1" + data[N_BYTES + 7 :]}
 CUT = {f"{n} bytes less": lambda data, n=n: data[:-n] for n in (1, 2, 9, 90)} | {
-    "empty": lambda data: b"",
+    "empty": lambda data: b""
 }
 DAMAGE = {  # of a file that the pattern finds
     **{f"pixels, {name}": ("pixels.bin", change) for name, change in (FLIP | CUT).items()},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp.competition import COMPETITION
-from comp.data.sample import read_sample, write_sample
+from comp.data.archive import read_sample, write_sample
 from comp.errors import ArchiveError
 
 PLAIN = "id,label\n1,0.5\n2,0.5\n10,0.5\n1000,0.5\n"

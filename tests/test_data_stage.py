@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-import numpy as np
 import pandas as pd
 import pytest
 from heard import Heard
@@ -28,18 +27,17 @@ from odd_photos import (
     with_orientation,
     with_size,
     write_archive,
-    zipped,
 )
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from comp.competition import COMPETITION, Competition
 from comp.data import archive as archives
-from comp.data import manifest, origin, scan, stage, summary
+from comp.data import manifest, origin, scan, stage
+from comp.data.archive import read_sample
 from comp.data.canvas import Geometry
 from comp.data.manifest import SPLITS, read_manifest
 from comp.data.origin import origin_path
 from comp.data.pixels import open_pixels
-from comp.data.sample import read_sample
 from comp.data.stage import prepare
 from comp.errors import ArchiveError, CredentialsError, DataError
 from comp.store import Workspace, read_json
@@ -427,7 +425,7 @@ def test_a_killed_second_run_leaves_no_manifest_of_the_first_archive(
         (scan, "assign_folds"),
         (stage, "write_text"),
         (manifest, "write_manifest"),
-        (summary, "print_summary"),
+        (scan, "print_summary"),
         (stage, "write_json"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -535,64 +533,6 @@ def test_the_origin_names_the_archive_and_other_rules_make_manifests_again(
     for module in (origin, stage):
         monkeypatch.setattr(module, "RULES", origin.RULES | {"seed": 1})
     assert "are ready" in str(run(workspace, archive))
-
-
-FACES = Competition(
-    slug="happy-or-sad",
-    title="Happy or Sad",
-    classes=("sad", "happy"),
-    archives=("faces.zip", "unknown.zip"),
-    train_photo=r"faces/(?P<class>happy|sad)/(?P<id>img_[0-9]{4})\.jpg",
-    test_photo=r"unknown/(?P<id>img_[0-9]{4})\.jpg",
-    sample="example.csv",
-    columns=("image", "happy"),
-    numeric_ids=False,
-    n_train=24,
-    n_test=4,
-    archive_bytes=10**6,
-    max_member_bytes=10**6,
-    noise_rate=0.0,
-    noise_spread=0.0,
-    archived_board=None,
-    suspects=None,
-)
-
-
-def noise(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
-    return encoded(Image.fromarray(pixels))
-
-
-def test_another_competition_needs_nothing_but_another_competition_object(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    happy = {f"img_{index:04}": index % 3 == 0 for index in range(24)}
-    train = {
-        f"faces/{'happy' if is_happy else 'sad'}/{id}.jpg": noise(index)
-        for index, (id, is_happy) in enumerate(happy.items())
-    }
-    test = {f"img_{index:04}": noise(index) for index in (9003, 9001, 9002, 9000)}
-    sample = "image,happy\n" + "".join(f"{id},0.5\n" for id in test)
-
-    def archive_of(train: dict[str, bytes]) -> Path:
-        unknown = {f"unknown/{id}.jpg": data for id, data in test.items()}
-        inner = {"faces.zip": zipped(train), "unknown.zip": zipped(unknown)}
-        return write_archive(tmp_path / "faces.zip", inner | {"example.csv": sample.encode()})
-
-    run(workspace, archive_of(train), SMALL, FACES, is_real=True)
-    found, unknown = manifests(workspace)
-    assert dict(zip(found["id"], found["label"] == 1, strict=True)) == happy
-    assert unknown["id"].tolist() == sorted(test)
-    assert found.groupby(["fold", "label"]).ngroups == 10
-    data = (workspace.data / "example.csv").read_bytes()
-    assert read_sample(data, FACES) == list(test)
-    assert len(open_pixels(workspace, manifests(workspace), SMALL, Heard())) == 28
-    for name, reason in (
-        ("faces/happy/img_0001.jpg", "1 repeated photo id"),
-        ("faces/cross/img_0099.jpg", r"1 file whose name does not match faces/"),
-    ):
-        with pytest.raises(ArchiveError, match=reason):
-            run(workspace, archive_of(train | {name: noise(99)}), SMALL, FACES)
 
 
 def test_the_real_photos_have_one_pair_of_duplicates_and_even_folds(

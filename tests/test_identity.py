@@ -11,9 +11,8 @@ from tiny import contents
 
 from comp.__main__ import main
 from comp.competition import COMPETITION
-from comp.data.identity import REHEARSAL, account_home, competition_of, mark_rehearsal
-from comp.data.origin import origin_path
-from comp.errors import DataError, StaleError, UserError
+from comp.data.origin import REHEARSAL, account_home, competition_of, mark_rehearsal, origin_path
+from comp.errors import StaleError, UserError
 from comp.options import override
 from comp.predict.runs import read_run
 from comp.predict.stage import predict
@@ -171,18 +170,12 @@ def test_a_solution_of_other_photos_is_refused_before_the_rehearsal_writes_anyth
     assert not (tmp_path / ".rehearsal").exists()
 
 
-RATES = ["x", "NaN", "0.5", "-1"]
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", "[" * 100_000, *(f'{{"noise_rate": {x}}}' for x in RATES)]
-)
-def test_a_damaged_mark_is_named_and_still_keeps_kaggle_out(
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"noise_rate": 0.5}'])
+def test_a_damaged_mark_is_still_a_rehearsals_and_keeps_kaggle_out(
     content: str, scene: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / REHEARSAL).write_text(content)
-    with pytest.raises(DataError, match=r"rehearsal.json is damaged: run `make rehearsal` again"):
-        competition_of(Workspace(tmp_path), COMPETITION)
+    assert competition_of(Workspace(tmp_path), COMPETITION).noise_rate == 0
     enter(monkeypatch, scene.env)
     scene.arm()
     assert main(["leaderboard", "--workspace", str(tmp_path)]) == 1

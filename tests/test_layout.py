@@ -30,7 +30,7 @@ DOORS = {
     "cv2": ("train/augment.py",),
     "sklearn": ("train/svm.py",),
     "scipy": (
-        "data/duplicates.py",
+        "data/folds.py",
         "predict/blend.py",
         "predict/calibrate.py",
         "report/ledger_page.py",

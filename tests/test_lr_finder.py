@@ -16,7 +16,6 @@ from comp import plots
 from comp.__main__ import main
 from comp.errors import RecipeError, TrainingError
 from comp.options import override
-from comp.plots import text_curve
 from comp.progress import Reporter
 from comp.recipes import named
 from comp.store import Workspace
@@ -129,7 +128,6 @@ def test_files_are_unchanged_and_a_curve_is_drawn(drawn_copy: Workspace) -> None
     assert len(list(drawn_copy.runs.glob("lr-*.png"))) == 3
     assert "steepest descent" in str(heard)
     assert "a tenth of the minimum's" in str(heard)
-    assert any("█" in line for line in heard.lines)
     assert len(found.losses) > 10
 
 
@@ -146,13 +144,6 @@ def test_a_curves_ticks_are_plain_numbers(
     assert {"1e-06", "0.01", "1"} <= {tick.replace("\N{MINUS SIGN}", "-") for tick in x_ticks}
     assert ticks <= y_ticks
     assert "$" not in str(x_ticks | y_ticks)
-
-
-def test_text_curves_rise_to_their_largest_value_and_fall_to_their_least() -> None:
-    assert text_curve([0.0, 1.0], height=2) == [" █", "▁█"]
-    assert text_curve([5.0, 5.0], height=1) == ["▁▁"]
-    curve = text_curve(np.random.default_rng(0).random(500), width=60)
-    assert {len(line) for line in curve} == {60}
 
 
 def test_recipes_that_take_no_steps_and_tests_of_too_few_end_in_one_line(

@@ -1,23 +1,28 @@
-"""Kaggle's archive: checks of what is in it, and its photos, unpacked whole or not at all."""
+"""Kaggle's archive: checked, its photos unpacked whole or not at all, and its list of test ids."""
 
+import csv
+import io
 import os
 import re
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from comp.competition import Competition
-from comp.data.manifest import ID_PATTERN, SPLITS, natural_key, natural_order
+from comp.data.manifest import ID_PATTERN, SPLITS, natural_key
 from comp.data.origin import files_in, find_archive
-from comp.data.sample import read_sample
 from comp.data.zips import FREE_MEMBERS, GET_AGAIN, MAX_RATIO, list_members, open_zip, read_member
 from comp.errors import ArchiveError
 from comp.progress import Advance, Reporter, counted
 from comp.store import require_room
+
+_NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +41,13 @@ def checked_archive(
 ) -> Iterator[tuple[list[ArchivedSplit], list[str]]]:
     """Both splits and the ids to predict in Kaggle's order. All is checked but the photos' bytes.
 
-    `place` is what `find_archive` finds something at. Zips inside a zip are copied to the folder
-    `scratch` for as long as the block lasts.
+    Zips inside a zip are copied to the folder `scratch` for as long as the block lasts.
     """
     parts = find_archive(place, competition)
     if not parts:
-        names = f"{' and '.join(competition.archives)} (or what they unpack to)"
-        raise ArchiveError(
-            f"{place} does not exist or is not the archive: a zip, or a folder with"
-            f" {competition.slug}.zip, or with {names} and {competition.sample}"
-        )
+        names = f"{', '.join(competition.archives)} (or what they unpack to), {competition.sample}"
+        absent = f"{place} does not exist or is not the archive"
+        raise ArchiveError(f"{absent}: a zip, or a folder with {competition.slug}.zip or {names}")
     with ExitStack() as stack:
         if len(parts) == 1:
             opened, sample = _open_packed(stack, parts[0], competition, scratch, reporter)
@@ -70,17 +72,13 @@ def _open_packed(
     found, junk = list_members(outer, path.name, FREE_MEMBERS, most_each)
     by_name = {info.filename: info for info in found}
     expected = (*competition.archives, competition.sample)
-    missing = [name for name in expected if name not in by_name]
-    if missing:
-        raise ArchiveError(
-            f"{path.name} lacks {' and '.join(missing)};"
-            f" it has {', '.join(sorted(by_name)[:5]) or 'nothing'}:"
-            f" {'name its folder' if path.name in competition.archives else GET_AGAIN}"
-        )
+    if missing := [name for name in expected if name not in by_name]:
+        has = ", ".join(sorted(by_name)[:5]) or "nothing"
+        remedy = "name its folder" if path.name in competition.archives else GET_AGAIN
+        raise ArchiveError(f"{path.name} lacks {', '.join(missing)}; it has {has}: {remedy}")
     _mention([*junk, *(name for name in by_name if name not in expected)], path.name, reporter)
     *packed, listed = (by_name[name] for name in expected)
-    if listed.file_size > competition.max_member_bytes:
-        most = competition.max_member_bytes
+    if listed.file_size > (most := competition.max_member_bytes):
         raise ArchiveError(f"{listed.filename} is larger than {most:,} bytes: {GET_AGAIN}")
     n_bytes = sum(info.file_size for info in packed)
     require_room(scratch, n_bytes, "copies of the inner archives")
@@ -124,18 +122,14 @@ def _checked_split(
         else:
             strange.append(info.filename)
     pattern = re.sub(r"\?P<\w+>", "", pattern)  # for people
-    if strange and re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I):
-        raise ArchiveError(
-            f"{name} has {counted(len(strange), 'photo')} in folders of their classes, the first is"
-            f" {strange[0][:80]!r}: pack them without these, under names that match {pattern}"
-        )
     if strange:
+        by_class = re.search(rf"(^|/)({'|'.join(competition.classes)})s?/", strange[0], re.I)
+        remedy = "pack them without folders of their classes" if by_class else GET_AGAIN
         raise ArchiveError(
             f"{name} has {counted(len(strange), 'file')} whose name does not match {pattern},"
-            f" the first is {strange[0][:80]!r}: {GET_AGAIN}"
+            f" the first is {strange[0][:80]!r}: {remedy}"
         )
-    if len(photos) < len(found):
-        n_lost = len(found) - len(photos)
+    if n_lost := len(found) - len(photos):
         raise ArchiveError(f"{name} has {counted(n_lost, 'repeated photo id')}: {GET_AGAIN}")
     ordered = sorted(photos.values(), key=lambda photo: natural_key(photo[0]))
     return ArchivedSplit(split=split, name=name, archive=archive, photos=ordered)
@@ -163,47 +157,31 @@ def _check_ids(
         raise ArchiveError(
             f"{competition.sample} lists {counted(len(without_photo), 'id')} without a photo in"
             f" {test.name} and lacks {len(not_listed):,} with one,"
-            f" the first is {natural_order(without_photo | not_listed)[0]}: {GET_AGAIN}"
+            f" the first is {min(without_photo | not_listed, key=natural_key)}: {GET_AGAIN}"
         )
 
 
 def is_full(splits: Sequence[ArchivedSplit], competition: Competition, reporter: Reporter) -> bool:
     """Whether these are as many photos as Kaggle's; warns if not."""
-    here = [len(split.photos) for split in splits]
-    wanted = [competition.n_train, competition.n_test]
-    if here != wanted:
+    train, test = (len(split.photos) for split in splits)
+    is_all = (train, test) == (competition.n_train, competition.n_test)
+    if not is_all:
         reporter.warn(
-            f"{here[0]:,} training and {here[1]:,} test photos, not {wanted[0]:,} and"
-            f" {wanted[1]:,}: predictions for them cannot be submitted to Kaggle"
+            f"{train:,} training and {test:,} test photos, not {competition.n_train:,} and"
+            f" {competition.n_test:,}: predictions for them cannot be submitted to Kaggle"
         )
-    return here == wanted
+    return is_all
 
 
 def unpack(splits: Sequence[ArchivedSplit], folder: Path, reporter: Reporter) -> None:
-    """Unpack to `folder/train` and `folder/test`; each gets its name when it is complete.
-
-    A folder that has these photos and no others, byte for byte, is left alone.
-    """
+    """Unpack to `folder/train` and `folder/test`; each gets its name when it is complete."""
     for leftover in folder.glob(".*.part"):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
-    splits = [split for split in splits if not _is_unpacked(split, folder / split.split)]
-    n_bytes = sum(info.file_size for split in splits for _, _, info in split.photos)
-    require_room(folder, n_bytes, "the photos")
-    if splits:
-        n_photos = sum(len(split.photos) for split in splits)
-        with reporter.track("unpacking", n_photos, "photos") as advance:
-            for split in splits:
-                _unpack_split(split, folder, advance)
-
-
-def _is_unpacked(split: ArchivedSplit, folder: Path) -> bool:
-    files = os.scandir(folder) if folder.is_dir() else ()
-    here = {file.name: file.stat().st_size for file in files if not file.name.startswith(".")}
-    return here == {f"{id}.jpg": info.file_size for id, _, info in split.photos} and all(
-        (folder / f"{id}.jpg").read_bytes()
-        == b"".join(read_member(split.archive, info, split.name))
-        for id, _, info in split.photos
-    )
+    sizes = [info.file_size for split in splits for _, _, info in split.photos]
+    require_room(folder, sum(sizes), "the photos")
+    with reporter.track("unpacking", len(sizes), "photos") as advance:
+        for split in splits:
+            _unpack_split(split, folder, advance)
 
 
 def _unpack_split(split: ArchivedSplit, folder: Path, advance: Advance) -> None:
@@ -223,3 +201,55 @@ def _unpack_split(split: ArchivedSplit, folder: Path, advance: Advance) -> None:
     finally:
         for leftover in (scratch, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_sample(
+    data: bytes, competition: Competition, remedy: str = "run `make data`"
+) -> list[str]:
+    """The ids of a sample submission in its order, however its writer encoded and quoted them.
+
+    1e3, "1000", 1000.0 and 1000 are one id, but not 01000, which Kaggle does not write.
+    ArchiveError for anything that is not a list of ids and numbers.
+    """
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text, newline=None), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        fault = f"{competition.sample} is not a readable CSV ({error})"
+        raise ArchiveError(f"{fault}: {remedy}") from error
+    stripped = ([cell.strip() for cell in row] for row in rows)
+    header, *rows = [row for row in stripped if any(row)] or [[]]
+    ids = [_id_of(row, competition) for row in rows]
+    wrong = [",".join(row)[:80] for id, row in zip(ids, rows, strict=True) if id is None]
+    twice = [id for id, n in Counter(ids).items() if n > 1]
+    problem = None
+    if tuple(header) != competition.columns:
+        found, wanted = ",".join(header), ",".join(competition.columns)
+        problem = f"the columns {found[:80]!r}, not {wanted!r}"
+    elif wrong:
+        problem = f"lines without an id and a number ({len(wrong):,}), the first {wrong[0]!r}"
+    elif twice:
+        problem = f"ids more than once ({len(twice):,}), the first is {twice[0]}"
+    elif not ids:
+        problem = "no ids"
+    if problem:
+        raise ArchiveError(f"{competition.sample} has {problem}: {remedy}")
+    return [id for id in ids if id is not None]
+
+
+def write_sample(ids: list[str], competition: Competition) -> str:
+    """The sample submission in its plain form: LF, no quotes, ids as the photos are named."""
+    rows = [competition.columns, *((id, "0.5") for id in ids)]
+    return "".join(f"{first},{second}\n" for first, second in rows)
+
+
+def _id_of(row: Sequence[str], competition: Competition) -> str | None:
+    """The id, in its plain form if numeric, of a row with an id and a number; else None."""
+    if len(row) != 2 or not re.fullmatch(_NUMBER, row[1]):
+        return None
+    if not competition.numeric_ids:
+        return row[0] if re.fullmatch(ID_PATTERN, row[0]) else None
+    if not re.fullmatch(_NUMBER, row[0]) or re.match(r"[-+.]|0[0-9]", row[0]):
+        return None
+    number = Decimal(row[0])
+    return str(int(number)) if number < 10**18 and number == int(number) else None

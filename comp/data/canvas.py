@@ -20,11 +20,10 @@ PAD = (124, 116, 104)  # ImageNet's mean colour, about 0 when normalised: fills 
 class Geometry:
     """Size and shape of a canvas and how it is interpolated; always antialiased, always uint8.
 
-    "squash": the whole photo, resized to size x size whatever its shape.
-    "shorter": the shape is kept; the shorter side becomes `size_px`, the longer one at most
-    MAX_ASPECT times that, and the rest is cropped evenly at both ends.
-    "letterbox": shape and photo are kept; the longer side becomes `size_px`, and bars of PAD make
-    it a square.
+    "squash": the whole photo, resized to a square whatever its shape.
+    "shorter": the shorter side becomes `size_px`, the longer one at most MAX_ASPECT times that, and
+    the rest is cropped evenly at both ends.
+    "letterbox": the longer side becomes `size_px`, and bars of PAD make it a square.
     "center-crop": the middle of the photo without resizing, on PAD if the photo is smaller.
     """
 
@@ -73,11 +72,7 @@ class Geometry:
 
 
 def store_folder(workspace: Workspace, geometry: Geometry) -> Path:
-    """Where the canvases of `geometry` are stored (comp/data/pixels.py).
-
-    Its name changes with everything that decides which bytes a photo becomes.
-    """
-    libraries = [
-        f"{name} {version(name).split('+')[0]}" for name in ("torch", "torchvision", "pillow")
-    ]
+    """Where the canvases of `geometry` are stored; named by all that decides their bytes."""
+    names = ("torch", "torchvision", "pillow")
+    libraries = [f"{name} {version(name).split('+')[0]}" for name in names]
     return workspace.pixels / f"{geometry.name}-{fingerprint(geometry, DECODER, libraries)}"

@@ -20,16 +20,13 @@ verdict  how decoding went (DecodeStatus), one of
     and for photos that cannot be used and get no pixels at all, rather than half of them:
 
     empty        no bytes
-    truncated    cut short, even if an end-of-image marker was added after the cut. Not noticed only
-                 if no more than the last block of 16 x 16 px is affected, or if a progressive JPEG
-                 was cut exactly between two scans
-    huge         more than 50 million pixels according to its header, or more than a million and 100
-                 for each byte of the file; not decoded
+    truncated    cut short, even if an end marker was added after the cut; unnoticed only if the
+                 last 16 x 16 px alone are affected, or if it lies between two progressive scans
+    huge         more than 50 million pixels by its header, or over a million and 100 for each byte
     undecodable  anything else
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -64,10 +61,6 @@ def natural_key(id: str) -> tuple[str, str]:
     return re.sub("[0-9]+", lambda number: number[0].zfill(20), id), id
 
 
-def natural_order(ids: Iterable[str]) -> list[str]:
-    return sorted(ids, key=natural_key)
-
-
 def photo_path(workspace: Workspace, split: str, id: str) -> Path:
     return workspace.photos / split / f"{id}.jpg"
 
@@ -78,22 +71,19 @@ def usable(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
-    """Write `manifest` in natural order of ids, after the checks that `read_manifest` will make."""
+    """Write `manifest` in natural order of ids, checked as `read_manifest` will check it."""
     table = manifest[list(MANIFEST_COLUMNS)].astype("string").fillna("")
     write_table(path, _checked(table.reset_index(drop=True), path))
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """The manifest: text as str; width, height, group as Int64; label, fold as Int8 with <NA>.
-
-    In natural order of ids, whatever the order in the file, so that no result depends on it.
-    """
+    """Text as str, the rest as _INTEGERS; in natural order of ids, whatever that of the file."""
     if not path.exists():
         raise DataError(f"{path} does not exist: run `make data`")
     try:
         table = pd.read_csv(path, dtype="string", keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, UnicodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise DataError(f"{path} is not a readable CSV ({reason}): {_REMEDY}") from error
     if tuple(table.columns) != MANIFEST_COLUMNS:
         found, wanted = ", ".join(table.columns), ", ".join(MANIFEST_COLUMNS)
@@ -129,5 +119,4 @@ def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     typed = table.replace("", pd.NA).astype(_INTEGERS)
     text = [column for column in MANIFEST_COLUMNS if column not in _INTEGERS]
     typed = typed.assign(**{column: table[column].astype(str) for column in text})
-    order = sorted(range(len(typed)), key=[natural_key(id) for id in typed["id"]].__getitem__)
-    return typed.iloc[order].reset_index(drop=True)
+    return typed.sort_values("id", key=lambda ids: ids.map(natural_key), ignore_index=True)

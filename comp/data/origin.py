@@ -1,21 +1,29 @@
-"""`data/origin.json`: what the data was made from, by which rules, and whether it is complete.
+"""Where the data come from: the archive, the rules and the competition, real or rehearsed.
 
-Loads neither pandas nor torch: `make data` has a moment to see that there is nothing to do.
+`data/origin.json` says what they were made from and whether they are complete. A rehearsal writes
+`rehearsal.json` before anything else: what it makes is never submitted to Kaggle, and what comes
+from Kaggle never to a stand-in. Loads neither pandas nor torch, so that `make data` is quick to see
+that there is nothing to do.
 """
 
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comp.competition import Competition
 from comp.data.canvas import DECODER, PIXELS_FILE, Geometry, store_folder
-from comp.errors import RecipeError
+from comp.errors import DataError, RecipeError
 from comp.options import Options, restored
-from comp.store import Workspace, file_sha256, read_json, write_json
+from comp.store import Workspace, file_sha256, read_object, write_json
+
+if TYPE_CHECKING:
+    from comp.kaggle import Kaggle
 
 # If one of these rules changes, the next `make data` makes the manifests again.
-MAX_DISTANCE = 12  # bits between the perceptual hashes of near-duplicates; see duplicates.py
+MAX_DISTANCE = 12  # bits between the perceptual hashes of near-duplicates (folds.py)
 MIN_CORRELATION = 0.9  # of their thumbnails
 N_FOLDS = 5
 SEED = 20160902  # of the folds: the day the competition began
@@ -26,6 +34,9 @@ RULES: dict[str, int | float] = {
     "n_folds": N_FOLDS,
     "seed": SEED,
 }
+
+REHEARSAL = "rehearsal.json"  # where it lies at the root, the workspace is a rehearsal's
+CLEAR = "take another WORKSPACE, or delete its data/, runs/ and submissions/"
 
 
 class ArchiveStamp(Options):
@@ -55,16 +66,14 @@ def origin_path(workspace: Workspace) -> Path:
 
 def read_origin(workspace: Workspace) -> Origin | None:
     """None if there is none, or if it is damaged: `make data` makes it again."""
-    path = origin_path(workspace)
     try:
-        return restored(Origin, read_json(path)) if path.exists() else None
-    except (ValueError, RecipeError):
+        return restored(Origin, read_object(origin_path(workspace)))
+    except RecipeError:
         return None
 
 
 def find_archive(place: Path, competition: Competition) -> list[Path]:
-    """Kaggle's archive at `place`: a zip, which may lie in the folder `place`; or its three parts
-    in that folder, the photos packed or unpacked. Empty if there is no such thing."""
+    """Kaggle's archive at `place`: one zip, or its three parts, packed or unpacked; or nothing."""
     packed = place / f"{competition.slug}.zip" if place.is_dir() else place
     if packed.is_file():
         return [packed]
@@ -103,15 +112,17 @@ def has_manifests(
     """Whether both manifests are there, edited or not, made from this archive by today's rules."""
     return (
         origin is not None
-        and origin.archive.sha256 == archive_sha256
-        and (origin.slug, origin.rules) == (competition.slug, RULES)
+        and (origin.archive.sha256, origin.slug) == (archive_sha256, competition.slug)
+        and origin.rules == RULES
         and all(workspace.manifest(split).exists() for split in origin.manifests)
     )
 
 
 def is_done(workspace: Workspace, competition: Competition, place: Path | None) -> bool:
-    """Whether photos, manifests and sample submission are complete, and from the archive at
-    `place`; without a place, from the last one, which may have been deleted to save space."""
+    """Whether photos, manifests and sample are complete, and from the archive at `place`.
+
+    Without a place: from the last one, which may have been deleted to save space.
+    """
     origin, sample = read_origin(workspace), workspace.data / competition.sample
     if (
         not origin
@@ -148,9 +159,9 @@ def edited_manifests(workspace: Workspace) -> list[Path]:
 def has_pixels(workspace: Workspace, geometry: Geometry) -> bool:
     """Whether the store of `geometry` is known to have all photos of the manifests."""
     path, origin = store_folder(workspace, geometry) / PIXELS_FILE, read_origin(workspace)
-    n_bytes = origin.pixels.get(path.parent.name) if origin else None
-    is_there = n_bytes is not None and path.exists() and path.stat().st_size >= n_bytes
-    return is_there and not edited_manifests(workspace)
+    if not origin or not path.exists() or edited_manifests(workspace):
+        return False
+    return 0 < origin.pixels.get(path.parent.name, 0) <= path.stat().st_size
 
 
 def note_pixels(workspace: Workspace, geometry: Geometry) -> None:
@@ -159,3 +170,45 @@ def note_pixels(workspace: Workspace, geometry: Geometry) -> None:
     if origin and not edited_manifests(workspace):
         stores = origin.pixels | {folder.name: (folder / PIXELS_FILE).stat().st_size}
         write_json(origin_path(workspace), origin.replace(pixels=stores))
+
+
+def mark_rehearsal(workspace: Workspace, competition: Competition) -> Competition:
+    """`workspace` is a rehearsal's from now on; `competition` as it is rehearsed."""
+    write_json(workspace.root / REHEARSAL, {"noise_rate": 0.0})
+    return competition_of(workspace, competition)
+
+
+def account_home(workspace: Workspace) -> Path:
+    """The home of a rehearsal's account, by which its own stand-in is known."""
+    return workspace.root / "home"
+
+
+def competition_of(workspace: Workspace, competition: Competition) -> Competition:
+    """`competition`; in a rehearsal no label is flipped. DataError if the data are another's."""
+    slug = read_object(origin_path(workspace)).get("slug", competition.slug)
+    if slug != competition.slug:
+        raise DataError(
+            f"{workspace.data} has the data of {slug}, not of {competition.slug}: {CLEAR}"
+        )
+    if (workspace.root / REHEARSAL).exists():
+        return replace(competition, noise_rate=0.0, noise_spread=0.0)
+    return competition
+
+
+def check_server(workspace: Workspace, kaggle: "Kaggle") -> None:
+    """DataError unless `kaggle` is where the data of `workspace` come from."""
+    root, is_real = workspace.root, read_object(origin_path(workspace)).get("is_real")
+    if (root / REHEARSAL).exists():
+        home = Path(kaggle.env.get("HOME", "")).resolve()
+        if kaggle.is_real or home != account_home(workspace).resolve():
+            raise DataError(
+                f"{root} is the workspace of a rehearsal: its runs are submitted by `make"
+                " rehearsal`, never to Kaggle; without WORKSPACE you are in the real one"
+            )
+    elif is_real and not kaggle.is_real:
+        raise DataError(
+            f"{root} has Kaggle's data, but KAGGLE_API_ENVIRONMENT=LOCALHOST names a stand-in for"
+            " Kaggle: unset it"
+        )
+    elif is_real is False and kaggle.is_real:
+        raise DataError(f"the data in {root} are not those of Kaggle's competition: {CLEAR}")

@@ -1,7 +1,4 @@
-"""One photo: its file's bytes to a decode status and upright pixels.
-
-comp/data/manifest.py explains the statuses.
-"""
+"""One photo: its file's bytes to a decode status (comp/data/manifest.py) and upright pixels."""
 
 import hashlib
 import io
@@ -15,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -31,8 +27,7 @@ FREE_PIXELS = 1_000_000  # however few bytes a photo has
 MAX_PIXELS_PER_BYTE = 100  # of a larger one: photos have 2 to 40, a JPEG of a single colour has 64
 SCANS = 10  # of a progressive JPEG; each more costs as much as a tenth of another photo
 LARGE_PIXELS = 8_000_000  # from here on one at a time: a decoder may need 12 bytes a pixel
-PHOTOS_PER_TASK = 4  # of a thread: less overhead than one, little to wait for
-TASKS_AHEAD = 3  # tasks per thread that run or wait to be collected
+AHEAD = 12  # photos per thread that are being decoded or wait to be collected
 # Not all formats that Pillow knows: to open an EPS, for one, it starts ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError)
@@ -110,7 +105,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """The chunks that decide the pixels, and the eXIf chunk, which may lie behind them, in front.
+    """The chunks that decide the pixels, and in front the eXIf chunk, which may lie behind them.
 
     Pillow refuses a PNG with a megabyte of text or a large profile, which no pixel depends on.
     """
@@ -172,9 +167,8 @@ def _decode_pixels(data: bytes, header: DecodedPhoto) -> tuple[DecodeStatus, Can
 
 def _torch_pixels(jpeg: bytes) -> Canvas:
     """`[h, w, 3]` RGB as in the file."""
-    # The operation behind torchvision.io.decode_jpeg, which warns since 0.29 at each call that
-    # TorchCodec will replace it. requirements.txt pins both; once it is gone, change this line
-    # and DECODER (comp/data/canvas.py).
+    # The operation behind torchvision.io.decode_jpeg, which warns at each call that TorchCodec will
+    # replace it. Once it is gone, change this line and DECODER (comp/data/canvas.py).
     planes = torch.ops.image.decode_jpeg(
         torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB.value, False
     )
@@ -197,8 +191,7 @@ def _pillow_pixels(data: bytes) -> Canvas:
 
 
 def _ends_grey(pixels: Canvas) -> bool:
-    """Whether the last row of the last block has luma 128, with which libjpeg fills up after a cut
-    that was closed with an end marker; its colour may be that of the block above.
+    """Whether the last row of the last block has luma 128, with which libjpeg fills up after a cut.
 
     Few whole photos end like this; `_is_cut` clears them.
     """
@@ -207,10 +200,9 @@ def _ends_grey(pixels: Canvas) -> bool:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether bytes inserted before the end marker change the picture.
+    """Whether bytes inserted before the end marker change the picture: the decoder missed some.
 
-    They do only if the decoder was still waiting for some. Pillow decodes here, because it does not
-    print libjpeg's complaints about such bytes.
+    Pillow decodes here, because it does not print libjpeg's complaints about such bytes.
     """
     end = data.rfind(_END)
     while data[end - 1] == 0xFF:  # or the filler would begin with a marker
@@ -220,7 +212,6 @@ def _is_cut(data: bytes) -> bool:
     filler = noise + b"".join(bytes((0xFF, restart)) + noise for restart in range(0xD0, 0xD8))
     try:
         pixels = (_pillow_pixels(each) for each in (data, data[:end] + filler + data[end:]))
-        # one in memory at a time
         return len({hashlib.sha256(each.data).digest() for each in pixels}) > 1
     except _PILLOW_ERRORS:
         return True
@@ -247,23 +238,19 @@ def in_order(
 ) -> Iterator[_Result]:
     """`function` of each item, in the order of `items`, by `n_threads` threads (0: one per core).
 
-    Threads, because decoding and resizing release Python's lock; torch is limited to one thread in
-    each, or each would use all cores. At most TASKS_AHEAD x PHOTOS_PER_TASK results per thread are
-    in memory.
+    torch is limited to one thread in each. At most AHEAD results per thread are in memory.
     """
-    n_threads = n_threads or n_cores()
-    rest = iter(items)
-    before = torch.get_num_threads()
+    n_threads, before = n_threads or n_cores(), torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="photos")
     try:
-        running: deque[Future[list[_Result]]] = deque()
-        while task := list(islice(rest, PHOTOS_PER_TASK)):
-            running.append(pool.submit(lambda items: list(map(function, items)), task))
-            if len(running) == TASKS_AHEAD * n_threads:
-                yield from running.popleft().result()
+        running: deque[Future[_Result]] = deque()
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) == AHEAD * n_threads:
+                yield running.popleft().result()
         while running:
-            yield from running.popleft().result()
+            yield running.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)

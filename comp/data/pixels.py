@@ -5,10 +5,9 @@
         index-00000.csv    one chunk: key, height, width and checksum of each canvas
 
 All folds, epochs, runs and processes share a store. Its keys are the sha256 of the photos' files:
-photos that come later are added, equal photos are stored once, and a subset finds its photos in the
-store of all. A chunk's bytes reach the disk before its index gets its name; bytes behind the last
-index are left over from a killed run and are overwritten. If an index is damaged, or of another
-store, all are decoded again.
+photos that come later are added, and equal photos are stored once. A chunk's bytes reach the disk
+before its index gets its name; bytes behind the last index are left over from a killed run and are
+overwritten. A damaged store is made again.
 """
 
 import io
@@ -40,10 +39,7 @@ INDEX_COLUMNS = {"key": "str", "height": "int64", "width": "int64", "crc32": "in
 
 
 class PixelStore:
-    """The canvases of some photos: row i belongs to `ids[i]`.
-
-    Small to pickle; may be shared between threads and processes.
-    """
+    """The canvases of some photos, row i of `ids[i]`; small to pickle, safe to share by threads."""
 
     def __init__(
         self, folder: Path, geometry: Geometry, wanted: pd.DataFrame, index: pd.DataFrame
@@ -103,18 +99,14 @@ def _mapped(path: Path) -> tuple[mmap.mmap | None, NDArray[np.uint8]]:
 
 
 def open_pixels(
-    workspace: Workspace,
-    manifests: Sequence[pd.DataFrame],
-    geometry: Geometry,
-    reporter: Reporter,
+    workspace: Workspace, manifests: Sequence[pd.DataFrame], geometry: Geometry, reporter: Reporter
 ) -> PixelStore:
     """The usable photos of `manifests`, one after the other. Decodes what the store lacks."""
     wanted = usable(pd.concat(list(manifests), ignore_index=True))
     twice = wanted["id"][wanted["id"].duplicated()]
     if len(twice):
-        raise DataError(
-            f"photo {twice.iloc[0]} is in both manifests: delete them and run `make data`"
-        )
+        both = f"photo {twice.iloc[0]} is in both manifests"
+        raise DataError(f"{both}: delete them and run `make data`")
     folder = store_folder(workspace, geometry)
     try:
         index = read_index(folder)
@@ -145,11 +137,9 @@ def _add(
 
 
 def read_index(folder: Path) -> pd.DataFrame:
-    """INDEX_COLUMNS, offset and length of all canvases in the store, in file order; none if there
-    is no store.
+    """INDEX_COLUMNS, offset and length of all canvases in the store, if there is one, in its order.
 
-    StaleError if a chunk is cut, missing or of another store, if there are too few bytes, or if one
-    of a sample of canvases has another checksum.
+    StaleError if an index or the bytes do not fit, or a sampled canvas has another checksum.
     """
     chunks = [path.read_bytes() for path in sorted(folder.glob("index-*.csv"))]
     header = ",".join(INDEX_COLUMNS).encode() + b"\n"

@@ -17,18 +17,25 @@ from numpy.typing import NDArray
 
 from comp.competition import Competition
 from comp.data.canvas import PAD, Geometry, Interpolation
-from comp.data.duplicates import SIDE, Thumbnails, group_photos, near_pairs, perceptual_hashes
-from comp.data.folds import assign_folds
+from comp.data.folds import (
+    SIDE,
+    Thumbnails,
+    assign_folds,
+    group_photos,
+    near_pairs,
+    perceptual_hashes,
+)
 from comp.data.manifest import SPLITS, USABLE, natural_key, photo_path, usable
 from comp.data.origin import N_FOLDS, SEED
 from comp.data.photos import decode, in_order, read_header
 from comp.data.pixels import Canvas, PixelWriter, open_writer
-from comp.data.summary import first_names
 from comp.errors import DataError
 from comp.progress import Reporter, counted
 from comp.store import Workspace, require_room
 
 N_SAMPLED = 256  # photos that are looked at to estimate what the canvases will take on disk
+MANY = 0.05  # of the photos of a split
+N_NAMED = 5  # photos listed by name in one line
 UnpackedPhoto = tuple[str, str, int | None]  # split, id, label
 
 
@@ -40,8 +47,7 @@ def scan(
     *,
     with_thumbnails: bool = True,
 ) -> tuple[pd.DataFrame, Thumbnails]:
-    """The manifest columns split, id, label, width, height, sha256 and verdict of `photos`; and the
-    thumbnails of the usable ones, in this order.
+    """The first seven columns of the manifests of `photos`, and thumbnails of the usable ones.
 
     With a `geometry`, the canvases of the usable photos are in its store afterwards.
     """
@@ -61,11 +67,10 @@ def scan(
             if os.lseek(said, 0, os.SEEK_CUR) > n_said:
                 doubtful.append(photo)
             small, canvas = None, None
-            if found.pixels is not None:
-                if with_thumbnails:
-                    small = thumbnail(found.pixels, SIDE)
-                if geometry and writer and sha256 not in writer:
-                    canvas = to_canvas(found.pixels, geometry)
+            if found.pixels is not None and with_thumbnails:
+                small = thumbnail(found.pixels, SIDE)
+            if found.pixels is not None and geometry and writer and sha256 not in writer:
+                canvas = to_canvas(found.pixels, geometry)
             return (found.width, found.height, sha256, found.decode_status), small, canvas
 
         said = stack.enter_context(_kept_remarks())
@@ -100,8 +105,7 @@ def to_canvas(pixels: Canvas, geometry: Geometry) -> Canvas:
 def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
     """`pixels [h, w, 3]` squashed to a grey `[size_px, size_px]`: antialiased, luma of ITU-R 601.
 
-    Of a tall photo only every n-th row is read, which costs half: each row of the thumbnail still
-    averages at least two.
+    Of a tall photo only every n-th row is read, which costs half.
     """
     rows = pixels[:: max(1, len(pixels) // (2 * size_px))]
     small = _resize(rows, (size_px, size_px), "bilinear").astype(np.uint32)
@@ -110,9 +114,8 @@ def thumbnail(pixels: Canvas, size_px: int) -> NDArray[np.uint8]:
 
 
 def _resize(pixels: Canvas, size: tuple[int, int], interpolation: Interpolation) -> Canvas:
-    # What torchvision's v2.functional.resize calls for uint8, without its 80 us a photo under
-    # Python's lock. The batch axis comes before the axes are swapped: only then are the strides
-    # those of channels-last, and the call takes 280 us instead of 690.
+    # What torchvision's resize calls for uint8, without its 80 us a photo under Python's lock. With
+    # the batch axis added first the strides are those of channels-last: 280 us instead of 690.
     if pixels.shape[:2] == size:
         return np.ascontiguousarray(pixels)
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
@@ -193,9 +196,11 @@ def manifests_of(
     folds = pd.array([pd.NA] * len(table), "Int8")
     table = table.assign(phash=phashes, group=groups, fold=folds)
     train, test = (table[table["split"] == split] for split in SPLITS)
-    classes = [train[train["label"] == label] for label in (0, 1)]
-    names = [*(f"of class {name}" for name in competition.classes), "to predict"]
-    for name, part in zip(names, [*classes, test], strict=True):
+    parts = {
+        f"of class {name}": train[train["label"] == label]
+        for label, name in enumerate(competition.classes)
+    }
+    for name, part in (parts | {"to predict": test}).items():
         if usable(part).empty:
             raise DataError(
                 f"none of the {len(part):,} photos {name} can be decoded: delete the archive and"
@@ -205,3 +210,49 @@ def manifests_of(
     keys = list(train["id"]), list(train["label"]), list(train["group"])
     table.loc[train.index, "fold"] = assign_folds(*keys, n_folds=N_FOLDS, seed=SEED)
     return {split: table[table["split"] == split] for split in SPLITS}
+
+
+def print_summary(
+    train: pd.DataFrame, test: pd.DataFrame, competition: Competition, reporter: Reporter
+) -> None:
+    """A table by class and split, then one line for each thing to look at."""
+    parts = [train[train["label"] == label] for label in (0, 1)] + [test]
+    photos = pd.concat([train, test], ignore_index=True)
+    near = photos[photos["group"].duplicated(keep=False)]
+    rows: list[list[object]] = [["photos", *map(len, parts)]]
+    for status in photos["verdict"].value_counts().index:
+        rows.append([status, *((part["verdict"] == status).sum() for part in parts)])
+    shared = (part["group"].isin(near["group"]).sum() for part in parts)
+    rows.append(["with near-duplicates", *shared])
+    reporter.table("photos", ["", *competition.classes, "test"], rows)
+    n_labels, n_copies = near.groupby("group")["label"].nunique(), near["sha256"].duplicated().sum()
+    groups = f"near-duplicates: {len(near):,} photos in {counted(len(n_labels), 'group')}"
+    reporter.say(f"{groups}; exact duplicates: {n_copies:,}")
+    mixed = near[near["group"].isin(n_labels[n_labels > 1].index)]
+    if len(mixed):
+        reporter.warn(
+            f"{counted(mixed['group'].nunique(), 'group')} of near-duplicates of different classes,"
+            f" so that a label must be wrong: {first_names(list(mixed['id']))}"
+        )
+    unclosed = photos[photos["verdict"] == "unclosed"]
+    _warn(unclosed, "photo", "lacking only the end marker, and used", reporter)
+    outcomes = "set aside", "predicted by the prior probability"
+    for split, part, outcome in zip(("training", "test"), (train, test), outcomes, strict=True):
+        lost = part[~part["verdict"].isin(USABLE)]
+        _warn(lost, f"{split} photo", f"that cannot be decoded, {outcome}", reporter)
+        if len(lost) > MANY * len(part):
+            reporter.warn(
+                f"{len(lost) / len(part):.0%} OF ALL {split.upper()} PHOTOS CANNOT BE DECODED:"
+                " more than chance damages, so delete the archive and run `make data` again"
+            )
+
+
+def _warn(photos: pd.DataFrame, noun: str, what: str, reporter: Reporter) -> None:
+    if len(photos):
+        named = [f"{id} ({status})" for id, status in photos[["id", "verdict"]].to_numpy()]
+        reporter.warn(f"{counted(len(photos), noun)} {what}: {first_names(named)}")
+
+
+def first_names(names: Sequence[str]) -> str:
+    more = len(names) - N_NAMED
+    return ", ".join(names[:N_NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,12 +1,12 @@
 """The data stage: from Kaggle's archive to photos, manifests, folds and pixels.
 
 1. If everything is there and comes from this archive, nothing is done.
-2. The archive is checked and unpacked; a split that is there already is kept.
+2. The archive is checked and unpacked.
 3. Every photo is decoded once. A killed run repeats this step, except for canvases it has stored.
 4. Near-duplicates are grouped over both splits; usable training photos are assigned to folds.
 5. The sample submission, both manifests and, last of all, their origin are written.
 
-If the manifests are there, steps 3 and 4 are left out. What loads pandas, torch or scipy is
+If the manifests fit the archive, steps 3 and 4 are left out. What loads pandas, torch or scipy is
 imported where it is used: a stage that is done is done in a moment.
 """
 
@@ -50,9 +50,8 @@ def prepare(
     """Make `data/photos`, both manifests, the sample submission and the pixels of `geometry`.
 
     `archive` is where the archive is; or it downloads it, which happens only if there is work to
-    do and no good archive here. `is_real`: Kaggle itself is asked, not a stand-in. Without a
-    `geometry` no pixels are made. False if there was nothing to do, for which `data` need not be
-    writable.
+    do and no good archive here. `is_real`: Kaggle itself is asked, not a stand-in. False if there
+    was nothing to do, for which `data` need not be writable.
     """
     locate = archive if callable(archive) else archive.resolve
     place = None if callable(archive) else locate()
@@ -85,9 +84,8 @@ def prepare(
 def _archive_here(workspace: Workspace, competition: Competition) -> Path | None:
     """Where the archive is that was used last, else one in `data/raw`."""
     origin = read_origin(workspace)
-    places = [workspace.root / origin.archive.path] if origin else []
-    found = (place for place in [*places, workspace.raw] if find_archive(place, competition))
-    return next(found, None)
+    last = workspace.root / origin.archive.path if origin else workspace.raw
+    return next((here for here in (last, workspace.raw) if find_archive(here, competition)), None)
 
 
 def _make(
@@ -99,8 +97,7 @@ def _make(
     place: Path,
 ) -> None:
     """Photos and sample submission from the archive at `place`; manifests, unless they fit it."""
-    from comp.data.archive import checked_archive, is_full, unpack
-    from comp.data.sample import write_sample
+    from comp.data.archive import checked_archive, is_full, unpack, write_sample
 
     workspace.photos.mkdir(parents=True, exist_ok=True)
     sample, edited = workspace.data / competition.sample, {}
@@ -121,8 +118,7 @@ def _make(
         made = _write_manifests(workspace, competition, photos, geometry, edited, reporter)
         of = {"archive": stamp, "sample": "", "slug": competition.slug, "rules": RULES}
         origin = Origin(**of, is_real=is_real, manifests=made, pixels={})
-    origin = origin.replace(archive=stamp, sample=file_sha256(sample))
-    write_json(origin_path(workspace), origin)
+    write_json(origin_path(workspace), origin.replace(archive=stamp, sample=file_sha256(sample)))
     reporter.say(f"{len(photos):,} photos are ready")
 
 
@@ -136,8 +132,7 @@ def _write_manifests(
 ) -> dict[str, str]:
     """The sha256 of each manifest. Those that were `edited` are kept if they are not the same."""
     from comp.data.manifest import write_manifest
-    from comp.data.scan import manifests_of, scan
-    from comp.data.summary import print_summary
+    from comp.data.scan import manifests_of, print_summary, scan
 
     manifests = manifests_of(*scan(workspace, photos, geometry, reporter), competition)
     for split, manifest in manifests.items():
@@ -146,10 +141,9 @@ def _write_manifests(
     for path, kept in edited.items():
         if kept.read_bytes() == path.read_bytes():
             kept.unlink()
-            continue
-        reporter.warn(
-            f"{path} was edited and has to be made again: your version is kept as {kept.name}"
-        )
+        else:
+            again = f"{path} was edited and has to be made again"
+            reporter.warn(f"{again}: your version is kept as {kept.name}")
     return {split: file_sha256(workspace.manifest(split)) for split in manifests}
 
 

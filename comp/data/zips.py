@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from comp.errors import ArchiveError
+from comp.progress import counted
 
 MAX_RATIO = 10  # unpacked to packed bytes: JPEGs have 1, text 3 to 10, deflate's limit is 1,032
 FREE_BYTES = 4 * 2**20  # may be unpacked whatever the ratio
@@ -20,9 +21,7 @@ MIN_BYTES = 500  # of an archive for each member: an empty one takes about 110, 
 FREE_MEMBERS = 1000  # may be there whatever their size
 PIECE_BYTES = 2**20
 GET_AGAIN = "delete it and run `make data`, or get it from Kaggle again"
-JUNK = re.compile(
-    r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._[^/]*$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE
-)
+JUNK = re.compile(r"(?i)(^|/)(__MACOSX(/|$)|\.DS_Store$|\._[^/]*$|Thumbs\.db$|desktop\.ini$)")
 BAD_PATH = re.compile(r"/|[A-Za-z]:|(.*/)?\.{0,2}(/|$)|.*[\\\x00-\x1f\x7f]", re.DOTALL)
 _DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError)
 _DAMAGE += (RuntimeError, ValueError, OverflowError)  # zipfile raises these too
@@ -64,41 +63,40 @@ def list_members(
     checks = [
         (len(infos) > most_members, f"{len(infos):,} members, more than {most_members:,}"),
         (n_packed > packed_bytes, "members that share their bytes"),
+        _growth(n_bytes, packed_bytes),
     ]
-    faults = [fault for found, fault in checks if found]
-    faults += _growth_faults(n_bytes, packed_bytes)
+    faults = [fault for is_bad, fault in checks if is_bad]
     seen: dict[str, str] = {}
     for info in infos:
-        found = _faults(info, most_each)
         key = unicodedata.normalize("NFC", info.filename.rstrip("/")).casefold()
-        if key in seen:
-            found.append(f"the same name as {seen[key]!r}, if case is ignored")
+        found = [fault for is_bad, fault in _checks(info, most_each, seen.get(key)) if is_bad]
         seen[key] = info.filename
         faults += [f"member {info.orig_filename[:80]!r}: {fault}" for fault in found[:1]]
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults, the first"
-        raise ArchiveError(f"{name} is refused for {count}: {faults[0]}; {GET_AGAIN}")
+        n_faults = counted(len(faults), "fault")
+        raise ArchiveError(f"{name} is refused for {n_faults}: {faults[0]}; {GET_AGAIN}")
     junk = [info.filename for info in infos if JUNK.search(info.filename)]
     return [info for info in infos if not info.is_dir() and not JUNK.search(info.filename)], junk
 
 
-def _faults(info: zipfile.ZipInfo, most: int) -> list[str]:
+def _checks(info: zipfile.ZipInfo, most: int, twin: str | None) -> list[tuple[object, str]]:
     """What no honest member has; its name is as in the archive."""
     kind, size = stat.S_IFMT(info.external_attr >> 16), info.file_size
     is_known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    checks = [
+    return [
         (BAD_PATH.match(info.orig_filename.removesuffix("/")), "a path that no photo has"),
         (kind not in (0, stat.S_IFREG, stat.S_IFDIR), "a link, or neither a file nor a folder"),
         (not is_known, "a compression method that zipfile inflates without a limit"),
         (info.flag_bits & 1, "encrypted"),
         (size > most, f"{size:,} bytes unpacked, more than {most:,}"),
+        _growth(size, info.compress_size),
+        (twin, f"the same name as {twin!r}, if case is ignored"),
     ]
-    return [fault for found, fault in checks if found] + _growth_faults(size, info.compress_size)
 
 
-def _growth_faults(n_bytes: int, packed_bytes: int) -> list[str]:
+def _growth(n_bytes: int, packed_bytes: int) -> tuple[bool, str]:
     is_bomb = n_bytes > FREE_BYTES + MAX_RATIO * packed_bytes
-    return [f"{n_bytes:,} bytes in {packed_bytes:,}, which no photo compresses to"] * is_bomb
+    return is_bomb, f"{n_bytes:,} bytes in {packed_bytes:,}, which no photo compresses to"
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Iterator[bytes]:

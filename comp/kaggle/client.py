@@ -64,11 +64,7 @@ class Submission:
 
 
 class Kaggle:
-    """One competition as one account sees it. A call that fails raises a KaggleError.
-
-    `env`, by default this process's environment, has the credentials, the proxies and whether to
-    ask Kaggle itself or a stand-in.
-    """
+    """One competition as one account sees it, by the credentials and proxies of `env`."""
 
     def __init__(
         self,
@@ -140,10 +136,9 @@ class Kaggle:
     ) -> int:
         """Submits `csv` once and returns Kaggle's reference, under which it is now listed.
 
-        The upload submits nothing yet and is repeated as needed; `before_submitting` is called
-        after it. The call that submits is repeated only if it has certainly had no effect. If its
-        answer is lost, the list of submissions tells; so `message` must be this file's own, best
-        with its hash.
+        The upload submits nothing yet and is repeated as needed; then `before_submitting` is
+        called. The call that submits is repeated only if it has certainly had no effect. If its
+        answer is lost, the list of submissions tells, by a `message` that only this file has.
         """
         if not csv.is_file() or not csv.stat().st_size:
             raise SubmissionError(f"{csv} is missing or empty: nothing was uploaded")

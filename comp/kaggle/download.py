@@ -5,10 +5,9 @@
 <slug>.zip.part        what has arrived so far
 <slug>.zip.part.json   the version that it is a part of
 
-`kaggle` itself appends whatever a server sends, error pages too. Here a part is resumed only if it
-has a validator (a strong ETag, else Last-Modified): with Range and If-Range, and from a little
-before its end, so that the pieces are seen to fit. An answer is written only if it is no web page
-and has status 200, or 206 with the Content-Range, validator and length expected.
+A part is resumed only if it has a validator (a strong ETag, else Last-Modified): with Range and
+If-Range, and from a little before its end, so that the pieces are seen to fit. An answer is written
+only if it is no web page and has status 200, or 206 with the range, validator and length expected.
 """
 
 import os
@@ -244,10 +243,7 @@ def receive(response: requests.Response, part: Archive, pace: Pace, reporter: Re
 
 
 def _version_of(headers: Mapping[str, str]) -> Version:
-    """The version of a whole file, whose length is unknown if it comes compressed.
-
-    AnswerError if this is no archive: a proxy's sign-in page, too, comes with status 200.
-    """
+    """The version of a whole file; AnswerError for a web page, such as a proxy's to sign in."""
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind in PAGES:
         raise AnswerError(f"a body of type {kind}")

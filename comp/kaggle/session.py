@@ -56,10 +56,7 @@ class Session:
 
     @contextmanager
     def archive(self, headers: dict[str, str]) -> Iterator[requests.Response]:
-        """The answer to a download of the archive, its body unread.
-
-        `headers` are sent to the signed link only, to which Kaggle redirects.
-        """
+        """The answer to a download, its body unread; `headers` go to the signed link only."""
         self.transport.link_headers = headers
         try:
             with self._answer(DOWNLOAD) as response, response:
@@ -157,15 +154,12 @@ class Session:
             sent = "Kaggle, or a proxy in between, sent something else than was asked for"
             return UnavailableError(f"{sent} ({came})", link_refused=True)
         root, words = root_of(error), "the answer broke off"
-        proxy, no_proxy = self.transport.proxy, self.transport.no_proxy
         is_proxy = isinstance(error, requests.exceptions.ProxyError)
-        whom = f"the proxy of {proxy}" if is_proxy else "Kaggle"
+        whom = f"the proxy of {self.transport.proxy}" if is_proxy else "Kaggle"
         if isinstance(root, OSError):
             words = self._told(root.strerror or str(root) or type(root).__name__)
-        if no_proxy:
-            words += f", without a proxy because of {no_proxy}"
-        elif proxy and not is_proxy and self._kaggle.is_real:  # a stand-in is always behind one
-            words += f", through the proxy of {proxy}"
+        if not is_proxy and self.transport.proxy and self._kaggle.is_real:  # a stand-in has one
+            words += f", through the proxy of {self.transport.proxy}"
         is_refused = isinstance(root, (ConnectionRefusedError, socket.gaierror))
         if is_refused or isinstance(error, requests.ConnectTimeout):
             return UnavailableError(f"{whom} cannot be reached ({words})", not_done=True)

@@ -1,7 +1,6 @@
 """Requests sent in bounded time, through the proxies and with the certificates of an environment.
 
-What a wrong setting causes is not repeated: one line names the variable at once. It does not show
-the value, as proxies have passwords.
+A wrong setting ends in one line that names the variable, not its value: proxies have passwords.
 """
 
 import io
@@ -42,7 +41,6 @@ class Transport(HTTPAdapter):
         super().__init__()
         self.link_headers: dict[str, str] = {}  # for GETs, which only follow signed links
         self.proxy = ""  # the variable with the proxy of the latest request
-        self.no_proxy = ""  # the variable because of which that had none
         self._patience = patience
         self._ca_variable = next((name for name in CA_VARIABLES if env.get(name)), "")
         self._ca = env.get(self._ca_variable, "").strip()
@@ -85,12 +83,11 @@ class Transport(HTTPAdapter):
 
     def _choose_proxy(self, url: str) -> dict[str, str]:
         scheme, none = urlsplit(url).scheme, ("", "")
-        variable, address = self._proxies.get(scheme, self._proxies.get("all", none))
-        no_variable, hosts = self._proxies.get("no", none)
-        is_direct = not address or should_bypass_proxies(url, hosts)
-        self.proxy = "" if is_direct else variable
-        self.no_proxy = no_variable if is_direct and address else ""
-        return {} if is_direct else {scheme: address}
+        self.proxy, address = self._proxies.get(scheme, self._proxies.get("all", none))
+        if not address or should_bypass_proxies(url, self._proxies.get("no", none)[1]):
+            self.proxy = ""
+            return {}
+        return {scheme: address}
 
     def _check_certificates(self) -> None:
         file, folder = (None, self._ca) if os.path.isdir(self._ca) else (self._ca, None)
@@ -105,24 +102,21 @@ class Transport(HTTPAdapter):
         root = root_of(error)
         is_tls = isinstance(root, ssl.SSLError) and not isinstance(root, ssl.SSLEOFError)
         if is_tls and (isinstance(error, SSLError) or "CERTIFICATE" in str(root)):
-            remedy = "if a proxy or a firewall opens TLS here, set"
-            remedy += f" {self._ca_variable or CA_VARIABLES[0]} to a file with its CA certificate"
             cause = getattr(root, "verify_message", str(root))
-            return f"no TLS that can be trusted ({cause}): {remedy}; else check this clock's date"
+            remedy = f"set {self._ca_variable or CA_VARIABLES[0]} to a file with its CA certificate"
+            opened = f"if a proxy or a firewall opens TLS here, {remedy}"
+            return f"no TLS that can be trusted ({cause}): {opened}; else check this clock's date"
         refusal = re.match(r"Tunnel connection failed: (4\d\d)", str(root))
-        if isinstance(error, InvalidSchema):
-            problem = "needs a package for SOCKS (`.venv/bin/python -m pip install PySocks`)"
-        elif isinstance(error, ValueError):
-            problem = "is no address of a proxy"
-        elif is_tls:
-            problem = "says https://, but its proxy speaks no TLS"
-        elif refusal:
-            problem = f"names a proxy that refuses us ({refusal[1]})"
-        elif getattr(root, "errno", 0) == socket.EAI_NONAME:
-            problem = "names a proxy that is not known"
-        else:
-            return ""
-        return f"{self.proxy} {problem}: {REMEDY}" if self.proxy else ""
+        package = "needs a package for SOCKS (`.venv/bin/python -m pip install PySocks`)"
+        checks = [
+            (isinstance(error, InvalidSchema), package),
+            (isinstance(error, ValueError), "is no address of a proxy"),
+            (is_tls, "says https://, but its proxy speaks no TLS"),
+            (refusal, f"names a proxy that refuses us ({refusal and refusal[1]})"),
+            (getattr(root, "errno", 0) == socket.EAI_NONAME, "names a proxy that is not known"),
+        ]
+        problems = [problem for holds, problem in checks if holds and self.proxy]
+        return f"{self.proxy} {problems[0]}: {REMEDY}" if problems else ""
 
     def _body(self, raw: Any) -> bytes:
         """A whole body. `requests` would wait forever for one that trickles."""

@@ -21,7 +21,7 @@ from comp.errors import RecipeError
 from comp.metric import (
     Floats,
     Gain,
-    bootstrap_ratio,
+    bootstrap_interval,
     gain,
     logit_log_loss,
     per_photo_logit_loss,
@@ -78,7 +78,7 @@ class Members:
         alone, losses = self.losses(), per_photo_logit_loss(self.labels, logits)
         best = min(range(len(alone)), key=lambda run: float(alone[run].mean()))
         groups, ratio = self.photos["group"], losses.mean() / alone[best].mean()
-        low, high = bootstrap_ratio(losses, alone[best], groups, seed=0)
+        low, high = bootstrap_interval(losses, groups, alone[best])
         return (
             f"{losses.mean():.5f}, {ratio:.2f} ({low:.2f} to {high:.2f}) times that of its best"
             f" run, {self.names[best]}: a gain of {gain(alone[best], losses, groups)}"

@@ -62,8 +62,8 @@ def write_edition(
 ) -> tuple[Path, Path]:
     """Kaggle's archive and the test labels, drawn unless they are there already.
 
-    They have a folder in `folder` that is named by everything that decides their bytes. At least
-    40 training and 20 test photos have room for the oddities.
+    Their folder is named by all that decides their bytes. The oddities need 40 training photos and
+    20 test photos.
     """
     code = [PIL.__version__, np.__version__, file_sha256(Path(__file__))]
     folder /= fingerprint(seed, n_train, n_test, competition, code)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from comp.competition import Competition
-from comp.data.sample import read_sample
+from comp.data.archive import read_sample
 from comp.data.zips import open_zip, read_member
 from comp.errors import UserError
 from comp.metric import log_loss
@@ -22,12 +22,11 @@ def read_solution(path: Path) -> dict[str, int]:
     """The label, 0 or 1, of each id in `path`, a CSV with the columns id and label."""
     try:
         labels = _values_by_id(path.read_bytes(), ("id", "label"))
+        if labels.empty or not (labels.isin(["0", "1"]).all() and labels.index.is_unique):
+            raise UnscorableError("each id must have one label, 0 or 1")
     except (OSError, UnscorableError) as error:
-        raise UserError(
-            f"{path}: no solution ({error}); name a CSV with the columns id,label"
-        ) from None
-    if labels.empty or not (labels.isin(["0", "1"]).all() and labels.index.is_unique):
-        raise UserError(f"{path}: no solution; each id must have one label, 0 or 1")
+        remedy = "name a CSV with the columns id,label"
+        raise UserError(f"{path}: no solution ({error}); {remedy}") from None
     return {str(key): int(label) for key, label in labels.items()}
 
 
@@ -52,11 +51,7 @@ def labels_of(archive: Path, solution: Path, competition: Competition) -> dict[s
 
 
 def score_csv(content: bytes, solution: Mapping[str, int], columns: tuple[str, str]) -> float:
-    """The log loss of `content`, a CSV with `columns` (id, P(positive)), over all of `solution`.
-
-    All of it counts as the public score: a rehearsal has no private part. UnscorableError if
-    Kaggle would not score it.
-    """
+    """The log loss of `content`, a CSV with `columns` (id, P(positive)), over all of `solution`."""
     texts = _values_by_id(content, columns)
     wrong = sorted({*solution} ^ {*texts.index}) + texts.index[texts.index.duplicated()].tolist()
     if wrong:
@@ -67,10 +62,8 @@ def score_csv(content: bytes, solution: Mapping[str, int], columns: tuple[str, s
     probs = pd.to_numeric(texts, errors="coerce")
     bad = texts[~probs.between(0, 1)]
     if len(bad):
-        raise UnscorableError(
-            f"Column '{columns[1]}' must contain numbers in [0, 1]: "
-            f"id '{bad.index[0]}' has '{bad.iloc[0]}'"
-        )
+        found = f"id '{bad.index[0]}' has '{bad.iloc[0]}'"
+        raise UnscorableError(f"Column '{columns[1]}' must contain numbers in [0, 1]: {found}")
     return log_loss(list(solution.values()), probs[list(solution)])
 
 
@@ -83,7 +76,6 @@ def _values_by_id(content: bytes, columns: tuple[str, str]) -> pd.Series:
         reason = " ".join(str(error).split())
         raise UnscorableError(f"Submission is not a CSV file in UTF-8 ({reason})") from None
     if sorted(table.columns) != sorted(columns):
-        raise UnscorableError(
-            f"Submission must have the columns {key},{value}; found {','.join(table.columns)}"
-        )
+        found = ",".join(table.columns)
+        raise UnscorableError(f"Submission must have the columns {key},{value}; found {found}")
     return table.set_index(key)[value]

@@ -1,9 +1,8 @@
 """A stand-in for Kaggle on 127.0.0.1: the calls that comp/kaggle makes, for one competition.
 
-The unmodified client is pointed here by its environment alone (`RehearsalServer.environment`): its
-LOCALHOST address is `http://localhost`, and this server is its HTTP proxy, so every request arrives
-here with an absolute URL. If the server is down, or the proxy variable is lost, the client gets a
-refused connection on this machine and never reaches Kaggle.
+The unmodified client is pointed here by its environment alone: its LOCALHOST address is
+`http://localhost`, and this server is its HTTP proxy, so every request arrives with an absolute
+URL. Without the server or the proxy variable the connection is refused on this machine.
 
 tests/twin breaks this server on purpose; it overrides `RehearsalServer.answer` and `Handler.send`.
 """
@@ -82,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(reply.body)
 
     def log_message(self, *_: Any) -> None:
-        """Requests are not logged: the output belongs to the pipeline."""
+        """Nothing is logged: the output belongs to the pipeline."""
 
 
 class RehearsalServer(ThreadingTCPServer):
@@ -107,9 +106,8 @@ class RehearsalServer(ThreadingTCPServer):
         self.token = f"rehearsal-{secrets.token_hex(16)}"  # the account's; the client must send it
         self.archive = archive
         self.daily_limit = daily_limit
-        self.journal: list[dict[str, Any]] = []  # submissions as the wire has them, oldest first
-        if journal and journal.exists():
-            self.journal = read_json(journal)
+        earlier = read_json(journal) if journal and journal.exists() else []
+        self.journal: list[dict[str, Any]] = earlier  # submissions as on the wire, oldest first
         self._journal_file = journal
         self._competition = competition
         self._links: dict[tuple[str, str], str] = {}  # upload tokens, by method and signed URL
@@ -137,17 +135,11 @@ class RehearsalServer(ThreadingTCPServer):
         config.mkdir(parents=True, exist_ok=True)
         misleading = re.compile("KAGGLE_|VERBOSE|.*_proxy$", re.IGNORECASE)
         kept = {name: value for name, value in os.environ.items() if not misleading.match(name)}
-        return kept | {
-            "HOME": str(home),
-            "NETRC": os.devnull,
-            "KAGGLE_CONFIG_DIR": str(config),
-            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-            "KAGGLE_API_TOKEN": self.token,
-            "http_proxy": proxy,
-            "https_proxy": proxy,  # it makes no tunnels, so whatever is meant for Kaggle fails
-            "no_proxy": "",
-            "NO_PROXY": "",
-        }
+        kept |= {"HOME": str(home), "NETRC": os.devnull, "KAGGLE_CONFIG_DIR": str(config)}
+        kept |= {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_API_TOKEN": self.token}
+        # This proxy makes no tunnels, so whatever is meant for Kaggle fails.
+        kept |= {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": "", "NO_PROXY": ""}
+        return kept
 
     def answer(self, request: Request) -> Reply:
         """What Kaggle's API, or the storage that its links lead to, would answer."""
@@ -262,10 +254,7 @@ def board_reply(competition: Competition) -> Reply:
 
 
 def file_reply(path: Path, headers: Mapping[str, str]) -> Reply:
-    """A file as storage sends it: from the byte in Range on, if If-Range still fits, or whole.
-
-    Ranges with an end are ignored, as the client never asks for one.
-    """
+    """A file as storage sends it: from the byte in Range on, if If-Range still fits, or whole."""
     stat = path.stat()
     etag = f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
     about = {

@@ -55,7 +55,7 @@ def fold_losses(oof: pd.DataFrame, names: Mapping[int, str]) -> Chart:
     """Log loss of each fold of `oof` (fold, loss, group, is_right), with intervals."""
     parts = [(name, oof[oof["fold"] == fold]) for fold, name in names.items()] + [("all", oof)]
     means = [float(part["loss"].mean()) for _, part in parts]
-    bounds = [bootstrap_interval(part["loss"], part["group"], seed=0) for _, part in parts]
+    bounds = [bootstrap_interval(part["loss"], part["group"]) for _, part in parts]
     drawing = Drawing("folds", height=1.2 + 0.25 * len(parts))
     (axes,) = drawing.axes
     for row, (mean, (low, high)) in enumerate(zip(means, bounds, strict=True)):

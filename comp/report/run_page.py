@@ -80,7 +80,7 @@ class RunFacts:
         }
 
     def interval(self, losses: Floats) -> str:
-        low, high = bootstrap_interval(losses, self.oof["group"], seed=0)
+        low, high = bootstrap_interval(losses, self.oof["group"])
         return f"{low:.4f} to {high:.4f}"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comp.competition import Competition
-from comp.data.identity import competition_of
+from comp.data.origin import competition_of
 from comp.errors import UserError
 from comp.progress import Reporter
 from comp.store import Workspace, write_text

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
-from comp.data.identity import check_server
+from comp.data.origin import check_server
 from comp.errors import DataError, KaggleError, SubmissionError
 from comp.metric import Floats
 from comp.progress import Reporter, counted

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from comp.competition import Competition
 from comp.errors import StaleError, UserError
-from comp.metric import bootstrap_ratios, gains, per_photo_loss
+from comp.metric import bootstrap_intervals, gains, per_photo_loss
 from comp.options import differing, flat
 from comp.predict.calibrate import board_losses
 from comp.predict.compare import groups_of
@@ -106,7 +106,7 @@ def _print_table(
         remark = f"no intervals: {error}"
     else:
         remark, at = f"gain over {first.name}", folders.index(first)
-        ends = bootstrap_ratios(per_photo_loss(truth, probs), np.ones(len(probs)), groups, seed=0)
+        ends = bootstrap_intervals(per_photo_loss(truth, probs), groups)
         intervals = [f"{low:.4f} to {high:.4f}" for low, high in ends]
         board = board_losses(truth, probs, competition.noise_rate)
         found = gains(board[:, at], board, groups)

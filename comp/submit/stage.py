@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from comp.competition import Competition
-from comp.data.identity import check_server
+from comp.data.archive import read_sample
 from comp.data.manifest import read_manifest
-from comp.data.origin import origin_path, read_origin
-from comp.data.sample import read_sample
+from comp.data.origin import check_server, origin_path, read_origin
 from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
 from comp.predict.runs import FinishedRun, check_current, read_run

@@ -22,7 +22,7 @@ from comp.errors import RecipeError, TrainingError
 from comp.network.backbone import build
 from comp.network.device import find_device
 from comp.network.surgery import freeze
-from comp.plots import curve_png, text_curve
+from comp.plots import curve_png
 from comp.progress import Advance, Reporter, counted
 from comp.recipe import FineTune, Recipe
 from comp.store import Workspace, derive_seed
@@ -149,8 +149,6 @@ def _print(found: RangeTest, path: Path, reporter: Reporter) -> None:
     curves = {"smoothed loss": smoothed, "loss of each batch": found.losses[found.shown]}
     labels = {"x_label": "learning rate of the head", "y_label": "training loss"}
     curve_png(path, rates, curves, found.suggestions(), title=path.stem, **labels)
-    for line in text_curve(np.log(smoothed)):
-        reporter.say(line)
     reporter.say(
         f"lr {LOWEST:.0e} to {found.rates[-1]:.0e}, drawn to {rates[-1]:.0e}; smoothed loss"
         f" {smoothed[N_NOISY]:.4f} after {N_NOISY} steps, least {smoothed[found.least]:.4f},"

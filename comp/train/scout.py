@@ -142,7 +142,7 @@ def _write(workspace: Workspace, tried: Sequence[Tried], photos: pd.DataFrame) -
     for one in tried:
         low, high = np.nan, np.nan
         if one.losses.size:
-            low, high = bootstrap_interval(one.losses, photos["group"], seed=0)
+            low, high = bootstrap_interval(one.losses, photos["group"])
         row = {"backbone": one.name, "log_loss": one.loss, "low": low, "high": high}
         row |= {"photos_per_s": 1 / one.photo_s, "n_parameters": one.n_parameters}
         rows.append(row | {"n_photos": len(photos), "note": one.note})

@@ -119,5 +119,5 @@ def print_oof_table(run: Run, reporter: Reporter) -> None:
     title = f"{run.name}, {'held out' if is_split else 'out of fold'}"
     reporter.table(title, ("", "photos", "log loss", "accuracy"), rows)
     groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]
-    low, high = bootstrap_interval(losses, groups.loc[list(oof["id"])].to_numpy(), seed=0)
+    low, high = bootstrap_interval(losses, groups.loc[list(oof["id"])].to_numpy())
     reporter.say(f"log loss {losses.mean():.5f}, 95 % interval {low:.5f} to {high:.5f} over photos")
