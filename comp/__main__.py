@@ -93,7 +93,7 @@ def _runs(call: Call) -> None:
 
 def _errors(call: Call) -> None:
     """the photos that cost a run most, each with a line for data/verdicts.csv"""
-    from comp.report.worst_photos import print_worst
+    from comp.report.gallery import print_worst
 
     print_worst(call.workspace, call.competition, call.run_folder, call.reporter)
 

@@ -31,7 +31,7 @@ from comp.predict.run_names import find_run, with_options
 from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.recipes import named
-from comp.report.worst_photos import print_worst
+from comp.report.gallery import print_worst
 from comp.store import Workspace
 from comp.submit.prune import find_waste, freed, prune
 from comp.submit.runs_table import print_runs
@@ -192,7 +192,7 @@ def test_errors_lists_the_worst_photos_and_lines_for_label_fixes(workspace: Work
     assert worst[0].endswith(" keep")
     assert worst[1].startswith("dog.5 dog 0.0001 9.0001 ")
     assert f"dog.5,drop,P(dog) 0.0001 out of fold in {folder.name}," in heard.lines
-    assert re.search(r"the worst 10 photos carry \d+% of the log loss of 80 photos", str(heard))
+    assert re.search(r"the worst 20 carry \d+% of the log loss of 80 photos", str(heard))
 
 
 def test_a_comparison_says_what_differs_and_leaves_out_what_is_not_in_both(

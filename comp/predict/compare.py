@@ -102,7 +102,7 @@ def compare_runs(
     reporter.table(f"A {a.name}, B {b.name}", columns, cells)
     found = gain(board[1], board[0], groups)
     noise = f"on a leaderboard with {100 * competition.noise_rate:.2f} % label noise"
-    reporter.say(f"{_conclusion(a.name, b.name, found)}: {found} {noise}")
+    reporter.say(f"{conclusion(a.name, b.name, found)}: {found} {noise}")
     return found
 
 
@@ -125,7 +125,7 @@ def _shared_photos(runs: Sequence[FinishedRun], reporter: Reporter) -> pd.DataFr
     return shared[["id", "label", "fold"]]
 
 
-def _conclusion(ours: str, theirs: str, found: Gain) -> str:
+def conclusion(ours: str, theirs: str, found: Gain) -> str:
     if found.low <= 0 <= found.high:
         return f"no significant difference between {ours} and {theirs} (95 % interval includes 0)"
     return f"{ours} is {'better' if found.low > 0 else 'worse'} than {theirs}"

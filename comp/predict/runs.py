@@ -7,6 +7,7 @@ run.json          name, fingerprint, and the recipe, or the members of a blend
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pydantic import ConfigDict
 
 from comp.data.manifest import read_manifest
 from comp.errors import StaleError, UserError
-from comp.metric import prior_logit, sigmoid
+from comp.metric import per_photo_logit_loss, prior_logit, sigmoid
 from comp.options import Options, flat, restored
 from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
 from comp.progress import Reporter
@@ -134,15 +135,17 @@ def recipe_of(folder: Path) -> Recipe | None:
 def options_of(folder: Path) -> dict[str, str]:
     """The options of the run in `folder`, by dotted name; of a blend its method and its runs.
 
-    None for options that no longer exist.
+    None for options that no longer exist, and where run.json is missing or damaged.
     """
-    recipe = recipe_of(folder)
-    if recipe:
+    if recipe := recipe_of(folder):
         return flat(recipe)
-    parts = _read_origin(folder).members
-    weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, "a member")
-    texts = {name: f"{w:.3f}" if isinstance(w, float) else w for name, w in weights.items()}
-    return {"method": _read_origin(folder).method, **texts} if parts else {}
+    with suppress(UserError):
+        origin = _read_origin(folder)
+        runs = origin.members
+        if isinstance(runs, dict):
+            return {"method": origin.method} | {name: f"{w:.3f}" for name, w in runs.items()}
+        return {"method": origin.method} | dict.fromkeys(runs, "a member") if runs else {}
+    return {}
 
 
 def check_current(workspace: Workspace, run: FinishedRun) -> None:
@@ -176,6 +179,11 @@ def read_run(folder: Path) -> FinishedRun:
 def read_oof(folder: Path) -> pd.DataFrame:
     """oof.csv of the run in `folder`; with several views, also the logits of each."""
     return read_table(folder / "oof.csv", ["label", "fold", "logit"], "train")
+
+
+def with_losses(oof: pd.DataFrame) -> pd.DataFrame:
+    """`oof` with the log loss of each photo, raw, as `loss`."""
+    return oof.assign(loss=per_photo_logit_loss(oof["label"], oof["logit"]))
 
 
 class _Origin(Options):

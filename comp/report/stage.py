@@ -8,10 +8,8 @@ Loads neither pandas nor matplotlib unless a page is written: a stage that is do
 in under a second.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,50 +33,36 @@ def pages_kept_current(
 
     A page that cannot be written is a warning: what it would show is safe.
     """
-    runs, lines = _results(workspace), _ledger_lines(workspace)
+    before, problem = _results(workspace), None
     try:
         yield
-    except UserError:
-        _write_changed(workspace, competition, reporter, runs, lines)
-        raise
-    _write_changed(workspace, competition, reporter, runs, lines)
+    except UserError as error:
+        problem = error
+    for folder, state in _results(workspace).items():
+        if state != before.get(folder, []):
+            try:
+                now = competition_of(workspace, competition)
+                is_ledger = folder == workspace.submissions
+                write_ledger_page(workspace, now) if is_ledger else write_report(
+                    workspace, now, folder
+                )
+            except (UserError, OSError) as error:
+                reporter.warn(f"no page: {error}")
+    if problem:
+        raise problem
 
 
-def _results(workspace: Workspace) -> dict[Path, int]:
-    """When each result changed. Runs that were set aside have their pages, and change no more."""
-    paths = [path for name in RESULTS for path in workspace.runs.glob(f"*/{name}")]
-    return {path: path.stat().st_mtime_ns for path in paths if ".before-" not in path.parent.name}
-
-
-def _ledger_lines(workspace: Workspace) -> set[str]:
-    path = workspace.ledger
-    return set(path.read_text("utf-8", "replace").splitlines()) if path.exists() else set()
-
-
-def _write_changed(
-    workspace: Workspace,
-    competition: Competition,
-    reporter: Reporter,
-    runs: dict[Path, int],
-    lines: set[str],
-) -> None:
-    changed = {path.parent for path, _ in _results(workspace).items() - runs.items()}
-    new_lines = _ledger_lines(workspace) - lines
-    submitted = {
-        path.parent
-        for path in workspace.runs.glob("*/oof.csv")
-        if any(f"{path.parent.name}.csv" in line for line in new_lines)
-    }
-    pages: list[Callable[[Workspace, Competition], Path]] = [
-        partial(write_report, folder=folder)
-        for folder in sorted(changed | submitted)
-        if (folder / "oof.csv").exists()
-    ]
-    for write in [*pages, *([write_ledger_page] if new_lines else [])]:
-        try:
-            write(workspace, competition_of(workspace, competition))
-        except (UserError, OSError) as error:
-            reporter.warn(f"no page: {error}")
+def _results(workspace: Workspace) -> dict[Path, list[object]]:
+    """By run, when its results changed and its lines in the ledger; and the lines of all."""
+    path, found = workspace.ledger, dict[Path, list[object]]()
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    for oof in sorted(workspace.runs.glob("*/oof.csv")):
+        results = [oof.with_name(name) for name in RESULTS]
+        if ".before-" not in oof.parent.name:  # what was set aside changes no more
+            times = [path.stat().st_mtime_ns for path in results if path.exists()]
+            own = [line for line in lines if f"{oof.parent.name}.csv" in line]
+            found[oof.parent] = [*times, *own]
+    return {**found, workspace.submissions: [*lines]}
 
 
 def report_run(
@@ -99,19 +83,11 @@ def write_report(
     workspace: Workspace, competition: Competition, folder: Path, against: Path | None = None
 ) -> Path:
     """The page of the run in `folder`, with its losses beside those of the run in `against`."""
-    from comp.predict.runs import read_oof
-    from comp.report.charts import loss_pairs
-    from comp.report.page import Section, render
-    from comp.report.run_page import read_facts, run_page
+    from comp.report.page import render
+    from comp.report.run_page import RunFacts, run_page
 
     path = folder / "report.html"
-    facts = read_facts(workspace, competition, folder)
-    page = run_page(facts)
-    if against:
-        beside = loss_pairs(facts.oof, read_oof(against), against.name)
-        section = Section(title=f"Against {against.name}", charts=[beside])
-        page = replace(page, sections=[*page.sections[:1], section, *page.sections[1:]])
-    write_text(path, render(page))
+    write_text(path, render(run_page(RunFacts(workspace, competition, folder), against)))
     return path
 
 
