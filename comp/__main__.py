@@ -85,7 +85,7 @@ def _compare(call: Call) -> None:
 
 def _runs(call: Call) -> None:
     """all runs, best first: options, cross-validation, gain on one of them, scores, cost"""
-    from comp.submit.runs_table import print_runs
+    from comp.submit.overview import print_runs
 
     reference = call.folder_of(call.run) if call.run is not None else None
     print_runs(call.workspace, call.competition, reference, call.reporter)
@@ -100,7 +100,7 @@ def _errors(call: Call) -> None:
 
 def _prune(call: Call) -> None:
     """free pixels, features and runs that nothing uses, after saying what"""
-    from comp.submit.prune import prune
+    from comp.submit.overview import prune
 
     prune(call.workspace, call.reporter, is_sure=call.yes)
 

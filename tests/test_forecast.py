@@ -204,7 +204,7 @@ def test_a_gain_below_its_standard_deviation_gets_a_warning(workspace: Workspace
     made, text = printed(workspace, run)
     assert made.gain is None
     assert "warning" not in text
-    assert "assumed label noise 0.40 % (prior; no scores yet)" in text
+    assert "assumed label noise 0.40% (prior; no scores yet)" in text
     assert "rank among 1,315" in text
     add_score(workspace, first.name, made.score.mean + made.score.spread / 4, 1)
     assert "less than the standard deviation" in printed(workspace, run)[1]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from finished_run import add_score
 from heard import Heard
@@ -18,7 +19,6 @@ from comp.errors import DataError, SubmissionError
 from comp.kaggle import Submission
 from comp.store import Workspace
 from comp.submit.leaderboard import (
-    Board,
     archived_scores,
     next_medal,
     print_standings,
@@ -95,8 +95,8 @@ def test_a_damaged_or_missing_archived_leaderboard_ends_in_one_line(
 def test_a_standing_counts_better_scores_and_equal_scores_are_not_neighbours(
     score: float, cells: tuple[str, ...]
 ) -> None:
-    board = Board(name="now", scores=np.array([0.1, 0.2, 0.2, 0.2, 0.3]), teams=tuple("abcde"))
-    assert standing(score, board) == ("now", *cells)
+    board = pd.DataFrame({"Score": [0.1, 0.2, 0.2, 0.2, 0.3], "TeamName": list("abcde")})
+    assert standing(score, board) == cells
 
 
 def test_fewer_than_a_thousand_teams_have_no_medal_thresholds() -> None:
@@ -200,10 +200,10 @@ def test_without_a_score_there_is_nothing_to_print(scene: Stand, workspace: Work
 def test_a_leaderboard_is_read_in_any_order_and_refused_without_scores(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
     path.write_text('\ufeffRank,TeamId,TeamName,Score\n2,7,"b, c",0.5\n1,8,NA,0.25\n')
-    board = read_board(path, "now", "restore it")
-    assert (board.scores.tolist(), board.teams) == ([0.25, 0.5], ("NA", "b, c"))
+    board = read_board(path, "restore it")
+    assert board.to_numpy().tolist() == [[0.25, "NA"], [0.5, "b, c"]]
     rows = [f"TeamName,Score\n{row}" for row in ("a,best\n", "a,0.1\nb,nan\n", "")]
     for text in ("", "<html>", "Team,Points\na,1\n", *rows):
         path.write_text(text)
         with pytest.raises(DataError, match=r"a column Score .*: restore it"):
-            read_board(path, "now", "restore it")
+            read_board(path, "restore it")

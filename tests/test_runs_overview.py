@@ -33,8 +33,7 @@ from comp.progress import Reporter
 from comp.recipes import named
 from comp.report.gallery import print_worst
 from comp.store import Workspace
-from comp.submit.prune import find_waste, freed, prune
-from comp.submit.runs_table import print_runs
+from comp.submit.overview import find_waste, freed, print_runs, prune
 from comp.train.run import open_run
 from comp.train.stage import train
 

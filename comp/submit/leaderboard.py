@@ -7,7 +7,6 @@ and one more team per 500, silver for the top 5 %, bronze for the top 10 %.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
@@ -28,17 +27,8 @@ FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded a
 MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
-    """A leaderboard, best first."""
-
-    name: str
-    scores: Floats
-    teams: tuple[str, ...]  # in the order of `scores`; empty if unknown
-
-
-def read_board(path: Path, name: str, remedy: str) -> Board:
-    """The leaderboard in a CSV like Kaggle's. DataError unless it has a column of scores."""
+def read_board(path: Path, remedy: str) -> pd.DataFrame:
+    """Score and TeamName (may be empty) of a CSV like Kaggle's, best first; DataError if none."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         table = table.astype({"Score": float}).sort_values("Score", kind="stable")
@@ -49,8 +39,7 @@ def read_board(path: Path, name: str, remedy: str) -> Board:
         raise DataError(
             f"{path} is not a leaderboard with a column Score ({cause}): {remedy}"
         ) from None
-    teams = tuple(table.get("TeamName", ()))
-    return Board(name=name, scores=table["Score"].to_numpy(np.float64), teams=teams)
+    return table.reindex(columns=["Score", "TeamName"], fill_value="")
 
 
 def archived_scores(competition: Competition) -> Floats:
@@ -58,7 +47,7 @@ def archived_scores(competition: Competition) -> Floats:
     if competition.archived_board is None:
         return np.empty(0)
     path = Path(__file__).parents[1] / competition.archived_board
-    return read_board(path, "archived", "restore it from git").scores
+    return read_board(path, "restore it from git")["Score"].to_numpy(np.float64)
 
 
 def ranks(values: ArrayLike, scores: Floats) -> NDArray[np.int64]:
@@ -90,28 +79,26 @@ def print_standings(
     boards = _current_board(workspace, kaggle, reporter, refresh)
     archived = archived_scores(competition)
     if archived.size:
-        boards.append(Board(name="archived", scores=archived, teams=()))
+        boards["archived"] = pd.DataFrame({"Score": archived, "TeamName": ""})
     columns = ("leaderboard", "rank", "of", "top", "next above", "next below")
-    reporter.table("where it stands", columns, [standing(score, board) for board in boards])
-    for board in boards:
-        reporter.say(f"{board.name}: {next_medal(score, board.scores)}")
+    rows = [(name, *standing(score, board)) for name, board in boards.items()]
+    reporter.table("where it stands", columns, rows)
+    for name, board in boards.items():
+        reporter.say(f"{name}: {next_medal(score, board['Score'].to_numpy())}")
 
 
-def standing(score: float, board: Board) -> tuple[str, ...]:
-    """Name, rank, teams, top percentage, and the next better and the next worse score.
+def standing(score: float, board: pd.DataFrame) -> tuple[str, ...]:
+    """Rank, teams, top percentage, and the next better and the next worse score.
 
     An equal score may be our own, so it is not a neighbour.
     """
-
-    def neighbour(place: int) -> str:
-        if not 0 <= place < board.scores.size:
-            return "-"
-        return f"{board.scores[place]:.5f}" + (f" {board.teams[place]}" if board.teams else "")
-
-    rank, n_teams = int(ranks(score, board.scores)), board.scores.size
-    n_not_worse = int(np.searchsorted(board.scores, score, side="right"))
-    numbers = (f"{rank:,}", f"{n_teams:,}", f"{100 * rank / n_teams:.1f} %")
-    return (board.name, *numbers, neighbour(rank - 2), neighbour(n_not_worse))
+    better, worse = board[board["Score"] < score], board[board["Score"] > score]
+    rank = len(better) + 1
+    cells = [f"{rank:,}", f"{len(board):,}", f"{100 * rank / len(board):.1f} %"]
+    for neighbour in (better[-1:], worse[:1]):
+        texts = [f"{x:.5f} {team}".strip() for x, team in neighbour.itertuples(index=False)]
+        cells.append(texts[0] if texts else "-")
+    return tuple(cells)
 
 
 def next_medal(score: float, scores: Floats) -> str:
@@ -145,8 +132,8 @@ def _own_scores(
 
 def _current_board(
     workspace: Workspace, kaggle: Kaggle, reporter: Reporter, refresh: bool
-) -> list[Board]:
-    """Kaggle's leaderboard, downloaded if ours is old; ours if that fails; empty without either."""
+) -> dict[str, pd.DataFrame]:
+    """Kaggle's leaderboard, downloaded if ours is old; ours if that fails; none without either."""
     path = workspace.submissions / "leaderboard.csv"
     if refresh or not 0 <= _age_s(path) <= FRESH_S:
         try:
@@ -155,9 +142,9 @@ def _current_board(
             kept = "the earlier copy is used" if path.exists() else "there is no earlier copy"
             reporter.warn(f"{error}; {kept}")
     if not path.exists():
-        return []
+        return {}
     name = f"Kaggle, {_age_s(path) / 60:,.0f} min old"
-    return [read_board(path, name, "run `make leaderboard REFRESH=1`")]
+    return {name: read_board(path, "run `make leaderboard REFRESH=1`")}
 
 
 def _age_s(path: Path) -> float:

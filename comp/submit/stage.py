@@ -63,11 +63,7 @@ def submit(
         row = _upload_once(workspace, kaggle, _draft_row(finished, path), reporter, force)
     if row.status == "pending":
         row = _await_score(workspace, kaggle, row, reporter)
-    scores = [("CV raw", row.cv_raw), ("CV calibrated", row.cv_calibrated)]
-    scores += [("CV clipped", row.cv_clipped), ("public score", row.public_score)]
-    scores += [("private score", row.private_score)] * (row.private_score is not None)
-    cells = [(name, _or_dash(score)) for name, score in scores]
-    reporter.table(row.file, ("log loss", row.status), cells)
+    _print_rows(competition, [row], reporter)
     return row
 
 
@@ -89,11 +85,15 @@ def fetch_scores(
     n_settled = f"{len(pending) - n_left:,} of {counted(len(pending), 'pending score')} arrived"
     left = f", {n_left:,} still pending: run `make scores` again later" if n_left else ""
     reporter.say(f"{n_settled}{left}" if pending else "no pending scores")
+    _print_rows(competition, rows, reporter)
+
+
+def _print_rows(competition: Competition, rows: Sequence[LedgerRow], reporter: Reporter) -> None:
     cells = []
     for row in rows:
-        scores = map(_or_dash, (row.cv_clipped, row.public_score, row.private_score))
-        cells.append((row.file, *scores, row.status))
-    columns = ("submission", "CV clipped", "public score", "private score", "status")
+        scores = (row.cv_raw, row.cv_clipped, row.public_score, row.private_score)
+        cells.append((row.file, *("-" if each is None else each for each in scores), row.status))
+    columns = ("submission", "CV raw", "CV clipped", "public score", "private score", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
 
 
@@ -130,18 +130,17 @@ def _check_run(
 
 def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
     """The row before the upload. Its message ends with a hash that identifies it on Kaggle."""
-    sha256, recipe, fingerprint = file_sha256(path), finished.recipe, finished.fingerprint
-    cv = f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
+    sha256, cv = file_sha256(path), f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
     return LedgerRow(
         file=path.name,
         sha256=sha256,
-        recipe=recipe,
-        fingerprint=fingerprint,
+        recipe=finished.recipe,
+        fingerprint=finished.fingerprint,
         commit=code_commit(CODE),
         cv_raw=round(finished.cv_raw, 6),
         cv_calibrated=round(finished.cv_calibrated, 6),
         cv_clipped=round(finished.cv_clipped, 6),
-        message=f"{recipe} {fingerprint} {cv} sha {sha256[:12]}",
+        message=f"{finished.recipe} {finished.fingerprint} {cv} sha {sha256[:12]}",
     )
 
 
@@ -278,10 +277,6 @@ def _ref(row: LedgerRow) -> int:
             " submissions, or delete the line"
         )
     return row.ref
-
-
-def _or_dash(score: float | None) -> float | str:
-    return "-" if score is None else score
 
 
 def _utc(moment: datetime) -> str:
