@@ -57,7 +57,7 @@ def _predict(call: Call) -> None:
 
 def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
-    from comp.predict.calibration_comparison import compare_calibrations
+    from comp.predict.compare import compare_calibrations
 
     compare_calibrations(call.workspace, call.competition, call.run_folder, call.reporter)
 

@@ -24,8 +24,8 @@ from comp.predict.blend import (
     simplex,
 )
 from comp.predict.compare import compare_runs
-from comp.predict.run_names import find_run
 from comp.predict.runs import read_run, recipe_of
+from comp.predict.stage import find_run
 from comp.recipes import named
 from comp.store import Workspace, read_json
 from comp.submit.forecast import print_forecast

@@ -11,9 +11,8 @@ from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError
 from comp.predict.blend import blend_runs
 from comp.predict.feature_blend import shared_head
-from comp.predict.run_names import find_run
 from comp.predict.runs import read_run
-from comp.predict.stage import predict
+from comp.predict.stage import find_run, predict
 from comp.progress import Reporter
 from comp.recipe import Folds, Head, Model, Prediction, Svm, ViewsName
 from comp.store import Workspace, read_json

@@ -27,8 +27,7 @@ from comp.network.preprocessing import geometry_of
 from comp.options import override
 from comp.predict.blend import blend_runs
 from comp.predict.compare import compare_runs
-from comp.predict.run_names import find_run, with_options
-from comp.predict.stage import predict
+from comp.predict.stage import find_run, predict, with_options
 from comp.progress import Reporter
 from comp.recipes import named
 from comp.report.gallery import print_worst

@@ -54,25 +54,22 @@ def audit_labels(
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
     recipes = by_recipe(folders)
-    votes = _count_votes(recipes, photos)
-    n_lists = read_suspects(competition)
+    votes, n_lists = _count_votes(recipes, photos), read_suspects(competition)
     table = evidence(votes, photos, read_label_fixes(workspace.verdicts), n_lists)
-    write_table(workspace.runs / "audit.csv", table)
+    path = workspace.runs / "audit.csv"
+    write_table(path, table)
     if len(recipes) < len(folders):
         reporter.say(
             f"{counted(len(folders), 'run')}, {counted(len(recipes), 'vote')}: runs of one recipe"
             " share a vote, a blend has none beside its members"
         )
     _print_doubts(table, len(votes), len(recipes), reporter)
-    pairs = pairs_across(photos, test)
-    n_conflicts = int((table["conflict"] != "").sum())
-    counts = counted(n_conflicts, "photo has", "photos have"), counted(len(pairs), "pair")
-    reporter.say(f"{counts[0]} a near-duplicate with another label")
-    reporter.say(f"{counts[1]} of near-duplicates across training and test photos")
-    reporter.say(
-        f"{counted(len(table), 'photo')} in {workspace.runs / 'audit.csv'}; label fixes go into"
-        f" {workspace.verdicts}"
-    )
+    n_conflicts, n_pairs = (table["conflict"] != "").sum(), len(pairs_across(photos, test))
+    has = counted(n_conflicts, "photo has", "photos have")
+    reporter.say(f"{has} a near-duplicate with another label")
+    reporter.say(f"{counted(n_pairs, 'pair')} of near-duplicates across training and test photos")
+    n_listed = counted(len(table), "photo")
+    reporter.say(f"{n_listed} in {path}; label fixes go into {workspace.verdicts}")
     return table
 
 
@@ -92,8 +89,6 @@ def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) 
     """
     folders = [folder for runs in recipes.values() for folder in runs]
     photos, by_run = side_by_side({folder.name: read_oof(folder) for folder in folders})
-    ends = np.cumsum([len(runs) for runs in recipes.values()])
-    logits = np.column_stack([part.mean(1) for part in np.split(by_run, ends[:-1], axis=1)])
     now = manifest.set_index("id")["label"].reindex(photos["id"]).fillna(-1)
     n_off = int((now.to_numpy() != photos["label"].to_numpy()).sum())
     if n_off:
@@ -101,8 +96,11 @@ def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) 
             f"{folders[0].name} has {counted(n_off, 'photo')} that data/train.csv lacks or labels"
             " otherwise: train it again"
         )
-    votes = np.sum([doubted(photos["label"], column) for column in logits.T], axis=0)
-    return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=logits.mean(1))
+    ends = np.cumsum([len(runs) for runs in recipes.values()])
+    logits = [part.mean(1) for part in np.split(by_run, ends[:-1], axis=1)]
+    votes = np.sum([doubted(photos["label"], each) for each in logits], axis=0)
+    mean = np.mean(logits, axis=0)
+    return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=mean)
 
 
 def doubted(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.bool_]:
@@ -144,20 +142,18 @@ def evidence(
         n_lists=[n_lists.get(id, 0) for id in votes["id"]],
         verdict=[label_fixes.get(id, "") for id in votes["id"]],
     )
-    is_listed = (table["votes"] > 0) | (table["n_lists"] > 0)
-    table = table[is_listed | (table["conflict"] != "") | (table["verdict"] != "")]
+    is_empty = table[["votes", "conflict", "n_lists", "verdict"]].isin([0, ""]).all(axis=1)
+    table = table[~is_empty]
     order = ["votes", "p_other"]
     return table.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
 
 
 def conflicts(manifest: pd.DataFrame) -> dict[str, str]:
     """By photo, its near-duplicates with the other label, separated by spaces, if it has any."""
-    found = {}
-    for _, group in manifest[manifest["group"].duplicated(keep=False)].groupby("group"):
-        for id, label in zip(group["id"], group["label"], strict=True):
-            if (group["label"] != label).any():
-                found[str(id)] = " ".join(group["id"][group["label"] != label])
-    return found
+    photos = manifest[["id", "label", "group"]]
+    pairs = photos.merge(photos, on="group", suffixes=("", "_other"))
+    clashes = pairs[pairs["label"] != pairs["label_other"]].groupby("id")["id_other"]
+    return {str(id): " ".join(others) for id, others in clashes}
 
 
 def pairs_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:

@@ -98,10 +98,16 @@ class Steps:
 def fit_curve(method: Method, logits: ArrayLike, labels: ArrayLike) -> Curve | Steps:
     """The curve of `method` with the least log loss; for isotonic, the least squared error.
 
-    `logits [n]` are out-of-fold and raw, `labels [n]` 0 or 1. TrainingError or DataError if
-    nothing can be fitted to them.
+    `logits [n]` are out-of-fold and raw, `labels [n]` 0 or 1. TrainingError if nothing can be
+    fitted to them.
     """
-    z, truth = _check(logits, labels)
+    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    if not z.size or np.ptp(z) == 0:
+        what = f"all {z.size:,} are {z[0]:.5g}" if z.size else "there are none"
+        raise TrainingError(
+            f"out-of-fold logits cannot be calibrated: {what}; the model has learnt nothing, look"
+            " at the run's losses and train longer"
+        )
     if method == "none":
         return Curve(below=1.0, above=1.0)
     if method == "temperature":
@@ -172,23 +178,6 @@ def _fit_steps(z: Floats, truth: Floats) -> Steps:
     lowest = 1 / (z.size + 2)
     levels = found.x[ends].clip(lowest, 1 - lowest)
     return Steps(logits=tuple(distinct[ends].tolist()), levels=tuple(levels.tolist()))
-
-
-def _check(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
-    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
-    n_bad = np.count_nonzero(~np.isfinite(z) | ((truth != 0) & (truth != 1)))
-    if n_bad:
-        raise DataError(
-            f"{n_bad:,} of {z.size:,} out-of-fold photos have a logit that is not finite, or a"
-            " label that is neither 0 nor 1: delete the run's folder and train again"
-        )
-    if not z.size or np.ptp(z) == 0:
-        what = f"all {z.size:,} are {z[0]:.5g}" if z.size else "there are none"
-        raise TrainingError(
-            f"out-of-fold logits cannot be calibrated: {what}; the model has learnt nothing, look"
-            " at the run's losses and train longer"
-        )
-    return z, truth
 
 
 def with_flips(probs: Floats, noise_rate: float) -> Floats:
