@@ -214,7 +214,7 @@ def test_a_blend_calibrates_as_its_runs_do_or_by_its_own_options_and_has_no_othe
 
 def test_a_blend_is_compared_with_its_best_run(workspace: Workspace) -> None:
     members = read_members(workspace, sorted(workspace.runs.iterdir())[:2])
-    means = [losses.mean() for losses in members.losses()]
+    means = [logit_log_loss(members.labels, each) for each in members.logits.T]
     best = int(np.argmin(means))
     as_good = members.compare_with_best(members.logits[:, best])
     assert f"{means[best]:.5f}, 1.00 (1.00 to 1.00) times that of its best run" in as_good

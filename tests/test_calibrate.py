@@ -47,7 +47,7 @@ def test_the_temperature_has_the_least_log_loss_of_a_fine_grid_at_any_scale(scal
 def test_fits_to_separable_and_misleading_logits_end_at_the_documented_bounds() -> None:
     labels = np.array([0, 0, 1, 1])
     assert temperature([-3.0, -1.0, 1.0, 3.0], labels) == pytest.approx(cal.MIN_TEMPERATURE)
-    assert temperature([3.0, 1.0, -1.0, -3.0], labels) == cal.MAX_TEMPERATURE
+    assert temperature([3.0, 1.0, -1.0, -3.0], labels) == pytest.approx(cal.MAX_TEMPERATURE)
     # where every sigmoid underflows
     assert temperature([-3e4, -1e4, 1e4, 3e4], labels) == pytest.approx(cal.MIN_TEMPERATURE)
     logits, truth = overconfident()

@@ -8,9 +8,9 @@ cross-fitted: the logits of a fold are mixed by weights from the other folds.
 By features: one head on the features of all runs side by side (comp/predict/feature_blend.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,8 +48,7 @@ N_PICKS = 30  # of a greedy selection, so that weights are multiples of about 1/
 Weigh = Callable[[Floats, Floats], Floats]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Members:
+class Members(NamedTuple):
     """Finished runs of the same photos and folds."""
 
     runs: list[FinishedRun]  # in the order of their folders
@@ -64,24 +63,16 @@ class Members:
     def labels(self) -> Floats:
         return self.photos["label"].to_numpy(np.float64)
 
-    def losses(self) -> list[Floats]:
-        """The out-of-fold log loss of each photo, by run."""
-        return [per_photo_logit_loss(self.labels, column) for column in self.logits.T]
-
-    def test_logits(self, weights: Floats) -> "pd.Series[float]":
-        """Weighted means of the runs' test logits, by id; NaN for a photo that is not decoded."""
-        tests = pd.concat([run.predictions.set_index("id")["logit"] for run in self.runs], axis=1)
-        return pd.Series(tests.to_numpy(np.float64) @ weights, index=tests.index)
-
     def compare_with_best(self, logits: Floats) -> str:
         """The log loss of the blend's out-of-fold `logits [n]` and its gain over the best run."""
-        alone, losses = self.losses(), per_photo_logit_loss(self.labels, logits)
-        best = min(range(len(alone)), key=lambda run: float(alone[run].mean()))
-        groups, ratio = self.photos["group"], losses.mean() / alone[best].mean()
-        low, high = bootstrap_ratio(losses, alone[best], groups, seed=0)
+        alone = per_photo_logit_loss(self.labels[:, None], self.logits)
+        losses = per_photo_logit_loss(self.labels, logits)
+        best = int(alone.mean(0).argmin())
+        groups, ratio = self.photos["group"], losses.mean() / alone[:, best].mean()
+        low, high = bootstrap_ratio(losses, alone[:, best], groups, seed=0)
         return (
             f"{losses.mean():.5f}, {ratio:.2f} ({low:.2f} to {high:.2f}) times that of its best"
-            f" run, {self.names[best]}: a gain of {gain(alone[best], losses, groups)}"
+            f" run, {self.names[best]}: a gain of {gain(alone[:, best], losses, groups)}"
         )
 
 
@@ -96,8 +87,7 @@ def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
     for run in runs:
         check_current(workspace, run)
     photos, logits = side_by_side({run.folder: run.oof for run in runs})
-    photos = photos.assign(group=groups_of(workspace, photos))
-    return Members(runs=runs, photos=photos, logits=logits)
+    return Members(runs, photos.assign(group=groups_of(workspace, photos)), logits)
 
 
 def simplex(logits: Floats, labels: Floats) -> Floats:
@@ -197,14 +187,17 @@ def blend_runs(
         weigh = WEIGHERS[method]
         weights = weigh(members.logits, members.labels)
         logits = mix(members.logits, members.labels, members.photos["fold"], weigh)
-        test_logits = members.test_logits(weights)
+        tests = pd.concat([x.predictions.set_index("id")["logit"] for x in members.runs], axis=1)
+        test_logits = pd.Series(tests.to_numpy(np.float64) @ weights, tests.index)
         parts = dict(zip(members.names, weights.tolist(), strict=True))
         _print_weights(members, weights, weigh, reporter)
     reporter.say(f"log loss of the blend, cross-fitted: {members.compare_with_best(logits)}")
     calibration = settings_of(prediction, competition)
     folder = blend_folder(workspace, members.names, method, calibration)
+    name, _, key = folder.name.partition("-")
     made = {"method": method, "members": parts, "prediction": prediction}
-    _write_origin(folder, made)
+    made |= {"name": name, "fingerprint": key, "commit": code_commit(Path(__file__).parents[1])}
+    write_json(folder / "run.json", made)
     oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"})
     oof = oof.assign(logit=logits)
     write_table(folder / "oof.csv", oof)
@@ -213,12 +206,6 @@ def blend_runs(
     print_losses(folder, reporter)
     reporter.say(f"next: make forecast RUN={folder.name}, make submit RUN={folder.name}")
     return folder
-
-
-def _write_origin(folder: Path, made: Mapping[str, object]) -> None:
-    name, _, key = folder.name.partition("-")
-    commit = code_commit(Path(__file__).parents[1])
-    write_json(folder / "run.json", {"name": name, "fingerprint": key, "commit": commit, **made})
 
 
 def blend_folder(
@@ -247,14 +234,12 @@ def _prediction(members: Members, settings: Sequence[str]) -> Prediction:
 
 
 def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Reporter) -> None:
-    names, photos = members.names, members.photos
-    alone = [float(losses.mean()) for losses in members.losses()]
-    gains = gains_by_run(members.logits, members.labels, photos["fold"], photos["group"], weigh)
+    names, photos, labels = members.names, members.photos, members.labels
+    alone = per_photo_logit_loss(labels[:, None], members.logits).mean(0).tolist()
+    gains = gains_by_run(members.logits, labels, photos["fold"], photos["group"], weigh)
     cells = (names, alone, [f"{weight:.3f}" for weight in weights], gains, map(effect, gains))
     columns = ("", "log loss alone", "weight", "gain by including it, 95 %", "")
     reporter.table("blend", columns, list(zip(*cells, strict=True)))
-    correlations = np.atleast_2d(np.corrcoef(members.labels - sigmoid(members.logits.T)))
-    rows = [
-        (name, *(f"{r:.2f}" for r in row)) for name, row in zip(names, correlations, strict=True)
-    ]
+    errors = pd.DataFrame(labels[:, None] - sigmoid(members.logits), columns=names)
+    rows = list(errors.corr().map("{:.2f}".format).itertuples())
     reporter.table("correlation of errors", ("", *names), rows)

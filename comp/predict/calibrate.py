@@ -124,19 +124,12 @@ def _fit_temperature(z: Floats, truth: Floats) -> float:
     The loss is convex in 1 / T, so that the sign of its slope says on which side the minimum is.
     """
     margins = np.where(truth > 0.5, z, -z)  # positive where the photo is on its own side
-
-    def is_too_low(temperature: float) -> bool:
-        # not a dot product: BLAS threads take 100 times as long
-        return bool((margins * sigmoid(-margins / temperature)).sum() < 0)
-
-    if not is_too_low(MIN_TEMPERATURE):
-        return MIN_TEMPERATURE
-    if is_too_low(MAX_TEMPERATURE):
-        return MAX_TEMPERATURE
     low, high = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
     for _ in range(48):  # halvings of a range of 6: as exact as float64
         middle = (low + high) / 2
-        low, high = (middle, high) if is_too_low(float(np.exp(middle))) else (low, middle)
+        # not a dot product: BLAS threads take 100 times as long
+        is_too_low = (margins * sigmoid(-margins / np.exp(middle))).sum() < 0
+        low, high = (middle, high) if is_too_low else (low, middle)
     return float(np.exp((low + high) / 2))
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -39,36 +39,44 @@ class Photos:
     def __init__(self, workspace: Workspace, competition: Competition) -> None:
         self.workspace, self.classes = workspace, competition.classes
         self.train, self.test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
+        self.labels = self.train.set_index("id")["label"]
         self.label_fixes = read_label_fixes(workspace.verdicts)
         both = pd.concat([self.train, self.test.assign(id="test " + self.test["id"])])
         groups = both[both["group"].duplicated(keep=False)].groupby("group")["id"].apply(list)
         # by photo its near-duplicates, those among the test photos as "test 7"
         self.alike = {id: [x for x in ids if x != id] for ids in groups for id in ids}
 
-    def thumbnail(self, id: str, split: str = "train") -> Image.Image | None:
+    def thumbnail(self, id: str) -> Image.Image | None:
         """By PIL, which needs no torch; None for a photo that is gone, or that only we decode."""
         with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            image = Image.open(photo_path(self.workspace, split, id))
+            image = Image.open(photo_path(self.workspace, "train", id))
             image.draft("RGB", BOX_PX)  # a JPEG is decoded at a fraction of its size
             upright = ImageOps.exif_transpose(image).convert("RGB")
             upright.thumbnail(BOX_PX)
             return upright
         return None
 
-    def uri(self, id: str, split: str = "train") -> str | None:
-        image = self.thumbnail(id, split)
-        return _data_uri(image, "JPEG", quality=QUALITY) if image else None
+    def card(
+        self, id: str, label: int, heat: Mapping[str, Any] | None = None, **known: Any
+    ) -> Card:
+        """The training photo `id` with an activation map, if there is one, and what is `known`."""
+        image, alike = self.thumbnail(id), self.alike.get(id, [])
+        more = f" and {len(alike) - N_NAMED:,} more" if len(alike) > N_NAMED else ""
+        return Card(
+            id,
+            self.classes[label],
+            _data_uri(image, "JPEG", quality=QUALITY) if image else None,
+            _heat_uri(heat, image.size) if heat and image else None,
+            alike=", ".join(alike[:N_NAMED]) + more,
+            label_fix=self.label_fixes.get(id, ""),
+            **known,
+        )
 
 
 def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _names(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - N_NAMED:,} more" if len(ids) > N_NAMED else ""
-    return ", ".join(ids[:N_NAMED]) + more
 
 
 def largest_losses(
@@ -81,20 +89,10 @@ def largest_losses(
     worst = oof.nlargest(N_LARGEST, "loss", keep="first")
     columns = ["id", "label", "logit", "loss", "fold"]
     for id, label, logit, loss, fold in worst[columns].itertuples(index=False):
-        name, prob = photos.classes[int(label)], float(sigmoid(logit if label else -logit))
-        image, heat = photos.thumbnail(id), heats.get(id)
-        yield Card(
-            id=id,
-            label=name,
-            photo=_data_uri(image, "JPEG", quality=QUALITY) if image else None,
-            heat=_heat_uri(heat, image.size) if heat and image else None,
-            prob=prob,
-            loss=loss,
-            alike=_names(photos.alike.get(id, ())),
-            label_fix=photos.label_fixes.get(id, ""),
-            notes=(f"fold {fold:.0f}",),
-            reason=f"P({name}) {prob:.4f} out of fold in {run}",
-        )
+        prob, notes = float(sigmoid(logit if label else -logit)), [f"fold {fold:.0f}"]
+        reason = f"P({photos.classes[int(label)]}) {prob:.4f} out of fold in {run}"
+        known = {"prob": prob, "loss": loss, "notes": notes, "reason": reason}
+        yield photos.card(id, int(label), heats.get(id), **known)
 
 
 def _heat_uri(heat: Mapping[str, Any], size: tuple[int, int]) -> str:
@@ -137,20 +135,17 @@ def print_worst(
 
 def near_duplicates(photos: Photos, oof: pd.DataFrame) -> Section:
     """The groups of the training photos, those whose labels disagree first."""
-    train, losses = photos.train.set_index("id"), oof.set_index("id")["loss"]
+    losses = oof.set_index("id")["loss"]
     several = photos.train[photos.train["group"].duplicated(keep=False)]
     groups = several.groupby("group", sort=False)["id"].apply(list)
     clashes, n_across = conflicts(photos.train), len(pairs_across(photos.train, photos.test))
     shown = sorted(groups, key=lambda ids: (ids[0] not in clashes, -len(ids)))[:N_GROUPS]
     cards = [
-        Card(
-            id=id,
-            label=photos.classes[int(train["label"][id])],
-            photo=photos.uri(id),
+        photos.card(
+            id,
+            photos.labels[id],
             loss=losses.get(id),
-            alike=_names(photos.alike[id]),
-            label_fix=photos.label_fixes.get(id, ""),
-            notes=("their labels differ",) if id in clashes else (),
+            notes=["their labels differ"] * (id in clashes),
         )
         for ids in shown
         for id in ids[:N_OF_GROUP]
@@ -166,25 +161,25 @@ def near_duplicates(photos: Photos, oof: pd.DataFrame) -> Section:
 
 def audit_page(photos: Photos, competition: Competition, table: pd.DataFrame) -> Page:
     """The photos whose labels are in doubt; `table`: the rows of runs/audit.csv."""
-    pairs = pairs_across(photos.train, photos.test).head(N_AUDITED // 2).itertuples(index=False)
-    beside = [
-        Card(id, split, photos.uri(id, split), alike=other)
-        for train_id, test_id in pairs
-        for split, id, other in (
-            ("train", train_id, f"test {test_id}"),
-            ("test", test_id, train_id),
-        )
-    ]
+    pairs = pairs_across(photos.train, photos.test).head(N_AUDITED)
     is_doubted, is_listed = table["votes"] > 0, table["n_lists"] > 0
-    listed = _audited(photos, table[~is_doubted & is_listed])
     parts = {
         "Labels that runs doubt": _audited(photos, table[is_doubted]),
         "Near-duplicates with different labels": _audited(photos, table[table["conflict"] != ""]),
-        "Training photos beside their near-duplicates among the test photos": beside,
-        "On a published list, and no run doubts them": listed,
+        "Training photos with near-duplicates among the test photos": [
+            photos.card(id, photos.labels[id]) for id in pairs["id"].unique()
+        ],
+        "On a published list, and no run doubts them": _audited(
+            photos, table[~is_doubted & is_listed]
+        ),
     }
     sections = [
-        Section(title, "" if cards else "None.", cards=cards, has_toolbar=cards is not beside)
+        Section(
+            title,
+            "" if cards else "None.",
+            cards=cards,
+            has_toolbar=any(card.reason for card in cards),
+        )
         for title, cards in parts.items()
     ]
     subtitle = f"{competition.title}: {len(table):,} photos with evidence against their label"
@@ -194,18 +189,8 @@ def audit_page(photos: Photos, competition: Competition, table: pd.DataFrame) ->
 def _audited(photos: Photos, rows: pd.DataFrame) -> list[Card]:
     cards = []
     for row in rows.head(N_AUDITED).to_dict("records"):
-        label, prob = photos.classes[row["label"]], 1 - row["p_other"]
-        doubts, lists = f"runs that doubt it: {row['votes']}", f"published lists: {row['n_lists']}"
-        cards.append(
-            Card(
-                id=row["id"],
-                label=label,
-                photo=photos.uri(row["id"]),
-                prob=prob,
-                alike=row["conflict"].replace(" ", ", "),
-                label_fix=row["verdict"],
-                notes=(doubts, lists) if row["n_lists"] else (doubts,),
-                reason=f"P({label}) {prob:.4f} by the mean of runs; {doubts}",
-            )
-        )
+        prob, notes = 1 - row["p_other"], [f"runs that doubt it: {row['votes']}"]
+        reason = f"P({photos.classes[row['label']]}) {prob:.4f} by the mean of runs; {notes[0]}"
+        notes += [f"published lists: {row['n_lists']}"] * (row["n_lists"] > 0)
+        cards.append(photos.card(row["id"], row["label"], prob=prob, notes=notes, reason=reason))
     return cards

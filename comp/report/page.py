@@ -47,7 +47,7 @@ class Card(NamedTuple):
     """A photo with what is known about it."""
 
     id: str
-    label: str  # name of its class, or "test"
+    label: str  # name of its class
     photo: str | None  # data URI; None: there is no such photo any more
     heat: str | None = None  # data URI of a map of what the prediction is based on
     prob: float | None = None  # of its own label, out of fold

@@ -9,7 +9,7 @@ Pixels    and features that neither a listed recipe nor a run that stays uses.
 """
 
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -177,12 +177,9 @@ def prune(workspace: Workspace, reporter: Reporter, *, is_sure: bool) -> None:
 
 
 def freed(paths: Iterable[Path]) -> int:
-    """Bytes that deleting `paths` frees: a file that has another name elsewhere stays."""
+    """Bytes of the files under `paths`; of a file with several names each has its part."""
     files = [each for path in paths for each in (path, *path.rglob("*")) if each.is_file()]
-    stats = [file.stat() for file in files]
-    n_names = Counter(stat.st_ino for stat in stats)
-    sizes = {stat.st_ino: stat.st_size for stat in stats if n_names[stat.st_ino] == stat.st_nlink}
-    return sum(sizes.values())
+    return sum(file.stat().st_size // file.stat().st_nlink for file in files)
 
 
 def find_waste(workspace: Workspace) -> dict[Path, str]:
