@@ -136,18 +136,14 @@ def test_classes_swapped_in_prediction_are_detected_by_near_duplicates() -> None
 
 def test_near_duplicates_are_matched_by_group_and_id_and_never_by_position() -> None:
     shuffled = {name: table.sample(frac=1, random_state=1) for name, table in tables().items()}
-    shuffled["test"] = tables()["test"]
-    matched = csvfile.labelled_neighbours(*(shuffled[n] for n in ("predictions", "train", "test")))
-    assert len(matched) == 40
-    assert ((matched["prob"] > 0.5) == (matched["label"] == 1)).all()
+    assert check(**shuffled | {"test": tables()["test"]}) == []
 
 
 def test_only_groups_whose_known_labels_agree_are_matched() -> None:
-    given_tables = tables()
     more = pd.DataFrame({"group": [0, 1, 2], "label": [1, 0, pd.NA]})
-    train = pd.concat([given_tables["train"], more]).astype({"label": "Int8"})
-    matched = csvfile.labelled_neighbours(given_tables["predictions"], train, given_tables["test"])
-    assert len(matched) == 38  # groups 0 and 1 disagree; the unknown label in group 2 is ignored
+    train = pd.concat([tables()["train"], more]).astype({"label": "Int8"})
+    line = refusal(predictions=tables(flip_test=True)["predictions"], train=train)
+    assert "predictions of 38 test photos" in line  # the unknown label in group 2 is ignored
 
 
 TRAIN = tables()["train"]

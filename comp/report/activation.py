@@ -90,7 +90,7 @@ def _images(fit: Any, fold: int, ids: Sequence[str]) -> Tensor:
 def activation_map(network: Any, image: Tensor, logit: float) -> Floats | None:
     """Grad-CAM [h, w] in [0, 1] of `image [1, 3, s, s]` for the class that `logit` predicts.
 
-    None where the network has no feature map whose positions all reach the head.
+    None where the network has no feature map, as a transformer of tokens.
     """
     with torch.no_grad():
         features = network.forward_features(image)
@@ -99,17 +99,9 @@ def activation_map(network: Any, image: Tensor, logit: float) -> Floats | None:
     if not output.requires_grad:
         return None
     (gradient,) = torch.autograd.grad(output, features)
-    channels = network.num_features
-    if features.ndim == 3:  # tokens [1, n, c]: the patches form a square
-        n_prefix = getattr(network, "num_prefix_tokens", 0)
-        side = round((features.shape[1] - n_prefix) ** 0.5)
-        parts = [each[:, n_prefix:] for each in (features, gradient)]
-        if parts[0].shape[1] != side**2:
-            return None
-        features, gradient = (each.unflatten(1, (side, side)) for each in parts)
-    elif features.ndim == 4 and features.shape[1] == channels:
+    if features.ndim == 4 and features.shape[1] == network.num_features:  # channels come first
         features, gradient = (each.permute(0, 2, 3, 1) for each in (features, gradient))
-    if features.ndim != 4 or features.shape[-1] != channels:
+    if features.ndim != 4 or features.shape[-1] != network.num_features:
         return None
     weights = gradient.mean((1, 2), keepdim=True)
     heat = (features.detach() * weights).sum(-1)[0].relu()

@@ -43,7 +43,7 @@ def check_submission(
     check_ids(run.predictions["id"].tolist(), sample_ids, test)
     check_probs(probs, run.settings.clip)
     warnings = check_oof(run.oof, competition)
-    check_neighbours(labelled_neighbours(run.predictions, train, test), competition)
+    check_neighbours(run.predictions, train, test, competition)
     if probs.size > 1 and np.ptp(probs) == 0:
         warnings.append(f"all {probs.size:,} predictions are the same, {probs[0]:g}")
     return warnings
@@ -92,29 +92,23 @@ def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     return [f"out-of-fold predictions are no better than chance ({losses})"]
 
 
-def labelled_neighbours(
-    predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame
-) -> pd.DataFrame:
-    """`prob` and `label` of each test photo in a group with training photos of just one class."""
-    by_group = train.dropna(subset="label").astype({"label": np.float64}).groupby("group")["label"]
-    labels = by_group.first()[by_group.nunique() == 1]
-    grouped = test[["id", "group"]].merge(predictions[["id", "prob"]], on="id")
-    return grouped.join(labels, on="group", how="inner")[["prob", "label"]]
+def check_neighbours(
+    predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, competition: Competition
+) -> None:
+    """Refuse predictions that contradict the labels of near-duplicates in the training set.
 
-
-def check_neighbours(neighbours: pd.DataFrame, competition: Competition) -> None:
-    """Refuse predictions that contradict the labels of near-duplicates, if those have both classes.
-
-    Correlation by Fisher's z: atanh(r) has the standard error 1 / sqrt(n - 3).
+    Groups whose labels disagree do not count. Fisher: atanh(r) has standard error 1 / sqrt(n - 3).
     """
-    labels, probs = (neighbours[column].to_numpy(np.float64) for column in ("label", "prob"))
-    if labels.size < MIN_NEIGHBOURS or np.ptp(labels) == 0 or np.ptp(probs) == 0:
+    labels = train.dropna(subset="label").groupby("group")["label"].agg(["first", "nunique"])
+    agreed = labels["first"][labels["nunique"] == 1].astype(np.float64)
+    near = test[["id", "group"]].merge(predictions[["id", "prob"]], on="id")
+    near = near.join(agreed.rename("truth"), on="group", how="inner")
+    if len(near) < MIN_NEIGHBOURS or near[["truth", "prob"]].nunique().min() < 2:
         return
-    correlation = float(np.corrcoef(labels, probs)[0, 1])
-    z = np.arctanh(np.clip(correlation, -0.999999, 0.999999)) * np.sqrt(labels.size - 3)
-    if z < -SIGNIFICANT:
+    correlation = near["truth"].corr(near["prob"])
+    if np.arctanh(max(correlation, -0.999999)) * np.sqrt(len(near) - 3) < -SIGNIFICANT:
         raise SubmissionError(
-            f"the classes are swapped: predictions of {labels.size:,} test photos correlate by"
+            f"the classes are swapped: predictions of {len(near):,} test photos correlate by"
             f" {correlation:.2f} with the labels of their near-duplicates in the training set;"
             f" check that {competition.columns[1]} is P({competition.classes[1]}),"
             " then run `make predict` again"

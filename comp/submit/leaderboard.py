@@ -1,9 +1,4 @@
-"""Where our best score stands on the current and the archived leaderboard, and the next medal.
-
-A lower score is better. A playground competition awards no medals: the thresholds here are those
-of Kaggle's progression system (kaggle.com/progression) for 1,000 teams or more: gold for the top 10
-and one more team per 500, silver for the top 5 %, bronze for the top 10 %.
-"""
+"""Where our best score stands on the current and the archived leaderboard: less is better."""
 
 import time
 from collections.abc import Iterator
@@ -19,12 +14,11 @@ from comp.data.identity import check_server
 from comp.errors import DataError, KaggleError, SubmissionError
 from comp.kaggle import Kaggle
 from comp.metric import Floats
-from comp.progress import Reporter, counted
+from comp.progress import Reporter
 from comp.store import Workspace
 from comp.submit.ledger import read_ledger, score_text
 
 FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded again
-MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
 
 
 def read_board(path: Path, remedy: str) -> pd.DataFrame:
@@ -83,8 +77,6 @@ def print_standings(
     columns = ("leaderboard", "rank", "of", "top", "next above", "next below")
     rows = [(name, *standing(score, board)) for name, board in boards.items()]
     reporter.table("where it stands", columns, rows)
-    for name, board in boards.items():
-        reporter.say(f"{name}: {next_medal(score, board['Score'].to_numpy())}")
 
 
 def standing(score: float, board: pd.DataFrame) -> tuple[str, ...]:
@@ -99,19 +91,6 @@ def standing(score: float, board: pd.DataFrame) -> tuple[str, ...]:
         texts = [f"{x:.5f} {team}".strip() for x, team in neighbour.itertuples(index=False)]
         cells.append(texts[0] if texts else "-")
     return tuple(cells)
-
-
-def next_medal(score: float, scores: Floats) -> str:
-    """What the next medal would need, in words."""
-    n_teams = scores.size
-    if n_teams < MEDALS_FROM:
-        return f"no medal thresholds for {counted(n_teams, 'team')}, fewer than {MEDALS_FROM:,}"
-    last_ranks = {"bronze": n_teams // 10, "silver": n_teams // 20, "gold": 10 + n_teams // 500}
-    for medal, rank in last_ranks.items():
-        if ranks(score, scores) > rank:
-            need = scores[rank - 1]  # an equal score shares the rank
-            return f"{medal} needs rank {rank:,}, a score of {need:.5f} ({score - need:.5f} better)"
-    return "gold zone"
 
 
 def _own_scores(
