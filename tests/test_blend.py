@@ -133,9 +133,9 @@ def test_a_blend_is_a_run_like_any_other(workspace: Workspace, method: str) -> N
     mixed = sum(weight * test for weight, test in zip(weights.values(), tests, strict=True))
     logits = run.predictions.set_index("id")["logit"]
     pd.testing.assert_series_equal(logits, mixed.loc[logits.index], atol=1e-12)
-    assert (run.settings.noise_rate, run.settings.clip) == (COMPETITION.noise_rate, 0.005)
-    assert run.cv_raw == pytest.approx(logit_log_loss(run.oof["label"], run.oof["logit"]))
-    assert run.cv_raw < min(member.cv_raw for member in members)
+    assert (run.figures.noise_rate, run.figures.clip) == (COMPETITION.noise_rate, 0.005)
+    assert run.figures.cv_raw == pytest.approx(logit_log_loss(run.oof["label"], run.oof["logit"]))
+    assert run.figures.cv_raw < min(member.figures.cv_raw for member in members)
     assert print_forecast(workspace, COMPETITION, run, heard).n_pairs == 0
     compared(workspace, "blend", "a", heard)
     assert blended(workspace, folder.name, "a") != folder
@@ -199,13 +199,13 @@ def test_a_run_with_options_that_no_longer_exist_has_no_recipe(workspace: Worksp
 def test_a_blend_calibrates_as_its_runs_do_or_by_its_own_options_and_has_no_others(
     workspace: Workspace,
 ) -> None:
-    assert read_run(blended(workspace, "a", "b")).settings.method == "temperature"
+    assert read_run(blended(workspace, "a", "b")).figures.method == "temperature"
     for name in ("a-0000000000", "b-1111111111"):
         edit_json(workspace.runs / name / "calibration.json", method="none")
-    assert read_run(blended(workspace, "a", "b")).settings.method == "none"
-    assert read_run(blended(workspace, "a", "b", "c")).settings.method == "temperature"
+    assert read_run(blended(workspace, "a", "b")).figures.method == "none"
+    assert read_run(blended(workspace, "a", "b", "c")).figures.method == "temperature"
     settings = ["prediction.calibration=platt", "prediction.noise_rate=0"]
-    chosen = read_run(blended(workspace, "a", "b", settings=settings)).settings
+    chosen = read_run(blended(workspace, "a", "b", settings=settings)).figures
     assert (chosen.method, chosen.noise_rate) == ("platt", 0)
     for setting in ("folds.n=3", "prediction.views=flip", "model.layer=x", "clip"):
         with pytest.raises(RecipeError, match=f"'{setting}' is not an option of a blend"):

@@ -72,7 +72,7 @@ def test_heads_see_the_features_of_all_runs_and_no_photo_of_their_own_fold(
     logits = run.predictions.set_index("id")["logit"].loc[inputs.test_ids]
     np.testing.assert_allclose(logits, mean, atol=1e-9)
     assert read_json(folder / "run.json")["members"] == sorted(run.name for run in runs)
-    assert run.settings.method == "none"
+    assert run.figures.method == "none"
     assert joined(drawn_copy, "second", "first") == folder
     joined(drawn_copy, "concat", "first", method="simplex")
 

@@ -244,7 +244,7 @@ def test_a_noise_rate_that_contradicts_the_scores_is_reported_and_not_changed(
     assert made.noise_rate.low > 0.05
     assert "because of label noise or harder photos" in text
     assert f"SET=prediction.noise_rate={made.noise_rate.mean:.4f} fits the scores better" in text
-    assert read_run(runs[0]).settings.noise_rate == 0.004
+    assert read_run(runs[0]).figures.noise_rate == 0.004
 
 
 def test_too_few_photos_make_no_forecast(workspace: Workspace) -> None:

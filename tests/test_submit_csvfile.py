@@ -35,7 +35,7 @@ def tables(*, flip_test: bool = False, flip_oof: bool = False) -> dict[str, pd.D
 def check(**changed: pd.DataFrame) -> list[str]:
     given = tables() | changed
     run: Any = SimpleNamespace(
-        predictions=given["predictions"], oof=given["oof"], settings=SimpleNamespace(clip=0.005)
+        predictions=given["predictions"], oof=given["oof"], figures=SimpleNamespace(clip=0.005)
     )
     return csvfile.check_submission(run, SAMPLE_IDS, given["train"], given["test"], COMPETITION)
 

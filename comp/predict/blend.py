@@ -228,7 +228,7 @@ def _prediction(members: Members, settings: Sequence[str]) -> Prediction:
             f"{unknown[0]!r} is not an option of a blend, whose runs are finished: its options are"
             f" {', '.join(OPTIONS)}"
         )
-    methods = {run.settings.method for run in members.runs}
+    methods = {run.figures.method for run in members.runs}
     own = Prediction(calibration=methods.pop()) if len(methods) == 1 else Prediction()
     return override(Recipe(name="blend", prediction=own), settings).prediction
 

@@ -258,7 +258,7 @@ def compare_calibrations(
     if recipe:
         views, settings = recipe.prediction.views, settings_of(recipe.prediction, competition)
     else:  # a blend has no views of its own
-        views, settings = "none", read_run(folder).settings
+        views, settings = "none", read_run(folder).figures
     groups, candidates = groups_of(workspace, oof), candidates_of(oof, views, settings)
     labels, folds, noise_rate = oof["label"].to_numpy(), oof["fold"], competition.noise_rate
     scores = score_candidates(candidates, labels, folds, groups, noise_rate)

@@ -54,7 +54,7 @@ class RunFacts:
         is_done = is_predicted(workspace, folder, competition.noise_rate)
         self.finished = read_run(folder) if is_done else None
         if self.finished:
-            own = self.finished.settings
+            own = self.finished.figures
             plain = own.replace(noise_rate=0.0, clip=0.0)
             self.calibrated = cross_fitted(oof["logit"], oof["label"], oof["fold"], plain)
             last = f"as submitted: noise rate {own.noise_rate:g}, clip {own.clip:g}"
@@ -121,7 +121,7 @@ def _tiles(facts: RunFacts, other: FinishedRun | None) -> Iterator[Tile]:
     if finished is None:
         yield Tile("Predictions", "none yet", "run make predict")
         return
-    before = f"{finished.cv_calibrated:.5f} calibrated, before noise rate and clip"
+    before = f"{finished.figures.cv_calibrated:.5f} calibrated, before noise rate and clip"
     note = f"95 % interval {facts.interval(last)}; {before}"
     yield Tile("As submitted", f"{last.mean():.5f}", note)
     made, best = forecast_run(facts.workspace, facts.competition, finished)
@@ -178,12 +178,12 @@ def _charts(facts: RunFacts) -> Iterator[Chart]:
     if histories:
         yield charts.learning_curves(histories)
     probs, test_logits = {"before calibration": sigmoid(oof["logit"])}, None
-    if finished and finished.settings.method != "none":
+    if finished and finished.figures.method != "none":
         probs["after calibration"] = facts.calibrated
     yield charts.reliability(facts.labels, probs, classes[1])
     if finished:
         test_logits = finished.predictions["logit"].dropna().to_numpy(np.float64)
-        own = finished.settings
+        own = finished.figures
         yield charts.clip_curve(facts.labels, facts.calibrated, own, facts.competition)
     yield charts.distribution(oof, test_logits, classes, facts.looks.get("drift"))
 

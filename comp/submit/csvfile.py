@@ -41,7 +41,7 @@ def check_submission(
     """
     probs = run.predictions["prob"].to_numpy(np.float64)
     check_ids(run.predictions["id"].tolist(), sample_ids, test)
-    check_probs(probs, run.settings.clip)
+    check_probs(probs, run.figures.clip)
     warnings = check_oof(run.oof, competition)
     check_neighbours(run.predictions, train, test, competition)
     if probs.size > 1 and np.ptp(probs) == 0:

@@ -201,7 +201,7 @@ def print_forecast(
         rows.append((f"rank among {board.size:,}", *(f"{rank:,}" for rank in places)))
         rows.append(("top", *(f"{min(100 * rank / board.size, 100):.1f} %" for rank in places)))
     reporter.table(f"forecast of {run.folder}", ("", "expected", "5 %", "95 %"), rows)
-    _explain(competition, run.settings.noise_rate, made, reporter)
+    _explain(competition, run.figures.noise_rate, made, reporter)
     if best_row and made.gain:
         gain, best = made.gain, f"your best ({score_text(best_row)})"
         if gain.mean < 0:

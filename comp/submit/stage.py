@@ -128,19 +128,20 @@ def _check_run(
     return ids
 
 
-def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
+def _draft_row(run: FinishedRun, path: Path) -> LedgerRow:
     """The row before the upload. Its message ends with a hash that identifies it on Kaggle."""
-    sha256, cv = file_sha256(path), f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
+    figures, sha256 = run.figures, file_sha256(path)
+    cv = f"cv {figures.cv_raw:.5f} / {figures.cv_clipped:.5f}"
     return LedgerRow(
         file=path.name,
         sha256=sha256,
-        recipe=finished.recipe,
-        fingerprint=finished.fingerprint,
+        recipe=run.recipe,
+        fingerprint=run.fingerprint,
         commit=code_commit(CODE),
-        cv_raw=round(finished.cv_raw, 6),
-        cv_calibrated=round(finished.cv_calibrated, 6),
-        cv_clipped=round(finished.cv_clipped, 6),
-        message=f"{finished.recipe} {finished.fingerprint} {cv} sha {sha256[:12]}",
+        cv_raw=round(figures.cv_raw, 6),
+        cv_calibrated=round(figures.cv_calibrated, 6),
+        cv_clipped=round(figures.cv_clipped, 6),
+        message=f"{run.recipe} {run.fingerprint} {cv} sha {sha256[:12]}",
     )
 
 
