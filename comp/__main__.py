@@ -115,9 +115,12 @@ def _forecast(call: Call) -> None:
 
 def _report(call: Call) -> None:
     """write a run's report, with activation maps and drift: runs/<run>/report.html"""
-    from comp.report.stage import report_run
+    from comp.report.activation import measure
+    from comp.report.stage import write_report
 
-    report_run(call.workspace, call.competition, call.run_folder, call.device, call.reporter)
+    measure(call.workspace, call.run_folder, call.device, call.reporter)
+    page = write_report(call.workspace, call.competition, call.run_folder)
+    call.reporter.say(f"report in {page}")
 
 
 def _submit(call: Call) -> None:

@@ -9,8 +9,7 @@ from heard import Heard
 
 from comp.competition import COMPETITION
 from comp.errors import DataError, RecipeError
-from comp.predict.blend import blend_runs
-from comp.predict.feature_blend import shared_head
+from comp.predict.blend import blend_runs, shared_head
 from comp.predict.runs import read_run
 from comp.predict.stage import find_run, predict
 from comp.progress import Reporter

@@ -83,10 +83,7 @@ def by_recipe(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) -> pd.DataFrame:
-    """id, label, number of recipes that doubt it, mean logit. All runs need the same photos.
-
-    The logit of a recipe is the mean over its runs.
-    """
+    """id, label, number of recipes that doubt it, and the mean of the recipes' mean logits."""
     folders = [folder for runs in recipes.values() for folder in runs]
     photos, by_run = side_by_side({folder.name: read_oof(folder) for folder in folders})
     now = manifest.set_index("id")["label"].reindex(photos["id"]).fillna(-1)

@@ -5,7 +5,9 @@ least log loss, which is convex in them, its temperature is then that of any run
 averaged, because they forget how certain a run is. What is reported, and written to oof.csv, is
 cross-fitted: the logits of a fold are mixed by weights from the other folds.
 
-By features: one head on the features of all runs side by side (comp/predict/feature_blend.py).
+By features: one head on the features of all runs side by side, as ypwhs did with three backbones
+for .04141 on this leaderboard. Features are kept, so it costs one head per fold. Each feature is
+standardised: a backbone with more features counts for more.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
-from comp.errors import RecipeError
+from comp.errors import DataError, RecipeError
 from comp.metric import (
     Floats,
     Gain,
@@ -35,12 +37,14 @@ from comp.predict.runs import (
     check_current,
     print_losses,
     read_run,
+    recipe_of,
     write_predictions,
 )
 from comp.progress import Reporter
-from comp.recipe import Prediction, Recipe
+from comp.recipe import Head, Prediction, Recipe
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
 from comp.train.files import record
+from comp.train.run import open_run
 
 BLEND_FORMAT = 2  # of fingerprints
 OPTIONS = ("prediction.calibration", "prediction.noise_rate", "prediction.clip")
@@ -77,10 +81,7 @@ class Members(NamedTuple):
 
 
 def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
-    """The runs in `folders`, each once.
-
-    RecipeError for fewer than two, StaleError or DataError if they do not fit together.
-    """
+    """The runs in `folders`, each once. RecipeError for fewer than two, DataError if unlike."""
     runs = [read_run(folder) for folder in sorted(set(folders))]
     if len(runs) < 2:
         raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
@@ -91,10 +92,7 @@ def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
 
 
 def simplex(logits: Floats, labels: Floats) -> Floats:
-    """The weights [m] with the least log loss of sigmoid(logits @ weights).
-
-    `logits [n, m]` are out-of-fold, `labels [n]` 0 or 1.
-    """
+    """The weights [m] with the least log loss of sigmoid(logits [n, m] @ weights)."""
     from scipy.optimize import minimize  # slow to load, and a blend that is done needs none
 
     def loss(weights: Floats) -> tuple[float, Floats]:
@@ -180,8 +178,6 @@ def blend_runs(
     prediction = _prediction(members, settings)
     parts: dict[str, float] | list[str] = members.names
     if method == "features":
-        from comp.predict.feature_blend import fit_on_features  # torch takes seconds to load
-
         logits, test_logits = fit_on_features(workspace, members, device, reporter)
     else:
         weigh = WEIGHERS[method]
@@ -243,3 +239,60 @@ def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Re
     errors = pd.DataFrame(labels[:, None] - sigmoid(members.logits), columns=names)
     rows = list(errors.corr().map("{:.2f}".format).itertuples())
     reporter.table("correlation of errors", ("", *names), rows)
+
+
+def fit_on_features(
+    workspace: Workspace, members: Members, device: str | None, reporter: Reporter
+) -> tuple[Floats, "pd.Series[float]"]:
+    """Out-of-fold logits [n] of the members' photos, and the mean over folds of test logits by id.
+
+    RecipeError for a member that solves no heads, DataError if they learn from different labels.
+    """
+    from comp.train.fits import HeadFit, open_fit  # torch takes seconds to load
+    from comp.train.solver import solve_fold
+
+    recipes = [_head_recipe(workspace.runs / name) for name in members.names]
+    fits = list[HeadFit]()
+    for recipe, _ in recipes:
+        fit = open_fit(open_run(workspace, recipe), device, reporter)
+        assert isinstance(fit, HeadFit)
+        fits.append(fit)
+        run, inputs = fit.inputs.run, fits[0].inputs
+        if run.folds != inputs.run.folds or not fit.inputs.photos.equals(inputs.photos):
+            raise DataError(
+                f"{recipes[0][0].name} and {recipe.name} learn from other labels or in other"
+                " folds: train both with the same folds.* options"
+            )
+    heads = [head for _, head in recipes]
+    pairs = zip(fits, heads, strict=True)
+    learnt = np.hstack([fit.mean_features(inputs.ids, head.views) for fit, head in pairs])
+    scored, test = (
+        np.hstack([fit.mean_features(ids) for fit in fits]) for ids in (inputs.ids, inputs.test_ids)
+    )
+    logits, test_logits = np.full(len(scored), np.nan), np.zeros(len(test))
+    training, seed, folds = shared_head(heads), inputs.run.recipe.seed, inputs.run.folds
+    with reporter.track(f"heads on {learnt.shape[1]:,} features", len(folds), "folds") as advance:
+        for fold in folds:
+            held_out = (inputs.photos["fold"] == fold).to_numpy()
+            head = solve_fold(learnt, inputs.photos, fold, training, seed)
+            logits[held_out] = head.logits(scored[held_out])
+            test_logits += head.logits(test)
+            advance()
+    out_of_fold = pd.Series(logits, index=inputs.ids).loc[members.photos["id"]]
+    return out_of_fold.to_numpy(np.float64), pd.Series(test_logits / len(folds), inputs.test_ids)
+
+
+def shared_head(heads: Sequence[Head]) -> Head:
+    """A head in the place of `heads`, with all their penalties and the most inner folds."""
+    penalties = sorted({penalty for head in heads for penalty in head.penalties})
+    return Head(penalties=tuple(penalties), n_inner=max(head.n_inner for head in heads))
+
+
+def _head_recipe(folder: Path) -> tuple[Recipe, Head]:
+    recipe = recipe_of(folder)
+    if recipe is None or not isinstance(recipe.training, Head):
+        raise RecipeError(
+            f"{folder.name} has no solved head on features of its own: METHOD=features takes runs"
+            " of head recipes"
+        )
+    return recipe, recipe.training

@@ -119,10 +119,7 @@ def fit_curve(method: Method, logits: ArrayLike, labels: ArrayLike) -> Curve | S
 
 
 def _fit_temperature(z: Floats, truth: Floats) -> float:
-    """The T at which sigmoid(z / T) has the least log loss.
-
-    The loss is convex in 1 / T, so that the sign of its slope says on which side the minimum is.
-    """
+    """The T at which sigmoid(z / T) has the least log loss, which is convex in 1 / T."""
     margins = np.where(truth > 0.5, z, -z)  # positive where the photo is on its own side
     low, high = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
     for _ in range(48):  # halvings of a range of 6: as exact as float64
@@ -174,18 +171,12 @@ def _fit_steps(z: Floats, truth: Floats) -> Steps:
 
 
 def with_flips(probs: Floats, noise_rate: float) -> Floats:
-    """P(the label is positive) if a share `noise_rate` of the labels is flipped.
-
-    This has the least expected log loss, if `probs` are calibrated.
-    """
+    """P(the label is positive) if a share `noise_rate` of the labels is flipped."""
     return probs * (1 - noise_rate) + (1 - probs) * noise_rate
 
 
 def over_folds(folds: ArrayLike, score: Callable[[NDArray[np.bool_]], Floats]) -> Floats:
-    """`score(held_out)` of each fold, where `held_out [n]` is True in that fold, put together.
-
-    DataError if there is only one fold: nothing is left to fit on.
-    """
+    """`score(held_out [n])` of each fold, put together; DataError if there is only one fold."""
     fold = np.asarray(folds, np.float64)
     numbers = np.unique(fold)
     if numbers.size < 2:

@@ -39,10 +39,7 @@ MIN_PHOTOS = 20  # out of fold; with fewer, an interval means nothing
 
 
 def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats]:
-    """id, label and fold of the photos of `oofs`, by run, and their logits [n, runs].
-
-    DataError if the runs have other photos, labels or folds.
-    """
+    """id, label, fold of the photos of `oofs`, and logits [n, runs]; DataError if they differ."""
     tables = {name: oof.set_index("id") for name, oof in oofs.items()}
     first, *others = tables
     photos = tables[first]
@@ -179,10 +176,7 @@ def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> di
 
 
 def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
-    """Logits of other means than that of the logits of all `views`.
-
-    The first view is the centre, the second its mirror image.
-    """
+    """Logits of other means than that of all `views`: the first is the centre, then its mirror."""
     columns = oof.drop(columns=["id", "label", "fold", "logit"]).to_numpy(np.float64)
     means = {}
     for name, n in {"none": 1, "flip": 2, views: columns.shape[1]}.items():
@@ -202,10 +196,7 @@ def score_candidates(
     groups: ArrayLike,
     noise_rate: float,
 ) -> dict[str, CandidateScore]:
-    """The scores of `candidates` and, with three folds or more, of the choice among them.
-
-    `noise_rate` is the leaderboard's.
-    """
+    """The scores of `candidates` and, with three folds or more, of the choice among them."""
     probs = {
         name: cross_fitted(logits, labels, folds, settings)
         for name, (logits, settings) in candidates.items()
@@ -230,10 +221,7 @@ def nested_choice(
     folds: NDArray[np.float64],
     noise_rate: float,
 ) -> Floats:
-    """Probabilities [n]: each fold's by the candidate that is best among the other folds.
-
-    Best is the least expected loss on the leaderboard when cross-fitted there.
-    """
+    """Probabilities [n]: each fold's by the candidate that is best on the others' leaderboard."""
 
     def choose(held_out: NDArray[np.bool_]) -> Floats:
         rest = ~held_out

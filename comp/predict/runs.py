@@ -83,10 +83,7 @@ def write_predictions(
     settings: Settings,
     reporter: Reporter,
 ) -> None:
-    """Write test.csv and calibration.json of the run in `folder`, which has its oof.csv.
-
-    `logits` are by id; a test photo without one gets the prior and a warning.
-    """
+    """Write test.csv and calibration.json. A test photo that `logits` lack gets the prior."""
     labels, ids = oof["label"].to_numpy(), list(read_manifest(workspace.manifest("test"))["id"])
     curve = fit_curve(settings.method, oof["logit"], labels)
     table = pd.DataFrame({"id": ids, "logit": logits.reindex(ids).to_numpy(np.float64)})
@@ -124,10 +121,7 @@ def print_losses(folder: Path, reporter: Reporter) -> None:
 
 
 def recipe_of(folder: Path) -> Recipe | None:
-    """The recipe of the run in `folder`.
-
-    None for a blend, for options that no longer exist, and where run.json is damaged.
-    """
+    """The recipe of the run in `folder`; None for a blend, and for one that cannot be read."""
     try:
         values = _read_origin(folder).recipe or {}
         return restored(Recipe, values) if "training" in values else None
@@ -136,10 +130,7 @@ def recipe_of(folder: Path) -> Recipe | None:
 
 
 def options_of(folder: Path) -> dict[str, str]:
-    """The options of the run in `folder`, by dotted name; of a blend its method and its runs.
-
-    None for options that no longer exist, and where run.json is missing or damaged.
-    """
+    """Options by dotted name; of a blend its method and its runs; none if they cannot be read."""
     if recipe := recipe_of(folder):
         return flat(recipe)
     with suppress(UserError):

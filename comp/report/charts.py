@@ -146,10 +146,7 @@ def distribution(
     classes: tuple[str, str],
     drift: Mapping[str, float] | None,
 ) -> Chart:
-    """Logits of the out-of-fold photos by class, and of the test photos, in one scale.
-
-    `drift`: AUC of a classifier that tells the test photos by their features, if it was measured.
-    """
+    """Logits out of fold by class, and of the test photos; `drift`: its AUC, if that is known."""
     logits = {f"{name}s": oof["logit"][oof["label"] == k] for k, name in enumerate(classes)}
     words = f"{sigmoid(oof['logit']).mean():.1%} out of fold"
     if test_logits is not None:
@@ -183,10 +180,7 @@ def distribution(
 
 
 def loss_pairs(oof: pd.DataFrame, other: pd.DataFrame, name: str) -> Chart:
-    """Loss of each photo of `oof` (id, label, loss) beside that of the run called `name`.
-
-    `other`: id, label and logit there. The largest losses are drawn, on logarithmic axes.
-    """
+    """Largest losses of `oof` (id, label, loss) beside those of `other` (id, label, logit)."""
     both = oof[["id", "label", "loss"]].merge(other[["id", "label", "logit"]], on=["id", "label"])
     both["theirs"] = per_photo_logit_loss(both["label"], both["logit"])
     both["saved"] = both["theirs"] - both["loss"]

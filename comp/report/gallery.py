@@ -82,10 +82,7 @@ def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
 def largest_losses(
     photos: Photos, oof: pd.DataFrame, run: str, heats: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Card]:
-    """The photos of `oof` (id, label, logit, loss, fold) that cost the `run` most, worst first.
-
-    `heats`: activation maps of some of them, as comp/report/activation.py writes them.
-    """
+    """The photos of `oof` (id, label, logit, loss, fold) that cost the `run` most, worst first."""
     worst = oof.nlargest(N_LARGEST, "loss", keep="first")
     columns = ["id", "label", "logit", "loss", "fold"]
     for id, label, logit, loss, fold in worst[columns].itertuples(index=False):

@@ -71,10 +71,7 @@ class RunFacts:
 
 
 def run_page(facts: RunFacts, against: Path | None) -> Page:
-    """The report of a run, with its losses beside those of the run in `against`.
-
-    What needs predictions is left out where there are none.
-    """
+    """The report of a run, its losses beside those of the run in `against`."""
     oof, folder = facts.oof, facts.folder
     photos = Photos(facts.workspace, facts.competition)
     cards = list(largest_losses(photos, oof, folder.name, facts.looks.get("heat", {})))

@@ -65,20 +65,6 @@ def _results(workspace: Workspace) -> dict[Path, list[object]]:
     return {**found, workspace.submissions: [*lines]}
 
 
-def report_run(
-    workspace: Workspace,
-    competition: Competition,
-    folder: Path,
-    device: str | None,
-    reporter: Reporter,
-) -> None:
-    """Measure what takes the run's networks, and write its report."""
-    from comp.report.activation import measure
-
-    measure(workspace, folder, device, reporter)
-    reporter.say(f"report in {write_report(workspace, competition, folder)}")
-
-
 def write_report(
     workspace: Workspace, competition: Competition, folder: Path, against: Path | None = None
 ) -> Path:

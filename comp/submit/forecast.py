@@ -152,10 +152,7 @@ def forecast(
 def forecast_run(
     workspace: Workspace, competition: Competition, run: FinishedRun
 ) -> tuple[Forecast, LedgerRow | None]:
-    """The forecast of a finished run, and the best submission so far of any other.
-
-    StaleError for a run of photos that are not in `workspace`.
-    """
+    """The forecast of a finished run, and the best submission so far of any other."""
     check_current(workspace, run)
     rows = [row for row in read_ledger(workspace.ledger) if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]

@@ -57,10 +57,7 @@ def print_standings(
     *,
     refresh: bool = False,
 ) -> None:
-    """Where our best score stands, on the current leaderboard and on the archived one, if any.
-
-    SubmissionError if no submission has a score.
-    """
+    """Where our best score stands, on the current leaderboard and on the archived one, if any."""
     check_server(workspace, kaggle)
     own = list(_own_scores(workspace, kaggle, reporter))
     if not own:
@@ -80,10 +77,7 @@ def print_standings(
 
 
 def standing(score: float, board: pd.DataFrame) -> tuple[str, ...]:
-    """Rank, teams, top percentage, and the next better and the next worse score.
-
-    An equal score may be our own, so it is not a neighbour.
-    """
+    """Rank, teams, top percentage, and the next better and next worse score; none is equal."""
     better, worse = board[board["Score"] < score], board[board["Score"] > score]
     rank = len(better) + 1
     cells = [f"{rank:,}", f"{len(board):,}", f"{100 * rank / len(board):.1f} %"]

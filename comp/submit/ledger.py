@@ -38,10 +38,7 @@ _NUMBERS: dict[str, type[float]] = {"ref": int, **dict.fromkeys(_FLOATS, float)}
 
 
 def read_ledger(path: Path, reporter: Reporter | None = None) -> list[LedgerRow]:
-    """All rows, oldest first; none if there is no file. SubmissionError if it is not a ledger.
-
-    `reporter` gets a warning for each damaged cell or line.
-    """
+    """All rows, oldest first; warns of damaged ones. SubmissionError if it is not a ledger."""
 
     def remark(what: str) -> None:
         if reporter:

@@ -43,7 +43,7 @@ COLUMNS = ("CV", "95 %", "gain on board", "95 %", "public", "private")
 def print_runs(
     workspace: Workspace, competition: Competition, reference: Path | None, reporter: Reporter
 ) -> None:
-    """Print all runs, best first, and their gain on `reference`, else on the best.
+    """Print all runs, best first, with their gain on `reference`, else on the best.
 
     The gain is that on the expected leaderboard. Last come runs that lack something.
     """
@@ -67,10 +67,7 @@ def print_runs(
 
 
 def _read(folder: Path) -> pd.DataFrame:
-    """id, label, fold and prob as submitted of the out-of-fold photos, in order of ids.
-
-    StaleError says what the run in `folder` lacks.
-    """
+    """id, label, fold and prob, out of fold, by id. StaleError says what the run lacks."""
     checkpoints = [name for name in hashes(folder) if name.endswith(".safetensors")]
     stages = dict.fromkeys(["run.json", "oof.csv", *checkpoints], "train")
     stages |= dict.fromkeys(["test.csv", "calibration.json"], "predict")

@@ -19,7 +19,7 @@ from comp.data.identity import check_server
 from comp.data.manifest import read_manifest
 from comp.data.origin import origin_path, read_origin
 from comp.data.sample import read_sample
-from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
+from comp.errors import DataError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
 from comp.predict.runs import FinishedRun, check_current, read_run
 from comp.progress import Reporter, counted
@@ -74,12 +74,16 @@ def fetch_scores(
     check_server(workspace, kaggle)
     rows = read_ledger(workspace.ledger, reporter)
     pending = [row for row in rows if row.status == "pending"]
-    for row in pending:
+    lacking = [row for row in rows if row.status != "error" and row.private_score is None]
+    listed = {each.ref: each for each in kaggle.submissions()} if lacking else {}
+    for row in lacking:
         try:
-            _settle(workspace, row, kaggle.submission(_ref(row)), reporter)
-        except (NotFoundError, SubmissionError) as error:
+            if _ref(row) in listed:
+                _settle(workspace, row, listed[_ref(row)], reporter)
+            elif row.status == "pending":
+                reporter.warn(f"Kaggle lists no submission {row.ref} of {row.file}")
+        except SubmissionError as error:
             reporter.warn(str(error))
-    _fetch_private_scores(workspace, rows, kaggle, reporter)
     rows = read_ledger(workspace.ledger)
     n_left = sum(row.status == "pending" for row in rows)
     n_settled = f"{len(pending) - n_left:,} of {counted(len(pending), 'pending score')} arrived"
@@ -95,19 +99,6 @@ def _print_rows(competition: Competition, rows: Sequence[LedgerRow], reporter: R
         cells.append((row.file, *("-" if each is None else each for each in scores), row.status))
     columns = ("submission", "CV raw", "CV clipped", "public score", "private score", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
-
-
-def _fetch_private_scores(
-    workspace: Workspace, rows: Sequence[LedgerRow], kaggle: Kaggle, reporter: Reporter
-) -> None:
-    """Fill in the private scores that Kaggle has shown since the public ones came."""
-    lacking = {
-        row.ref: row for row in rows if row.status == "complete" and row.private_score is None
-    }
-    for known in kaggle.submissions() if lacking else ():
-        if known.ref in lacking and known.private_score is not None:
-            row = replace(lacking[known.ref], private_score=known.private_score)
-            _record(workspace, row, reporter)
 
 
 def _check_run(
