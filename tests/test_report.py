@@ -26,7 +26,6 @@ from comp.plots import Drawing
 from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.report.activation import activation_map, auc_with_interval, measure
-from comp.report.charts import wilson
 from comp.report.gallery import Photos, largest_losses
 from comp.report.ledger_page import finalists, fitted_line
 from comp.report.page import Page, Tile, render
@@ -253,12 +252,6 @@ def test_the_fitted_line_and_its_interval_are_those_of_least_squares() -> None:
     found = linregress(x, y)
     assert line == pytest.approx([found.intercept, found.intercept + found.slope])
     assert half[0] == pytest.approx(2.7764 * found.intercept_stderr, rel=1e-3)
-
-
-def test_intervals_of_shares_are_wilsons() -> None:
-    low, high = wilson(np.array([0.0, 5.0]), np.array([10.0, 10.0]))
-    assert low == pytest.approx([0, 0.2366], abs=1e-4)
-    assert high == pytest.approx([0.2775, 0.7634], abs=1e-4)
 
 
 def test_the_auc_counts_pairs_in_order_and_ties_by_half() -> None:

@@ -6,9 +6,8 @@
    make the same mistakes, so they share a vote; a blend repeats its members and has none.
 2. Near-duplicates with different labels, of which one must be wrong, and pairs of a training photo
    and a test photo that are near-duplicates.
-3. comp/suspects.csv: 138 training photos on five lists of odd or mislabelled photos that
-   competitors published, and on how many. Two of the lists seem to be made by models: one list is
-   no reason to drop a photo.
+3. comp/suspects.csv: on how many of five lists of odd or mislabelled photos, which competitors
+   published, each of 138 training photos is. Models seem to have made two of the lists.
 
 It changes no label. runs/audit.csv has a row for each photo with evidence against it. A person who
 has looked at them writes data/verdicts.csv (comp/train/labels.py).
@@ -61,7 +60,7 @@ def audit_labels(
     if len(recipes) < len(folders):
         reporter.say(
             f"{counted(len(folders), 'run')}, {counted(len(recipes), 'vote')}: runs of one recipe"
-            " share a vote, a blend has none beside its members"
+            " share a vote, a blend has none"
         )
     _print_doubts(table, len(votes), len(recipes), reporter)
     n_conflicts, n_pairs = (table["conflict"] != "").sum(), len(pairs_across(photos, test))
@@ -125,12 +124,9 @@ def evidence(
     label_fixes: Mapping[str, str],
     n_lists: Mapping[str, int],
 ) -> pd.DataFrame:
-    """The photos of `votes` (id, label, votes, logit) with evidence against them, and
+    """The photos of `votes` (id, label, votes, logit) with evidence against them.
 
-    p_other   the probability of the other class, by the mean logit
-    conflict  their near-duplicates with the other label, separated by spaces
-    n_lists   how many published lists name them
-    verdict   their label fix in data/verdicts.csv
+    `p_other`: probability of the other class; `conflict`: near-duplicates that have its label.
     """
     p, clashes = sigmoid(votes["logit"]), conflicts(manifest)
     table = votes[["id", "label", "votes"]].assign(

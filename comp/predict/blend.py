@@ -114,10 +114,7 @@ def simplex(logits: Floats, labels: Floats) -> Floats:
 
 
 def greedy(logits: Floats, labels: Floats) -> Floats:
-    """Weights [m] by `N_PICKS` picks with replacement, each of the run that helps the mean most.
-
-    The best of the means on the way is kept. Source: Caruana et al. 2004.
-    """
+    """Weights [m] by `N_PICKS` picks, each of the run that helps most. Caruana et al. 2004."""
     total, counts = np.zeros((labels.size, 1)), np.zeros(logits.shape[1])
     steps: list[tuple[float, Floats]] = []
     for n_picked in range(1, N_PICKS + 1):

@@ -10,11 +10,9 @@
 
    The first four are one curve: beta's, with a = b for Platt, c = 0 for a temperature, and
    a = b = 1 for none.
-2. p' = p (1 - r) + (1 - p) r, because a share r of the leaderboard's labels contradicts any
-   confident model.
+2. p' = p (1 - r) + (1 - p) r: a share r of the leaderboard's labels contradicts any model.
 3. p' is clipped, which limits what one label may cost. With r = .004 the clip of .005 changes
-   little. It stays as insurance: r is known to about .001, and if more labels are flipped than
-   expected, a clip that is too small costs more than one that is too large.
+   little; it is insurance, because r is known to about .001 only.
 """
 
 from collections.abc import Callable

@@ -63,10 +63,7 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
 
 
 def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
-    """The near-duplicate group of each photo of `oof`, for the intervals of `gain`.
-
-    DataError if they are too few for an interval, StaleError if some are not in data/train.csv.
-    """
+    """The near-duplicate group of each photo; an error if they are few, or not those of today."""
     if len(oof) < MIN_PHOTOS:
         raise DataError(
             f"{counted(len(oof), 'out-of-fold photo is', 'out-of-fold photos are')} too few for an"
@@ -84,11 +81,7 @@ def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
 def compare_runs(
     workspace: Workspace, competition: Competition, a: Path, b: Path, reporter: Reporter
 ) -> Gain:
-    """What the run in folder `a` gains over that in `b`, on the expected leaderboard.
-
-    Prints what differs in their options and photos, and on the photos of both the loss: raw, as
-    submitted, on that leaderboard, and there fold by fold.
-    """
+    """Print how two runs differ, and what that in `a` gains on the expected leaderboard."""
     if a == b:
         raise RecipeError(f"both names mean the same run, {a.name}: name another one")
     runs = [read_run(folder) for folder in (a, b)]
@@ -159,20 +152,16 @@ class CandidateScore(NamedTuple):
 
 def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> dict[str, Candidate]:
     """The plain mean of the views, the recipe's `settings`, and those with one thing changed."""
-    logits = oof["logit"].to_numpy(np.float64)
-    plain = Settings(method="none", noise_rate=0.0, clip=0.0)
+    logits, plain = oof["logit"].to_numpy(np.float64), Settings(method="none", noise_rate=0, clip=0)
     changes: dict[str, dict[str, Any]] = {method: {"method": method} for method in METHODS}
     changes |= {f"noise rate {rate:g}": {"noise_rate": rate} for rate in NOISE_RATES}
     changes |= {f"clip {clip:g}": {"clip": clip} for clip in CLIPS}
+    changed = {name: settings.replace(**change) for name, change in changes.items()}
     found = {"plain mean of logits": (logits, plain), OWN: (logits, settings)}
-    for method in METHODS[1:]:
-        found[f"{method} alone"] = logits, plain.replace(method=method)
-    for name, mean in view_means(oof, views).items():
-        found[f"recipe's, but {name}"] = mean, settings
-    for name, change in changes.items():
-        if settings.replace(**change) != settings:
-            found[f"recipe's, but {name}"] = logits, settings.replace(**change)
-    return found
+    found |= {f"{method} alone": (logits, plain.replace(method=method)) for method in METHODS[1:]}
+    ways = {name: (mean, settings) for name, mean in view_means(oof, views).items()}
+    ways |= {name: (logits, other) for name, other in changed.items() if other != settings}
+    return found | {f"recipe's, but {name}": way for name, way in ways.items()}
 
 
 def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:

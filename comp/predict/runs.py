@@ -64,10 +64,7 @@ def source_keys(workspace: Workspace, oof_sha256: str) -> dict[str, str]:
 
 
 def is_predicted(workspace: Workspace, folder: Path, noise_rate: float) -> bool:
-    """Whether the run in `folder` has predictions of today's photos, with this `noise_rate`.
-
-    The competition's noise rate may have changed since; everything else is in the fingerprint.
-    """
+    """Whether the run in `folder` has predictions of today's photos, with this `noise_rate`."""
     names = ("run.json", "oof.csv", "test.csv", "calibration.json")
     if not all(is_intact(folder / name) for name in names):
         return False

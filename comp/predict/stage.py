@@ -27,13 +27,7 @@ from comp.competition import Competition
 from comp.errors import RecipeError, StaleError
 from comp.predict.blend import OPTIONS, blend_folder, blend_runs
 from comp.predict.calibrate import settings_of
-from comp.predict.runs import (
-    is_predicted,
-    print_losses,
-    read_oof,
-    recipe_of,
-    write_predictions,
-)
+from comp.predict.runs import is_predicted, print_losses, read_oof, recipe_of, write_predictions
 from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.recipes import ENSEMBLES, RECIPES, chosen
@@ -70,8 +64,7 @@ def predict(
 def _mean_logits(run: Run, device: str | None, reporter: Reporter) -> "pd.Series[float]":
     """The mean over folds of the test photos' logits, by id.
 
-    The name of a fold's file contains a hash of data/test.csv, so that logits of other photos are
-    never taken for these, and all have the same ids in the same order.
+    A fold's file is named by a hash of data/test.csv: all have the same ids in the same order.
     """
     manifest = run.workspace.manifest("test")
     key = file_sha256(manifest)[:10]

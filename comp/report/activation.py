@@ -1,7 +1,6 @@
 """What takes a run's networks: activation maps of the worst photos, and drift of the test photos.
 
-Written to runs/<run>/looks.json by `make report`, so that reports that follow can show it without
-torch.
+`make report` writes it to runs/<run>/looks.json, where later reports find it without torch.
 
 heat   Where the evidence for the predicted class is: Grad-CAM (Selvaraju et al. 2017) at the last
        feature map, by the network of the fold that held the photo out. For a linear head on

@@ -68,14 +68,6 @@ def fold_losses(oof: pd.DataFrame, names: Mapping[int, str]) -> Chart:
     return Chart("Folds", sentence, drawing.svg(), columns, rows)
 
 
-def wilson(n_positive: Floats, n: Floats) -> tuple[Floats, Floats]:
-    """95 % intervals of shares `n_positive / n`. Source: Wilson 1927."""
-    z2, share = 1.96**2, n_positive / n
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    return middle - half, middle + half
-
-
 def reliability(labels: Floats, by_name: Mapping[str, Floats], positive: str) -> Chart:
     """Observed against predicted share of the positive class, in bins of each of `by_name`."""
     drawing = Drawing("reliability", height=3.2)
@@ -87,8 +79,7 @@ def reliability(labels: Floats, by_name: Mapping[str, Floats], positive: str) ->
         bins = pd.DataFrame({"prob": probs, "label": labels}).groupby(np.digitize(probs, BIN_EDGES))
         n, hits = np.asarray(bins["label"].agg(["count", "sum"]), np.float64).T
         mean = bins["prob"].mean().to_numpy()
-        x, share, low, high = (np.clip(y, *ends) for y in (mean, hits / n, *wilson(hits, n)))
-        axes.vlines(x, low, high, color=colour, linewidth=1.2)
+        x, share = np.clip(mean, *ends), np.clip(hits / n, *ends)
         axes.scatter(x, share, 8 + 60 * n / n.max(), color=colour, marker=marker, label=name)
         rows += [
             (name, f"{p:.4f}", f"{hit:,.0f} of {count:,.0f}", f"{hit / count:.4f}")
@@ -205,8 +196,8 @@ def loss_pairs(oof: pd.DataFrame, other: pd.DataFrame, name: str) -> Chart:
     return Chart("Photo by photo", sentence, drawing.svg(), columns, rows)
 
 
-def work_times(times: pd.DataFrame) -> Chart:
-    """Where the time went; `times` has work, photos and seconds."""
+def work_times(times: pd.DataFrame, device: str) -> Chart:
+    """Where the time went on `device`; `times` has work, photos and seconds."""
     kinds = times["work"].str.replace(r" \d+$", "s", regex=True)
     totals = times.groupby(kinds, sort=False)["seconds"].sum()
     drawing = Drawing("times", height=0.9 + 0.35 * len(totals))
@@ -215,7 +206,7 @@ def work_times(times: pd.DataFrame) -> Chart:
     axes.set_yticks(range(len(totals)), totals.index)
     axes.set(xlabel="seconds", ylim=(len(totals) - 0.5, -0.5))
     words = ", ".join(f"{kind} {seconds:,.1f} s" for kind, seconds in totals.items())
-    sentence = f"{words}. The first fold also computes what all folds share."
+    sentence = f"On {device}: {words}. The first fold also computes what all folds share."
     rows = [
         (work, f"{n:,}", f"{seconds:,.1f}", f"{n / seconds:,.0f}" if seconds else "-")
         for work, n, seconds in times[["work", "photos", "seconds"]].itertuples(index=False)

@@ -123,7 +123,7 @@ def print_worst(
     columns = ("photo", "label", "P(label)", "loss", "share", "fold", "near-duplicate", "label fix")
     reporter.table(f"{folder.name}: log loss, out of fold", columns, rows)
     n_photos = counted(len(oof), "photo")
-    reporter.say(f"the worst {len(rows)} carry {share:.0%} of the log loss of {n_photos}")
+    reporter.say(f"these {len(rows)} carry {share:.0%} of the log loss of {n_photos}")
     reporter.say(f"look at each; where a label is wrong, copy the line to {workspace.verdicts}:")
     lines = pd.DataFrame(fixes, columns=["id", "verdict", "reason", "by"]).to_csv(index=False)
     for line in lines.splitlines():
@@ -151,32 +151,25 @@ def near_duplicates(photos: Photos, oof: pd.DataFrame) -> Section:
         f"Groups of near-duplicates among the training photos: {len(groups):,}, with"
         f" {len(several):,} photos; no group is split over folds. Photos whose label contradicts"
         f" another of their group: {len(clashes):,}. Pairs of a training and a test photo:"
-        f" {n_across:,}. Shown: up to {N_OF_GROUP} of {len(shown):,} groups, contradictions first."
+        f" {n_across:,}. Shown: {len(cards):,} photos, contradictions first."
     )
     return Section("Near-duplicates", text, cards=cards)
 
 
-def audit_page(photos: Photos, competition: Competition, table: pd.DataFrame) -> Page:
+def audit_page(workspace: Workspace, competition: Competition, table: pd.DataFrame) -> Page:
     """The photos whose labels are in doubt; `table`: the rows of runs/audit.csv."""
+    photos = Photos(workspace, competition)
     pairs = pairs_across(photos.train, photos.test).head(N_AUDITED)
     is_doubted, is_listed = table["votes"] > 0, table["n_lists"] > 0
+    near = [photos.card(id, photos.labels[id]) for id in pairs["id"].unique()]
     parts = {
         "Labels that runs doubt": _audited(photos, table[is_doubted]),
         "Near-duplicates with different labels": _audited(photos, table[table["conflict"] != ""]),
-        "Training photos with near-duplicates among the test photos": [
-            photos.card(id, photos.labels[id]) for id in pairs["id"].unique()
-        ],
-        "On a published list, and no run doubts them": _audited(
-            photos, table[~is_doubted & is_listed]
-        ),
+        "Training photos with near-duplicates among the test photos": near,
+        "On a published list alone": _audited(photos, table[~is_doubted & is_listed]),
     }
     sections = [
-        Section(
-            title,
-            "" if cards else "None.",
-            cards=cards,
-            has_toolbar=any(card.reason for card in cards),
-        )
+        Section(title, "" if cards else "None.", cards=cards, has_toolbar=cards not in ([], near))
         for title, cards in parts.items()
     ]
     subtitle = f"{competition.title}: {len(table):,} photos with evidence against their label"

@@ -23,7 +23,10 @@ BOARD_MARKS = (1, 10, 26, 50, 100, 132, 250, 500, 1000)  # ranks in the table of
 def ledger_page(workspace: Workspace, competition: Competition) -> Page:
     """All submissions, oldest first."""
     rows, board = read_ledger(workspace.ledger), archived_scores(competition)
-    ledger = as_table(rows).assign(change=list(_changes(workspace, rows)))
+    ledger = pd.DataFrame(rows, range(1, len(rows) + 1), columns=list(LEDGER_COLUMNS))
+    ledger = ledger.astype(dict.fromkeys(SCORES, np.float64))
+    run, change = ledger["file"].str.removesuffix(".csv"), list(_changes(workspace, rows))
+    ledger = ledger.assign(run=run, change=change)
     scored = ledger.dropna(subset="public_score")
     charts = list(_charts(scored, board))
     columns = ["", "when", "run", "status", "CV raw", "CV as submitted", "public", "private"]
@@ -36,13 +39,6 @@ def ledger_page(workspace: Workspace, competition: Competition) -> Page:
     ]
     subtitle = f"{competition.title}: {len(rows):,} in the ledger, {len(scored):,} with a score"
     return Page("Submissions", subtitle, list(_tiles(scored, board)), sections)
-
-
-def as_table(rows: Sequence[LedgerRow]) -> pd.DataFrame:
-    """A row for each of `rows`, numbered from 1, with the name of its `run`; NaN: not known."""
-    table = pd.DataFrame(rows, columns=list(LEDGER_COLUMNS), index=range(1, len(rows) + 1))
-    table["run"] = table["file"].str.removesuffix(".csv")
-    return table.astype(dict.fromkeys(SCORES, np.float64))
 
 
 def _changes(workspace: Workspace, rows: Sequence[LedgerRow]) -> Iterator[str]:

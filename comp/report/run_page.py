@@ -75,11 +75,10 @@ def run_page(facts: RunFacts, against: Path | None) -> Page:
     oof, folder = facts.oof, facts.folder
     photos = Photos(facts.workspace, facts.competition)
     cards = list(largest_losses(photos, oof, folder.name, facts.looks.get("heat", {})))
+    first = [card._replace(reason="") for card in cards[:N_WORST]]
     share = oof["loss"].nlargest(N_WORST).sum() / oof["loss"].sum()
-    worst = (
-        f"These {min(N_WORST, len(cards))} of {len(oof):,} photos carry {share:.0%} of the"
-        f" out-of-fold log loss. The gallery below has {len(cards)}."
-    )
+    carry = f"These {len(first)} of {len(oof):,} photos carry {share:.0%} of the log loss"
+    worst = f"{carry}. The gallery below has {len(cards)}."
     help_text = (
         "Sort and filter with the controls; arrow keys move between photos, c copies a line for"
         " data/verdicts.csv. A line changes what is learnt, never what is scored."
@@ -92,14 +91,10 @@ def run_page(facts: RunFacts, against: Path | None) -> Page:
     scores = TextTable(title, ("", "log loss", "95 % interval"), rows)
     other = best_other(facts)
     sections = [
-        Section(
-            "Worst photos", worst, cards=[card._replace(reason="") for card in cards[:N_WORST]]
-        ),
-        *(Section(f"Against {against.name}", charts=beside) for against in [against] if against),
-        Section("Score", charts=list(_charts(facts)), tables=[scores]),
+        Section("Worst photos", worst, cards=first),
+        Section("Score", charts=[*beside, *_charts(facts)], tables=[scores]),
         Section("Largest losses", help_text, cards=cards, has_toolbar=True),
         near_duplicates(photos, oof),
-        *_times(facts),
         _recipe(facts, other),
         Section("Origin", tables=[_origin(facts)]),
     ]
@@ -183,14 +178,8 @@ def _charts(facts: RunFacts) -> Iterator[Chart]:
         own = finished.figures
         yield charts.clip_curve(facts.labels, facts.calibrated, own, facts.competition)
     yield charts.distribution(oof, test_logits, classes, facts.looks.get("drift"))
-
-
-def _times(facts: RunFacts) -> Iterator[Section]:
     if "times" in facts.origin:
-        times = pd.DataFrame(facts.origin["times"])
-        seconds = f"{times['seconds'].sum():,.1f} s of fitting and predicting"
-        text = f"{seconds} on {facts.origin['device']}."
-        yield Section("Time", text, charts=[charts.work_times(times)])
+        yield charts.work_times(pd.DataFrame(facts.origin["times"]), facts.origin["device"])
 
 
 def _recipe(facts: RunFacts, other: FinishedRun | None) -> Section:

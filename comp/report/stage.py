@@ -88,9 +88,9 @@ def write_ledger_page(workspace: Workspace, competition: Competition) -> Path:
 
 def write_audit_page(workspace: Workspace, competition: Competition, table: "pd.DataFrame") -> Path:
     """`table`: the rows of runs/audit.csv."""
-    from comp.report.gallery import Photos, audit_page
+    from comp.report.gallery import audit_page
     from comp.report.page import render
 
     path = workspace.runs / "audit.html"
-    write_text(path, render(audit_page(Photos(workspace, competition), competition, table)))
+    write_text(path, render(audit_page(workspace, competition, table)))
     return path

@@ -36,8 +36,8 @@ def check_submission(
 ) -> list[str]:
     """Warnings that do not stop an upload. SubmissionError for the first problem that must.
 
-    `train` and `test` are the manifests; their rows and those of `run` may be in any order. That
-    the run's numbers are finite and its ids unique has been checked where they were read.
+    `train` and `test` are the manifests. That numbers are finite and ids unique has been checked
+    where they were read.
     """
     probs = run.predictions["prob"].to_numpy(np.float64)
     check_ids(run.predictions["id"].tolist(), sample_ids, test)
@@ -75,8 +75,7 @@ def check_probs(probs: Floats, clip: float) -> None:
 def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     """Refuse out-of-fold predictions that are significantly better when flipped; else warn.
 
-    Flipping a prediction raises its log loss by the logit of the photo's own class, so the mean
-    of that logit decides, by its standard error.
+    Flipping raises log loss by the logit of a photo's own class: its mean and error decide.
     """
     labels, logits = (oof[column].to_numpy(np.float64) for column in ("label", "logit"))
     margin = np.where(labels > 0.5, logits, -logits)

@@ -54,8 +54,7 @@ def print_standings(
     competition: Competition,
     kaggle: Kaggle,
     reporter: Reporter,
-    *,
-    refresh: bool = False,
+    refresh: bool,
 ) -> None:
     """Where our best score stands, on the current leaderboard and on the archived one, if any."""
     check_server(workspace, kaggle)

@@ -43,10 +43,7 @@ COLUMNS = ("CV", "95 %", "gain on board", "95 %", "public", "private")
 def print_runs(
     workspace: Workspace, competition: Competition, reference: Path | None, reporter: Reporter
 ) -> None:
-    """Print all runs, best first, with their gain on `reference`, else on the best.
-
-    The gain is that on the expected leaderboard. Last come runs that lack something.
-    """
+    """Print all runs, best first, with their gain on `reference`, else on the best."""
     tables, lacking = defaultdict[bytes, dict[Path, pd.DataFrame]](dict), list[str]()
     for folder in run_folders(workspace):
         try:

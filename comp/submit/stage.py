@@ -45,8 +45,7 @@ def submit(
 ) -> LedgerRow:
     """The ledger's row of this run's submission, with its score if that came in time.
 
-    A file that was submitted before is uploaded again only by `force`. SubmissionError if the
-    file has a problem, no submission is left today, or Kaggle could not score it.
+    A file that was submitted before is uploaded again only by `force`.
     """
     check_server(workspace, kaggle)
     finished = read_run(run)
@@ -141,8 +140,7 @@ def _upload_once(
 ) -> LedgerRow:
     """The row of the file in `draft`: that of an earlier upload, or that of an upload made now.
 
-    A file `mark` exists while Kaggle is asked to submit. If a crash leaves it behind, the next run
-    gives Kaggle time to list the submission.
+    A file `mark` exists while Kaggle is asked to submit, and tells the next run of a crash.
     """
     rows = read_ledger(workspace.ledger, reporter)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
@@ -160,22 +158,19 @@ def _upload_once(
     else:
         ref = _upload(kaggle, workspace.submissions / draft.file, draft.message, mark, reporter)
         row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
-    _record(workspace, row, reporter)
+        reporter.say(f"{row.file} is on Kaggle (ref {ref})")
+    write_row(workspace.ledger, row, reporter)
     mark.unlink(missing_ok=True)
     return row
 
 
 def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
     """Say that the file of `row` was uploaded before. SubmissionError if it cannot be scored."""
-    results = {"pending": "is waiting for its score", "error": "could not be scored"}
-    result = results.get(row.status, f"scored {score_text(row)}")
-    line = (
-        f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and {result}:"
-        " not uploaded again (FORCE=1 does)"
-    )
+    known = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and"
     if row.status == "error":
-        raise SubmissionError(line)
-    reporter.say(line)
+        raise SubmissionError(f"{known} could not be scored: not uploaded again (FORCE=1 does)")
+    result = "is waiting for its score" if row.status == "pending" else f"scored {score_text(row)}"
+    reporter.say(f"{known} {result}: not uploaded again (FORCE=1 does)")
 
 
 def _find_lost(
@@ -241,7 +236,7 @@ def _settle(
     """`row` with Kaggle's `answer`, in the ledger too. SubmissionError if it cannot be scored."""
     row = replace(row, status=answer.status, public_score=answer.public_score)
     row = replace(row, private_score=answer.private_score)
-    _record(workspace, row, reporter)
+    write_row(workspace.ledger, row, reporter)
     if answer.status == "error":
         reason = " ".join(answer.error.split()).rstrip(".") or "no reason given"
         raise SubmissionError(
@@ -249,17 +244,6 @@ def _settle(
             " recorded in the ledger as an error"
         )
     return row
-
-
-def _record(workspace: Workspace, row: LedgerRow, reporter: Reporter) -> None:
-    """Write `row`. SubmissionError if that fails, as on a full disk: Kaggle's list still has it."""
-    try:
-        write_row(workspace.ledger, row, reporter)
-    except OSError as error:
-        raise SubmissionError(
-            f"{row.file} is on Kaggle (ref {row.ref}), but {workspace.ledger} cannot be written"
-            f" ({error.strerror}): solve that, then run the same again, which uploads nothing twice"
-        ) from None
 
 
 def _ref(row: LedgerRow) -> int:
