@@ -190,7 +190,7 @@ def test_errors_lists_the_worst_photos_and_lines_for_label_fixes(workspace: Work
     assert worst[0].endswith(" keep")
     assert worst[1].startswith("dog.5 dog 0.0001 9.0001 ")
     assert f"dog.5,drop,P(dog) 0.0001 out of fold in {folder.name}," in heard.lines
-    assert re.search(r"these 20 carry \d+% of the log loss of 80 photos", str(heard))
+    assert re.search(r"these 20 carry \d+% of the loss of 80 photos", str(heard))
 
 
 def test_a_comparison_says_what_differs_and_leaves_out_what_is_not_in_both(

@@ -96,8 +96,7 @@ class Steps:
 def fit_curve(method: Method, logits: ArrayLike, labels: ArrayLike) -> Curve | Steps:
     """The curve of `method` with the least log loss; for isotonic, the least squared error.
 
-    `logits [n]` are out-of-fold and raw, `labels [n]` 0 or 1. TrainingError if nothing can be
-    fitted to them.
+    `logits [n]` are out-of-fold and raw, `labels [n]` 0 or 1. TrainingError if logits are alike.
     """
     z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     if not z.size or np.ptp(z) == 0:
@@ -131,8 +130,7 @@ def _fit_temperature(z: Floats, truth: Floats) -> float:
 def _fit_slopes(z: Floats, truth: Floats, *, is_symmetric: bool) -> Curve:
     """Platt's curve or beta's, by Newton's method with halved steps.
 
-    Each parameter is pulled to that of "none" as strongly as by one photo, so that there is an
-    optimum even where the classes are separable.
+    Each parameter is pulled to that of "none" as by one photo: separable classes have an optimum.
     """
     columns = [z] if is_symmetric else [-np.logaddexp(0, -z), np.logaddexp(0, z)]
     x = np.column_stack([*columns, np.ones_like(z)])
@@ -178,10 +176,7 @@ def over_folds(folds: ArrayLike, score: Callable[[NDArray[np.bool_]], Floats]) -
     fold = np.asarray(folds, np.float64)
     numbers = np.unique(fold)
     if numbers.size < 2:
-        raise DataError(
-            f"cross-fitting needs at least 2 folds, got {numbers.size}: train all folds of the"
-            " recipe"
-        )
+        raise DataError(f"cross-fitting needs 2 or more folds, got {numbers.size}: train them all")
     values = np.empty(fold.shape)
     for number in numbers:
         values[fold == number] = score(fold == number)

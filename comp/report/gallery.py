@@ -117,13 +117,13 @@ def print_worst(
     rows, fixes, share = [], [], 0.0
     for card in islice(largest_losses(photos, oof, folder.name, {}), N_PRINTED):
         share += (card.loss or 0.0) / (oof["loss"].sum() or 1.0)
-        numbers = (f"{card.prob:.4f}", f"{card.loss:.4f}", f"{share:.0%}", card.notes[0][5:])
-        rows.append((card.id, card.label, *numbers, card.alike, card.label_fix))
+        fold, near = card.notes[0].removeprefix("fold "), card.alike.partition(",")[0]
+        numbers = (f"{card.prob:.4f}", f"{card.loss:.4f}", f"{share:.0%}", fold)
+        rows.append((card.id, card.label, *numbers, near, card.label_fix))
         fixes.append((card.id, "drop", card.reason, ""))
     columns = ("photo", "label", "P(label)", "loss", "share", "fold", "near-duplicate", "label fix")
     reporter.table(f"{folder.name}: log loss, out of fold", columns, rows)
-    n_photos = counted(len(oof), "photo")
-    reporter.say(f"these {len(rows)} carry {share:.0%} of the log loss of {n_photos}")
+    reporter.say(f"these {len(rows)} carry {share:.0%} of the loss of {counted(len(oof), 'photo')}")
     reporter.say(f"look at each; where a label is wrong, copy the line to {workspace.verdicts}:")
     lines = pd.DataFrame(fixes, columns=["id", "verdict", "reason", "by"]).to_csv(index=False)
     for line in lines.splitlines():

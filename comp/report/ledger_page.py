@@ -74,7 +74,8 @@ def _tiles(scored: pd.DataFrame, board: Floats) -> Iterator[Tile]:
     yield Tile("Best public score", f"{best['public_score']:.5f}", f"{best['run']}{rank}")
     picks = finalists(scored)[["run", "why", "cv_clipped", "public_score"]]
     for run, why, cv, score in picks.itertuples(index=False):
-        yield Tile("Pick as final", run, f"{why}: CV {cv:.5f}, public {score:.5f}")
+        scores = f"CV {cv:.5f}, public {score:.5f}".replace("nan", "-")
+        yield Tile("Pick as final", run, f"{why}: {scores}")
 
 
 def _charts(scored: pd.DataFrame, board: Floats) -> Iterator[Chart]:
@@ -147,8 +148,7 @@ def _on_board(public: Floats, board: Floats) -> Chart:
     make_logarithmic(axes.xaxis, axes.yaxis)
     axes.set(xlabel="rank", ylabel="score", ylim=(0.8 * min(board[0], public.min()), 1.0))
     axes.legend()
-    best = f"own submissions are at rank {places.min():,} at best"
-    sentence = f"Scores of {board.size:,} teams by rank; {best}."
+    sentence = f"Scores of {board.size:,} teams by rank; the best own rank is {places.min():,}."
     marks = [rank for rank in BOARD_MARKS if rank <= board.size]
     rows = [(f"{rank:,}", f"{board[rank - 1]:.5f}") for rank in marks]
     rows += [(f"own, {rank:,}", f"{x:.5f}") for rank, x in zip(places, public, strict=True)]

@@ -84,9 +84,7 @@ def run_page(facts: RunFacts, against: Path | None) -> Page:
         " data/verdicts.csv. A line changes what is learnt, never what is scored."
     )
     beside = [charts.loss_pairs(oof, read_oof(against), against.name)] if against else []
-    rows = [
-        (name, f"{each.mean():.5f}", facts.interval(each)) for name, each in facts.losses.items()
-    ]
+    rows = [(name, f"{x.mean():.5f}", facts.interval(x)) for name, x in facts.losses.items()]
     title = "Out-of-fold log loss, calibration cross-fitted"
     scores = TextTable(title, ("", "log loss", "95 % interval"), rows)
     other = best_other(facts)
