@@ -4,6 +4,7 @@ A rehearsal writes `rehearsal.json` before anything else. What it makes is never
 Kaggle, and what comes from Kaggle is never submitted to a stand-in.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,4 +74,6 @@ def check_server(workspace: Workspace, kaggle: "Kaggle") -> None:
 
 def _origin(workspace: Workspace) -> dict[str, Any]:
     """What is known of the data; nothing if they are not there, or to be made again."""
-    return read_object(origin_path(workspace))
+    with suppress(OSError):
+        return read_object(origin_path(workspace))
+    return {}

@@ -49,7 +49,7 @@ PRINTED = {  # golden file: command whose numbers are pinned; its words may chan
     "calibrate": f"calibrate --recipe lite0_head {HEAD}",
     "compare": "compare --a lite0_head --b lite1_head",
 }
-HASH = re.compile(r"(?<![\w.])[0-9a-f]{10,64}\b")
+HASH = re.compile(r"(?<![\w.])(?:[0-9a-f]{10,64}|(?<=-)[0-9a-f]{8})\b")
 DECIMAL = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?:e[+-]?\d+)?")
 ANY_NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?")
 TOLERANCE = 1e-3  # of a logit, between machines; relative above 1
