@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from finished_run import TINY_HEAD, add_score, edit_json, edit_table, make_run, make_workspace
+from finished_run import (
+    add_score,
+    edit_json,
+    edit_table,
+    make_run,
+    make_workspace,
+    run_with_a_hostile_name,
+)
 from heard import Heard
 from PIL import Image
 from scipy.stats import linregress
@@ -23,7 +30,6 @@ from comp.data.manifest import read_manifest, write_manifest
 from comp.errors import SubmissionError
 from comp.options import differing
 from comp.plots import Drawing
-from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.report.activation import activation_map, auc_with_interval, measure
 from comp.report.gallery import Photos, largest_losses
@@ -32,23 +38,12 @@ from comp.report.page import Page, Tile, render
 from comp.report.run_page import LOOKS
 from comp.report.stage import pages_kept_current, write_ledger_page, write_report
 from comp.store import Workspace, read_json
-from comp.train.stage import train
-
-HOSTILE = "\"'><script>alert(1)"  # a photo's name has neither spaces nor slashes
 
 
 @pytest.fixture(scope="module")
 def shown(drawn: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Path]:
     """A predicted run of drawn photos, one of them with a hostile name, and its folder."""
-    workspace = Workspace(tmp_path_factory.mktemp("shown") / "drawn")
-    shutil.copytree(drawn.root, workspace.root)
-    manifest = read_manifest(workspace.manifest("train"))
-    old = manifest["id"][0]
-    photo = workspace.photos / "train" / f"{old}.jpg"
-    photo.rename(photo.with_name(f"{HOSTILE}.jpg"))
-    write_manifest(workspace.manifest("train"), manifest.replace({"id": {old: HOSTILE}}))
-    train(workspace, TINY_HEAD, "cpu", Reporter())
-    return workspace, predict(workspace, COMPETITION, TINY_HEAD, "cpu", Reporter()).folder
+    return run_with_a_hostile_name(drawn, tmp_path_factory.mktemp("shown") / "drawn")
 
 
 def report_of(workspace: Workspace, folder: Path) -> str:
@@ -85,7 +80,7 @@ def test_names_and_messages_are_text_and_never_markup(shown: tuple[Workspace, Pa
     workspace, folder = shown
     text = report_of(workspace, folder)
     assert "<script>alert" not in text
-    assert 'data-id="&#34;&#39;&gt;&lt;script&gt;alert(1)"' in text
+    assert 'data-id="cat.&#34;&#39;&gt;&lt;script&gt;alert(1)"' in text
     evil = "<script>alert(1)</script>"
     tile = Tile(label=evil, value=evil, note=evil)
     assert evil not in render(Page(title=evil, subtitle=evil, tiles=[tile]))
