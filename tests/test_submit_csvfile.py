@@ -85,6 +85,8 @@ def test_unequal_numbers_of_ids_and_probabilities_are_a_bug_and_keep_the_old_fil
 def test_good_predictions_pass_without_a_warning_in_any_order_of_rows() -> None:
     shuffled = {name: table.sample(frac=1, random_state=0) for name, table in tables().items()}
     assert check() == check(**shuffled) == []
+    perfect = tables()["predictions"].assign(prob=np.arange(40) % 2 * 0.9 + 0.05)
+    assert check(predictions=perfect) == []
 
 
 @pytest.mark.parametrize(

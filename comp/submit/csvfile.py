@@ -105,7 +105,8 @@ def check_neighbours(
     if len(near) < MIN_NEIGHBOURS or near[["truth", "prob"]].nunique().min() < 2:
         return
     correlation = near["truth"].corr(near["prob"])
-    if np.arctanh(max(correlation, -0.999999)) * np.sqrt(len(near) - 3) < -SIGNIFICANT:
+    z = np.arctanh(np.clip(correlation, -0.999999, 0.999999)) * np.sqrt(len(near) - 3)
+    if z < -SIGNIFICANT:
         raise SubmissionError(
             f"the classes are swapped: predictions of {len(near):,} test photos correlate by"
             f" {correlation:.2f} with the labels of their near-duplicates in the training set;"
