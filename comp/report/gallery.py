@@ -83,9 +83,8 @@ def largest_losses(
     photos: Photos, oof: pd.DataFrame, run: str, heats: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Card]:
     """The photos of `oof` (id, label, logit, loss, fold) that cost the `run` most, worst first."""
-    worst = oof.nlargest(N_LARGEST, "loss", keep="first")
-    columns = ["id", "label", "logit", "loss", "fold"]
-    for id, label, logit, loss, fold in worst[columns].itertuples(index=False):
+    worst = oof.nlargest(N_LARGEST, "loss")[["id", "label", "logit", "loss", "fold"]]
+    for id, label, logit, loss, fold in worst.itertuples(index=False):
         prob, notes = float(sigmoid(logit if label else -logit)), [f"fold {fold:.0f}"]
         reason = f"P({photos.classes[int(label)]}) {prob:.4f} out of fold in {run}"
         known = {"prob": prob, "loss": loss, "notes": notes, "reason": reason}

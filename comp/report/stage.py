@@ -39,23 +39,24 @@ def pages_kept_current(
     except UserError as error:
         problem = error
     for folder, state in _results(workspace).items():
-        if state != before.get(folder, []):
-            try:
-                now = competition_of(workspace, competition)
-                is_ledger = folder == workspace.submissions
-                write_ledger_page(workspace, now) if is_ledger else write_report(
-                    workspace, now, folder
-                )
-            except (UserError, OSError) as error:
-                reporter.warn(f"no page: {error}")
+        if state == before.get(folder, []):
+            continue
+        try:
+            now = competition_of(workspace, competition)
+            if folder == workspace.submissions:
+                write_ledger_page(workspace, now)
+            else:
+                write_report(workspace, now, folder)
+        except (UserError, OSError) as error:
+            reporter.warn(f"no page: {error}")
     if problem:
         raise problem
 
 
 def _results(workspace: Workspace) -> dict[Path, list[object]]:
     """By run, when its results changed and its lines in the ledger; and the lines of all."""
-    path, found = workspace.ledger, dict[Path, list[object]]()
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    ledger, found = workspace.ledger, dict[Path, list[object]]()
+    lines = ledger.read_text("utf-8", "replace").splitlines() if ledger.exists() else []
     for oof in sorted(workspace.runs.glob("*/oof.csv")):
         results = [oof.with_name(name) for name in RESULTS]
         if ".before-" not in oof.parent.name:  # what was set aside changes no more

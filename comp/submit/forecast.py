@@ -119,15 +119,12 @@ def forecast(
     labels: Floats,
     probs: Floats,
     scores: Sequence[float],
-    best: float | None,
+    best: float | None,  # score so far, of any run
     groups: ArrayLike,
     competition: Competition,
     n_test: int,
 ) -> Forecast:
-    """Forecast of the run in the first column of `probs [n, 1 + m]`; the others have `scores [m]`.
-
-    `best` is the best score so far, of any run.
-    """
+    """Forecast of the first run of `probs [n, 1 + m]`; the others have `scores [m]`."""
     rng = np.random.default_rng(0)
     believed = draw_noise_rates(competition.noise_rate, competition.noise_spread, N_DRAWS, seed=1)
     rates = np.where(rng.random(N_DRAWS) < DOUBT, MAX_RATE * rng.random(N_DRAWS) ** 3, believed)

@@ -77,9 +77,10 @@ def fetch_scores(
     listed = {each.ref: each for each in kaggle.submissions()} if lacking else {}
     for row in lacking:
         try:
-            if _ref(row) in listed:
-                _settle(workspace, row, listed[_ref(row)], reporter)
-            elif row.status == "pending":
+            answer, is_pending = listed.get(_ref(row)), row.status == "pending"
+            if answer and (is_pending or answer.private_score is not None):
+                _settle(workspace, row, answer, reporter)
+            elif is_pending:
                 reporter.warn(f"Kaggle lists no submission {row.ref} of {row.file}")
         except SubmissionError as error:
             reporter.warn(str(error))
