@@ -44,15 +44,16 @@ def print_runs(
     workspace: Workspace, competition: Competition, reference: Path | None, reporter: Reporter
 ) -> None:
     """Print all runs, best first, with their gain on `reference`, else on the best."""
-    tables, lacking = defaultdict[bytes, dict[Path, pd.DataFrame]](dict), list[str]()
-    for folder in run_folders(workspace):
-        try:
-            scored = _read(folder)
-        except UserError as error:
-            lacking.append(str(error))
-            continue
-        photos = scored[["id", "label", "fold"]].to_csv().encode()
-        tables[photos][folder] = scored
+    tables, lacking = defaultdict[str, dict[Path, pd.DataFrame]](dict), list[str]()
+    folders = run_folders(workspace)
+    with reporter.track("reading", len(folders), "runs") as advance:
+        for folder in folders:
+            try:
+                scored = _read(folder)
+                tables[scored[["id", "label", "fold"]].to_csv()][folder] = scored
+            except UserError as error:
+                lacking.append(str(error))
+            advance()
     for runs in sorted(tables.values(), key=len, reverse=True):
         _print_table(workspace, competition, runs, reference, reporter)
     if lacking:
