@@ -164,13 +164,9 @@ def test_runs_of_other_photos_have_another_table_and_broken_ones_come_last(
 
 
 def test_an_empty_workspace_has_no_runs(tmp_path: Path) -> None:
-    assert "run `make train predict` first" in listed_of(Workspace(tmp_path))
-
-
-def listed_of(workspace: Workspace) -> str:
     heard = Heard()
-    print_runs(workspace, COMPETITION, None, heard)
-    return str(heard)
+    print_runs(Workspace(tmp_path), COMPETITION, None, heard)
+    assert "run `make train predict` first" in str(heard)
 
 
 def test_errors_lists_the_worst_photos_and_lines_for_label_fixes(workspace: Workspace) -> None:
