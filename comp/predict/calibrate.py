@@ -130,7 +130,7 @@ def _fit_temperature(z: Floats, truth: Floats) -> float:
 def _fit_slopes(z: Floats, truth: Floats, *, is_symmetric: bool) -> Curve:
     """Platt's curve or beta's, by Newton's method with halved steps.
 
-    Each parameter is pulled to that of "none" as by one photo: separable classes have an optimum.
+    Each parameter is pulled to that of "none", so that separable classes have an optimum too.
     """
     columns = [z] if is_symmetric else [-np.logaddexp(0, -z), np.logaddexp(0, z)]
     x = np.column_stack([*columns, np.ones_like(z)])

@@ -63,7 +63,7 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
 
 
 def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
-    """The near-duplicate group of each photo; an error if they are few, or not those of today."""
+    """The near-duplicate group of each photo; an error for fewer than MIN_PHOTOS, or unknown ones."""
     if len(oof) < MIN_PHOTOS:
         raise DataError(
             f"{counted(len(oof), 'out-of-fold photo is', 'out-of-fold photos are')} too few for an"
@@ -165,7 +165,7 @@ def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> di
 
 
 def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
-    """Logits of other means than that of all `views`: the first is the centre, then its mirror."""
+    """Logits averaged in other ways than over all `views`: the centre is first, then its mirror."""
     columns = oof.drop(columns=["id", "label", "fold", "logit"]).to_numpy(np.float64)
     means = {}
     for name, n in {"none": 1, "flip": 2, views: columns.shape[1]}.items():
@@ -210,7 +210,7 @@ def nested_choice(
     folds: NDArray[np.float64],
     noise_rate: float,
 ) -> Floats:
-    """Probabilities [n]: each fold's by the candidate that is best on the others' leaderboard."""
+    """Probabilities [n]: each fold's by the candidate with the least board loss on the others."""
 
     def choose(held_out: NDArray[np.bool_]) -> Floats:
         rest = ~held_out

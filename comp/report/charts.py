@@ -137,7 +137,7 @@ def distribution(
     classes: tuple[str, str],
     drift: Mapping[str, float] | None,
 ) -> Chart:
-    """Logits out of fold by class, and of the test photos; `drift`: its AUC, if that is known."""
+    """Logits of out-of-fold photos by class, and of test photos; `drift` of these, if measured."""
     logits = {f"{name}s": oof["logit"][oof["label"] == k] for k, name in enumerate(classes)}
     words = f"{sigmoid(oof['logit']).mean():.1%} out of fold"
     if test_logits is not None:

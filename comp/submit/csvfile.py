@@ -75,7 +75,7 @@ def check_probs(probs: Floats, clip: float) -> None:
 def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     """Refuse out-of-fold predictions that are significantly better when flipped; else warn.
 
-    Flipping raises log loss by the logit of a photo's own class: its mean and error decide.
+    Flipping raises log loss by the logit of a photo's own class, whose mean decides.
     """
     labels, logits = (oof[column].to_numpy(np.float64) for column in ("label", "logit"))
     margin = np.where(labels > 0.5, logits, -logits)

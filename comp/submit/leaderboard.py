@@ -76,7 +76,7 @@ def print_standings(
 
 
 def standing(score: float, board: pd.DataFrame) -> tuple[str, ...]:
-    """Rank, teams, top percentage, and the next better and next worse score; none is equal."""
+    """Rank, teams, top percentage, and the next better and worse scores; equal ones are skipped."""
     better, worse = board[board["Score"] < score], board[board["Score"] > score]
     rank = len(better) + 1
     cells = [f"{rank:,}", f"{len(board):,}", f"{100 * rank / len(board):.1f} %"]
