@@ -63,7 +63,7 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
 
 
 def groups_of(workspace: Workspace, oof: pd.DataFrame) -> NDArray[np.int64]:
-    """The near-duplicate group of each photo; an error for fewer than MIN_PHOTOS, or unknown ones."""
+    """The near-duplicate group of each photo; an error for too few photos, or unknown ones."""
     if len(oof) < MIN_PHOTOS:
         raise DataError(
             f"{counted(len(oof), 'out-of-fold photo is', 'out-of-fold photos are')} too few for an"
