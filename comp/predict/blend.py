@@ -81,7 +81,7 @@ class Members(NamedTuple):
 
 
 def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
-    """The runs in `folders`, each once. RecipeError for fewer than two, DataError for unlike ones."""
+    """The runs in `folders`, each once. RecipeError for fewer than 2, DataError for unlike ones."""
     runs = [read_run(folder) for folder in sorted(set(folders))]
     if len(runs) < 2:
         raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
