@@ -57,7 +57,7 @@ def _predict(call: Call) -> None:
 
 def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
-    from comp.predict.calibration_comparison import compare_calibrations
+    from comp.predict.compare import compare_calibrations
 
     compare_calibrations(call.workspace, call.competition, call.run_folder, call.reporter)
 
@@ -85,7 +85,7 @@ def _compare(call: Call) -> None:
 
 def _runs(call: Call) -> None:
     """all runs, best first: options, cross-validation, gain on one of them, scores, cost"""
-    from comp.submit.runs_table import print_runs
+    from comp.submit.overview import print_runs
 
     reference = call.folder_of(call.run) if call.run is not None else None
     print_runs(call.workspace, call.competition, reference, call.reporter)
@@ -93,14 +93,14 @@ def _runs(call: Call) -> None:
 
 def _errors(call: Call) -> None:
     """the photos that cost a run most, each with a line for data/verdicts.csv"""
-    from comp.report.worst_photos import print_worst
+    from comp.report.gallery import print_worst
 
     print_worst(call.workspace, call.competition, call.run_folder, call.reporter)
 
 
 def _prune(call: Call) -> None:
     """free pixels, features and runs that nothing uses, after saying what"""
-    from comp.submit.prune import prune
+    from comp.submit.overview import prune
 
     prune(call.workspace, call.reporter, is_sure=call.yes)
 
@@ -115,9 +115,12 @@ def _forecast(call: Call) -> None:
 
 def _report(call: Call) -> None:
     """write a run's report, with activation maps and drift: runs/<run>/report.html"""
-    from comp.report.stage import report_run
+    from comp.report.activation import measure
+    from comp.report.stage import write_report
 
-    report_run(call.workspace, call.competition, call.run_folder, call.device, call.reporter)
+    measure(call.workspace, call.run_folder, call.device, call.reporter)
+    page = write_report(call.workspace, call.competition, call.run_folder)
+    call.reporter.say(f"report in {page}")
 
 
 def _submit(call: Call) -> None:

@@ -80,7 +80,7 @@ class Call:
 
     def folder_of(self, text: str) -> Path:
         """The run that `text` names, such as "lite0_head prediction.views=none"."""
-        from comp.predict.run_names import find_run, with_options
+        from comp.predict.stage import find_run, with_options
 
         words = [text] if path_of(text).exists() else words_of([text])
         named = with_options(words)
@@ -91,7 +91,7 @@ class Call:
     @property
     def run_folders(self) -> list[Path]:
         """Those that RUNS names; an ensemble stands for its recipes."""
-        from comp.predict.run_names import find_run, with_options
+        from comp.predict.stage import find_run, with_options
 
         return [
             find_run(self.workspace, self.competition, member, *options)

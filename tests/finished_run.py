@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,18 +10,21 @@ import numpy as np
 import pandas as pd
 
 from comp.competition import COMPETITION
-from comp.data.manifest import SPLITS, write_manifest
+from comp.data.manifest import SPLITS, read_manifest, write_manifest
 from comp.data.origin import RULES, ArchiveStamp, Origin, origin_path
 from comp.predict.calibrate import Settings
 from comp.predict.runs import write_predictions
+from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.recipe import Head, Model, Pixels, Recipe
 from comp.store import Workspace, file_sha256, write_json, write_table
 from comp.submit.ledger import LedgerRow, write_row
 from comp.train.files import record
 from comp.train.run import open_run
+from comp.train.stage import train
 
 CLIP = 0.005
+HOSTILE = "cat.\"'><script>alert(1)"  # a photo's name has neither spaces nor slashes
 TRAIN_IDS = [f"{kind}.{n}" for n in range(40) for kind in ("cat", "dog")]
 # in an order that no sorting gives
 SAMPLE_IDS = ["1", "10", "2", "40", *map(str, range(3, 10)), *map(str, range(11, 40))]
@@ -104,6 +108,19 @@ def edit_table(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> No
     record(path)
 
 
+def run_with_a_hostile_name(drawn: Workspace, root: Path) -> tuple[Workspace, Path]:
+    """A copy of `drawn` with a predicted run of its photos, one of them named HOSTILE."""
+    shutil.copytree(drawn.root, root)
+    workspace = Workspace(root)
+    manifest = read_manifest(workspace.manifest("train"))
+    old = str(manifest["id"][0])
+    photo = workspace.photos / "train" / f"{old}.jpg"
+    photo.rename(photo.with_name(f"{HOSTILE}.jpg"))
+    write_manifest(workspace.manifest("train"), manifest.replace({"id": {old: HOSTILE}}))
+    train(workspace, TINY_HEAD, "cpu", Reporter())
+    return workspace, predict(workspace, COMPETITION, TINY_HEAD, "cpu", Reporter()).folder
+
+
 def add_score(
     workspace: Workspace, run: str, score: float | None, ref: int, private: float | None = None
 ) -> None:
@@ -116,9 +133,7 @@ def add_score(
         recipe=recipe,
         fingerprint=fingerprint,
         commit="none",
-        cv_raw=None,
-        cv_calibrated=None,
-        cv_clipped=None,
+        **dict.fromkeys(("cv_raw", "cv_calibrated", "cv_clipped")),
         public_score=score,
         private_score=private,
         status="pending" if score is None else "complete",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import edit_json, edit_table, make_run, make_workspace
+from finished_run import TINY_HEAD, edit_json, edit_table, make_run, make_workspace
 from heard import Heard
 
 from comp.competition import COMPETITION
@@ -20,15 +20,22 @@ from comp.predict.blend import (
     greedy,
     mix,
     read_members,
+    shared_head,
     simplex,
 )
 from comp.predict.compare import compare_runs
-from comp.predict.run_names import find_run
 from comp.predict.runs import read_run, recipe_of
+from comp.predict.stage import find_run, predict
+from comp.progress import Reporter
+from comp.recipe import Folds, Head, Model, Prediction, Svm, ViewsName
 from comp.recipes import named
 from comp.store import Workspace, read_json
 from comp.submit.forecast import print_forecast
 from comp.train.files import RECORD
+from comp.train.fits import open_fit
+from comp.train.run import Run
+from comp.train.solver import solve_fold
+from comp.train.stage import train
 
 FITTED = ("simplex", "greedy")
 
@@ -130,9 +137,9 @@ def test_a_blend_is_a_run_like_any_other(workspace: Workspace, method: str) -> N
     mixed = sum(weight * test for weight, test in zip(weights.values(), tests, strict=True))
     logits = run.predictions.set_index("id")["logit"]
     pd.testing.assert_series_equal(logits, mixed.loc[logits.index], atol=1e-12)
-    assert (run.settings.noise_rate, run.settings.clip) == (COMPETITION.noise_rate, 0.005)
-    assert run.cv_raw == pytest.approx(logit_log_loss(run.oof["label"], run.oof["logit"]))
-    assert run.cv_raw < min(member.cv_raw for member in members)
+    assert (run.figures.noise_rate, run.figures.clip) == (COMPETITION.noise_rate, 0.005)
+    assert run.figures.cv_raw == pytest.approx(logit_log_loss(run.oof["label"], run.oof["logit"]))
+    assert run.figures.cv_raw < min(member.figures.cv_raw for member in members)
     assert print_forecast(workspace, COMPETITION, run, heard).n_pairs == 0
     compared(workspace, "blend", "a", heard)
     assert blended(workspace, folder.name, "a") != folder
@@ -196,13 +203,13 @@ def test_a_run_with_options_that_no_longer_exist_has_no_recipe(workspace: Worksp
 def test_a_blend_calibrates_as_its_runs_do_or_by_its_own_options_and_has_no_others(
     workspace: Workspace,
 ) -> None:
-    assert read_run(blended(workspace, "a", "b")).settings.method == "temperature"
+    assert read_run(blended(workspace, "a", "b")).figures.method == "temperature"
     for name in ("a-0000000000", "b-1111111111"):
         edit_json(workspace.runs / name / "calibration.json", method="none")
-    assert read_run(blended(workspace, "a", "b")).settings.method == "none"
-    assert read_run(blended(workspace, "a", "b", "c")).settings.method == "temperature"
+    assert read_run(blended(workspace, "a", "b")).figures.method == "none"
+    assert read_run(blended(workspace, "a", "b", "c")).figures.method == "temperature"
     settings = ["prediction.calibration=platt", "prediction.noise_rate=0"]
-    chosen = read_run(blended(workspace, "a", "b", settings=settings)).settings
+    chosen = read_run(blended(workspace, "a", "b", settings=settings)).figures
     assert (chosen.method, chosen.noise_rate) == ("platt", 0)
     for setting in ("folds.n=3", "prediction.views=flip", "model.layer=x", "clip"):
         with pytest.raises(RecipeError, match=f"'{setting}' is not an option of a blend"):
@@ -211,7 +218,7 @@ def test_a_blend_calibrates_as_its_runs_do_or_by_its_own_options_and_has_no_othe
 
 def test_a_blend_is_compared_with_its_best_run(workspace: Workspace) -> None:
     members = read_members(workspace, sorted(workspace.runs.iterdir())[:2])
-    means = [losses.mean() for losses in members.losses()]
+    means = [logit_log_loss(members.labels, each) for each in members.logits.T]
     best = int(np.argmin(means))
     as_good = members.compare_with_best(members.logits[:, best])
     assert f"{means[best]:.5f}, 1.00 (1.00 to 1.00) times that of its best run" in as_good
@@ -264,3 +271,72 @@ def test_a_comparison_says_which_run_is_better_if_the_difference_is_significant(
     assert f"no significant difference between {a} and {b} (95 % interval includes 0)" in str(heard)
     assert f"{a} is better than {b}" in str(heard)
     assert f"{b} is worse than {a}" in str(heard)
+
+
+PENALTIES = (1e-2, 1e-1)
+FIRST = TINY_HEAD.replace(name="first", folds=Folds(n=2), prediction=Prediction(calibration="none"))
+SECOND = FIRST.replace(
+    name="second",
+    model=Model(backbone="resnet10t", weights="random"),
+    training=Head(views="none", n_inner=3, penalties=(1e-1,)),
+)
+
+
+def made(workspace: Workspace, recipe: object) -> Run:
+    train(workspace, recipe, "cpu", Reporter())  # type: ignore[arg-type]
+    return predict(workspace, COMPETITION, recipe, "cpu", Reporter())  # type: ignore[arg-type]
+
+
+def test_a_shared_head_chooses_among_the_penalties_of_all_runs_and_uses_the_most_inner_folds() -> (
+    None
+):
+    one, other = Head(penalties=(1e-3, 1e-5), n_inner=2), Head(penalties=(1e-3, 1e-1), n_inner=6)
+    assert shared_head([one, other]) == Head(penalties=(1e-5, 1e-3, 1e-1), n_inner=6)
+    assert shared_head([Head(), Head()]) == Head()
+
+
+def test_heads_see_the_features_of_all_runs_and_no_photo_of_their_own_fold(
+    drawn_copy: Workspace,
+) -> None:
+    runs = [made(drawn_copy, recipe) for recipe in (FIRST, SECOND)]
+    folder = blended(drawn_copy, "first", "second", method="features")
+    fits = [open_fit(run, "cpu", Reporter()) for run in runs]
+    inputs = fits[0].inputs
+
+    def stacked(ids: list[str], views: ViewsName | None = None) -> np.ndarray:
+        return np.hstack([fit.mean_features(ids, views) for fit in fits])  # type: ignore[union-attr]
+
+    learnt, scored = stacked(inputs.ids, "none"), stacked(inputs.ids)
+    test = stacked(inputs.test_ids)
+    options = Head(penalties=PENALTIES, n_inner=3)
+    heads = [solve_fold(learnt, inputs.photos, fold, options, 0) for fold in (0, 1)]
+    by_head = [head.logits(scored) for head in heads]
+    expected = np.where(inputs.photos["fold"] == 0, *by_head)
+    run = read_run(folder)
+    logits = run.oof.set_index("id")["logit"].loc[inputs.ids]
+    np.testing.assert_allclose(logits, expected, atol=1e-9)
+    mean = np.mean([head.logits(test) for head in heads], axis=0)
+    logits = run.predictions.set_index("id")["logit"].loc[inputs.test_ids]
+    np.testing.assert_allclose(logits, mean, atol=1e-9)
+    assert read_json(folder / "run.json")["members"] == sorted(run.name for run in runs)
+    assert run.figures.method == "none"
+    assert blended(drawn_copy, "second", "first", method="features") == folder
+    blended(drawn_copy, "concat", "first", method="simplex")
+
+
+def test_runs_without_solved_heads_of_their_own_or_with_other_labels_are_refused(
+    drawn_copy: Workspace,
+) -> None:
+    for recipe in (FIRST, SECOND):
+        made(drawn_copy, recipe)
+    mixed = blended(drawn_copy, "first", "second", method="simplex").name
+    with pytest.raises(RecipeError, match=f"{mixed} has no solved head on features of its own"):
+        blended(drawn_copy, mixed, "first", method="features")
+    origin = next(drawn_copy.runs.glob("second-*/run.json"))
+    edit_json(origin, recipe=SECOND.replace(training=Svm()).model_dump(mode="json"))
+    with pytest.raises(RecipeError, match=r"second-\w+ has no solved head on features"):
+        blended(drawn_copy, "second", "first", method="features")
+    drawn_copy.verdicts.write_text("id,verdict,reason,by\ncat.1,flip,a test,me\n")
+    made(drawn_copy, FIRST.replace(name="judged", folds=Folds(n=2, label_fixes="all")))
+    with pytest.raises(DataError, match="first and judged learn from other labels"):
+        blended(drawn_copy, "judged", "first", method="features")

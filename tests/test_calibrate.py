@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from comp import metric
 from comp.competition import COMPETITION
-from comp.errors import DataError, RecipeError, TrainingError, UserError
+from comp.errors import DataError, RecipeError, TrainingError
 from comp.metric import Floats
 from comp.options import restored
 from comp.predict import calibrate as cal
@@ -47,7 +47,7 @@ def test_the_temperature_has_the_least_log_loss_of_a_fine_grid_at_any_scale(scal
 def test_fits_to_separable_and_misleading_logits_end_at_the_documented_bounds() -> None:
     labels = np.array([0, 0, 1, 1])
     assert temperature([-3.0, -1.0, 1.0, 3.0], labels) == pytest.approx(cal.MIN_TEMPERATURE)
-    assert temperature([3.0, 1.0, -1.0, -3.0], labels) == cal.MAX_TEMPERATURE
+    assert temperature([3.0, 1.0, -1.0, -3.0], labels) == pytest.approx(cal.MAX_TEMPERATURE)
     # where every sigmoid underflows
     assert temperature([-3e4, -1e4, 1e4, 3e4], labels) == pytest.approx(cal.MIN_TEMPERATURE)
     logits, truth = overconfident()
@@ -57,18 +57,13 @@ def test_fits_to_separable_and_misleading_logits_end_at_the_documented_bounds() 
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "kind", "words"),
-    [
-        ([0.3, 0.3, 0.3], [0, 1, 1], TrainingError, "all 3 are 0.3"),
-        ([], [], TrainingError, "there are none"),
-        ([0.1, math.nan, math.inf], [0, 1, 1], DataError, "2 out-of-fold photos in 3 with a logit"),
-        ([0.1, 0.2, 0.3], [0, 1, 2], DataError, "1 out-of-fold photo in 3 with"),
-    ],
+    ("logits", "labels", "words"),
+    [([0.3, 0.3, 0.3], [0, 1, 1], "all 3 are 0.3"), ([], [], "there are none")],
 )
 def test_logits_that_cannot_be_calibrated_end_in_one_clear_line(
-    logits: list[float], labels: list[int], kind: type[UserError], words: str
+    logits: list[float], labels: list[int], words: str
 ) -> None:
-    with pytest.raises(kind, match=words) as caught:
+    with pytest.raises(TrainingError, match=words) as caught:
         cal.fit_curve("none", logits, labels)
     assert "\n" not in str(caught.value)
 

@@ -12,7 +12,7 @@ from comp.competition import COMPETITION
 from comp.errors import DataError
 from comp.metric import Floats, log_loss, logit_log_loss, sigmoid
 from comp.predict.calibrate import Settings, board_losses
-from comp.predict.calibration_comparison import (
+from comp.predict.compare import (
     CandidateScore,
     candidates_of,
     compare_calibrations,

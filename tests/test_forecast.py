@@ -204,7 +204,7 @@ def test_a_gain_below_its_standard_deviation_gets_a_warning(workspace: Workspace
     made, text = printed(workspace, run)
     assert made.gain is None
     assert "warning" not in text
-    assert "assumed label noise 0.40 % (prior; no scores yet)" in text
+    assert "assumed label noise 0.40% (prior; no scores yet)" in text
     assert "rank among 1,315" in text
     add_score(workspace, first.name, made.score.mean + made.score.spread / 4, 1)
     assert "less than the standard deviation" in printed(workspace, run)[1]
@@ -244,7 +244,7 @@ def test_a_noise_rate_that_contradicts_the_scores_is_reported_and_not_changed(
     assert made.noise_rate.low > 0.05
     assert "because of label noise or harder photos" in text
     assert f"SET=prediction.noise_rate={made.noise_rate.mean:.4f} fits the scores better" in text
-    assert read_run(runs[0]).settings.noise_rate == 0.004
+    assert read_run(runs[0]).figures.noise_rate == 0.004
 
 
 def test_too_few_photos_make_no_forecast(workspace: Workspace) -> None:

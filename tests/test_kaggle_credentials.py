@@ -318,7 +318,6 @@ def everything(kaggle: Kaggle, notebook: Notebook, folder: Path) -> str:
         lambda: kaggle.download(folder / "raw"),
         lambda: kaggle.upload(csv, "a message"),
         kaggle.submissions,
-        lambda: kaggle.submission(7),
         lambda: kaggle.leaderboard(folder / "board"),
     ]
     for call in calls:

@@ -1,4 +1,4 @@
-"""Ranks, medals, and a leaderboard that is downloaded at most once an hour."""
+"""Ranks, and a leaderboard that is downloaded at most once an hour."""
 
 import os
 import time
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from finished_run import add_score
 from heard import Heard
@@ -18,9 +19,7 @@ from comp.errors import DataError, SubmissionError
 from comp.kaggle import Submission
 from comp.store import Workspace
 from comp.submit.leaderboard import (
-    Board,
     archived_scores,
-    next_medal,
     print_standings,
     ranks,
     read_board,
@@ -95,32 +94,27 @@ def test_a_damaged_or_missing_archived_leaderboard_ends_in_one_line(
 def test_a_standing_counts_better_scores_and_equal_scores_are_not_neighbours(
     score: float, cells: tuple[str, ...]
 ) -> None:
-    board = Board(name="now", scores=np.array([0.1, 0.2, 0.2, 0.2, 0.3]), teams=tuple("abcde"))
-    assert standing(score, board) == ("now", *cells)
-
-
-def test_fewer_than_a_thousand_teams_have_no_medal_thresholds() -> None:
-    assert next_medal(0.1, ARCHIVED[:999]).startswith("no medal thresholds for 999 teams")
-    assert next_medal(0.1, ARCHIVED[:1000]).startswith("bronze needs rank 100,")
+    board = pd.DataFrame({"Score": [0.1, 0.2, 0.2, 0.2, 0.3], "TeamName": list("abcde")})
+    assert standing(score, board) == cells
 
 
 @pytest.mark.parametrize(
-    ("score", "rank", "words"),
+    ("score", "rank", "zone"),
     [
-        (0.12216, 658, "bronze needs rank 131, a score of 0.06127 (0.06089 better)"),
-        (0.06127, 131, "silver needs rank 65, a score of 0.05038 (0.01089 better)"),
-        (0.04183, 20, "gold needs rank 12, a score of 0.03882 (0.00301 better)"),
+        (0.12216, 658, "bronze zone from rank 131, 0.06127 (0.06089 better)"),
+        (0.06127, 131, "silver zone from rank 65, 0.05038 (0.01089 better)"),
+        (0.04183, 20, "gold zone from rank 12, 0.03882 (0.00301 better)"),
         (0.03302, 1, "gold zone"),
     ],
 )
-def test_rank_and_next_medal_on_the_archived_leaderboard_are_printed(
-    scene: Stand, workspace: Workspace, score: float, rank: int, words: str
+def test_rank_and_next_zone_on_the_archived_leaderboard_are_printed(
+    scene: Stand, workspace: Workspace, score: float, rank: int, zone: str
 ) -> None:
     scene.arm()
     add_score(workspace, "run-1", score, ref=1)
     text = printed(workspace, scene)
     assert f"\narchived {rank} 1,315 " in text
-    assert f"\narchived: {words}" in text
+    assert f"\narchived: {zone}" in text
     assert f"own best {score:.5f} (run-1.csv, in the ledger)" in text
 
 
@@ -200,10 +194,10 @@ def test_without_a_score_there_is_nothing_to_print(scene: Stand, workspace: Work
 def test_a_leaderboard_is_read_in_any_order_and_refused_without_scores(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
     path.write_text('\ufeffRank,TeamId,TeamName,Score\n2,7,"b, c",0.5\n1,8,NA,0.25\n')
-    board = read_board(path, "now", "restore it")
-    assert (board.scores.tolist(), board.teams) == ([0.25, 0.5], ("NA", "b, c"))
+    board = read_board(path, "restore it")
+    assert board.to_numpy().tolist() == [[0.25, "NA"], [0.5, "b, c"]]
     rows = [f"TeamName,Score\n{row}" for row in ("a,best\n", "a,0.1\nb,nan\n", "")]
     for text in ("", "<html>", "Team,Points\na,1\n", *rows):
         path.write_text(text)
         with pytest.raises(DataError, match=r"a column Score .*: restore it"):
-            read_board(path, "now", "restore it")
+            read_board(path, "restore it")

@@ -17,9 +17,8 @@ from comp import store
 from comp.competition import COMPETITION
 from comp.errors import DataError, StaleError
 from comp.options import override
-from comp.predict.run_names import find_run
 from comp.predict.runs import read_run, recipe_of
-from comp.predict.stage import finished_folder, predict, predict_all
+from comp.predict.stage import find_run, finished_folder, predict, predict_all
 from comp.progress import Reporter
 from comp.recipes import chosen
 from comp.store import Workspace

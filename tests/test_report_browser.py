@@ -5,44 +5,32 @@ default .browser/screenshots.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import AXE, CHROMIUM
-from finished_run import TINY_HEAD, add_score
+from finished_run import HOSTILE, add_score, run_with_a_hostile_name
 from playwright.sync_api import Browser, Locator, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from comp.competition import COMPETITION
-from comp.data.manifest import read_manifest, write_manifest
-from comp.predict.stage import predict
 from comp.progress import Reporter
 from comp.report.activation import measure
 from comp.report.stage import write_ledger_page, write_report
 from comp.store import Workspace
-from comp.train.stage import train
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ".browser/screenshots"))
-HOSTILE = "cat.\"'><script>alert(1)"  # a photo's name has neither spaces nor slashes
 THEMES, WIDTHS = ("light", "dark"), (400, 1600)
 
 
 @pytest.fixture(scope="module")
 def pages(drawn: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report with activation maps, a label fix and a hostile name, and the ledger's page."""
-    workspace = Workspace(tmp_path_factory.mktemp("pages") / "drawn")
-    shutil.copytree(drawn.root, workspace.root)
-    manifest = read_manifest(workspace.manifest("train"))
-    old = str(manifest["id"][0])
-    photo = workspace.photos / "train" / f"{old}.jpg"
-    photo.rename(photo.with_name(f"{HOSTILE}.jpg"))
-    write_manifest(workspace.manifest("train"), manifest.replace({"id": {old: HOSTILE}}))
-    train(workspace, TINY_HEAD, "cpu", Reporter())
-    folder = predict(workspace, COMPETITION, TINY_HEAD, "cpu", Reporter()).folder
+    root = tmp_path_factory.mktemp("pages") / "drawn"
+    workspace, folder = run_with_a_hostile_name(drawn, root)
     oof = pd.read_csv(folder / "oof.csv", dtype={"id": str})
     margin = oof["logit"] * (2 * oof["label"] - 1)
     fixed = oof["id"][margin[oof["id"] != HOSTILE].idxmin()]

@@ -27,14 +27,12 @@ from comp.network.preprocessing import geometry_of
 from comp.options import override
 from comp.predict.blend import blend_runs
 from comp.predict.compare import compare_runs
-from comp.predict.run_names import find_run, with_options
-from comp.predict.stage import predict
+from comp.predict.stage import find_run, predict, with_options
 from comp.progress import Reporter
 from comp.recipes import DEFAULT, named
-from comp.report.worst_photos import print_worst
+from comp.report.gallery import print_worst
 from comp.store import Workspace
-from comp.submit.prune import find_waste, freed, prune
-from comp.submit.runs_table import print_runs
+from comp.submit.overview import find_waste, freed, print_runs, prune
 from comp.train.run import open_run
 from comp.train.stage import train
 
@@ -169,13 +167,9 @@ def test_runs_of_other_photos_have_another_table_and_broken_ones_come_last(
 
 
 def test_an_empty_workspace_has_no_runs(tmp_path: Path) -> None:
-    assert "run `make train predict` first" in listed_of(Workspace(tmp_path))
-
-
-def listed_of(workspace: Workspace) -> str:
     heard = Heard()
-    print_runs(workspace, COMPETITION, None, heard)
-    return str(heard)
+    print_runs(Workspace(tmp_path), COMPETITION, None, heard)
+    assert "run `make train predict` first" in str(heard)
 
 
 def test_errors_lists_the_worst_photos_and_lines_for_label_fixes(workspace: Workspace) -> None:
@@ -195,7 +189,7 @@ def test_errors_lists_the_worst_photos_and_lines_for_label_fixes(workspace: Work
     assert worst[0].endswith(" keep")
     assert worst[1].startswith("dog.5 dog 0.0001 9.0001 ")
     assert f"dog.5,drop,P(dog) 0.0001 out of fold in {folder.name}," in heard.lines
-    assert re.search(r"the worst 10 photos carry \d+% of the log loss of 80 photos", str(heard))
+    assert re.search(r"these 20 carry \d+% of the loss of 80 photos", str(heard))
 
 
 def test_a_comparison_says_what_differs_and_leaves_out_what_is_not_in_both(
@@ -281,8 +275,7 @@ def test_a_file_with_another_name_frees_nothing(tmp_path: Path) -> None:
     (tmp_path / "a/x").write_bytes(bytes(100))
     (tmp_path / "b/x").hardlink_to(tmp_path / "a/x")
     (tmp_path / "b/y").write_bytes(bytes(7))
-    assert freed([tmp_path / "b"]) == 7
-    assert freed([tmp_path / "a", tmp_path / "b"]) == 107
+    assert (freed([tmp_path / "b"]), freed([tmp_path / "a", tmp_path / "b"])) == (7, 107)
 
 
 @pytest.mark.parametrize("words", ["runs", "errors --run lite0_head", "prune"])

@@ -84,19 +84,6 @@ def test_a_score_fills_its_row_and_keeps_the_text_of_every_other_cell(path: Path
     assert path.read_bytes() == before.replace(b",,,pending,", b",0.02417,0.025,complete,", 1)
 
 
-def test_a_ledger_without_private_scores_is_read_and_gets_them_without_losing_a_cell(
-    path: Path,
-) -> None:
-    write(path, *rows(2))
-    for old in (b"public_score,private_score,", b",,,pending,40000001", b",,,pending,40000002"):
-        edit(path, old, old.replace(b"private_score,", b"").replace(b",,,", b",,"))
-    assert read_ledger(path) == rows(2)
-    scored = replace(rows(2)[1], status="complete", public_score=0.02417, private_score=0.025)
-    write(path, scored)
-    assert read_ledger(path) == [rows(2)[0], scored]
-    assert path.read_text().partition("\n")[0] == ",".join(LEDGER_COLUMNS)
-
-
 def test_columns_that_were_added_or_moved_by_hand_stay_where_they_are(path: Path) -> None:
     path.parent.mkdir()
     header = ", ".join([*reversed(LEDGER_COLUMNS), "note"])

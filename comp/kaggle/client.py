@@ -128,9 +128,6 @@ class Kaggle:
         """All submissions, in Kaggle's order."""
         return [submission_of(row) for row in self._rows("ListSubmissions", "submissions")]
 
-    def submission(self, ref: int) -> Submission:
-        return submission_of(self._call("GetSubmission", ref=ref))
-
     def upload(
         self, csv: Path, message: str, before_submitting: Callable[[], object] = lambda: None
     ) -> int:

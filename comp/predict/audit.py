@@ -6,9 +6,8 @@
    make the same mistakes, so they share a vote; a blend repeats its members and has none.
 2. Near-duplicates with different labels, of which one must be wrong, and pairs of a training photo
    and a test photo that are near-duplicates.
-3. comp/suspects.csv: 138 training photos on five lists of odd or mislabelled photos that
-   competitors published, and on how many. Two of the lists seem to be made by models: one list is
-   no reason to drop a photo.
+3. comp/suspects.csv: on how many of five lists of odd or mislabelled photos, which competitors
+   published, each of 138 training photos is. Models seem to have made two of the lists.
 
 It changes no label. runs/audit.csv has a row for each photo with evidence against it. A person who
 has looked at them writes data/verdicts.csv (comp/train/labels.py).
@@ -54,25 +53,22 @@ def audit_labels(
         raise StaleError(f"no run is in {workspace.runs}: run `make train` first")
     photos, test = (read_manifest(workspace.manifest(split)) for split in SPLITS)
     recipes = by_recipe(folders)
-    votes = _count_votes(recipes, photos)
-    n_lists = read_suspects(competition)
+    votes, n_lists = _count_votes(recipes, photos), read_suspects(competition)
     table = evidence(votes, photos, read_label_fixes(workspace.verdicts), n_lists)
-    write_table(workspace.runs / "audit.csv", table)
+    path = workspace.runs / "audit.csv"
+    write_table(path, table)
     if len(recipes) < len(folders):
         reporter.say(
             f"{counted(len(folders), 'run')}, {counted(len(recipes), 'vote')}: runs of one recipe"
-            " share a vote, a blend has none beside its members"
+            " share a vote, a blend has none"
         )
     _print_doubts(table, len(votes), len(recipes), reporter)
-    pairs = pairs_across(photos, test)
-    n_conflicts = int((table["conflict"] != "").sum())
-    counts = counted(n_conflicts, "photo has", "photos have"), counted(len(pairs), "pair")
-    reporter.say(f"{counts[0]} a near-duplicate with another label")
-    reporter.say(f"{counts[1]} of near-duplicates across training and test photos")
-    reporter.say(
-        f"{counted(len(table), 'photo')} in {workspace.runs / 'audit.csv'}; label fixes go into"
-        f" {workspace.verdicts}"
-    )
+    n_conflicts, n_pairs = (table["conflict"] != "").sum(), len(pairs_across(photos, test))
+    has = counted(n_conflicts, "photo has", "photos have")
+    reporter.say(f"{has} a near-duplicate with another label")
+    reporter.say(f"{counted(n_pairs, 'pair')} of near-duplicates across training and test photos")
+    n_listed = counted(len(table), "photo")
+    reporter.say(f"{n_listed} in {path}; label fixes go into {workspace.verdicts}")
     return table
 
 
@@ -86,14 +82,9 @@ def by_recipe(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) -> pd.DataFrame:
-    """id, label, number of recipes that doubt it, mean logit. All runs need the same photos.
-
-    The logit of a recipe is the mean over its runs.
-    """
+    """id, label, number of recipes that doubt it, and the mean of the recipes' mean logits."""
     folders = [folder for runs in recipes.values() for folder in runs]
     photos, by_run = side_by_side({folder.name: read_oof(folder) for folder in folders})
-    ends = np.cumsum([len(runs) for runs in recipes.values()])
-    logits = np.column_stack([part.mean(1) for part in np.split(by_run, ends[:-1], axis=1)])
     now = manifest.set_index("id")["label"].reindex(photos["id"]).fillna(-1)
     n_off = int((now.to_numpy() != photos["label"].to_numpy()).sum())
     if n_off:
@@ -101,8 +92,11 @@ def _count_votes(recipes: Mapping[str, Sequence[Path]], manifest: pd.DataFrame) 
             f"{folders[0].name} has {counted(n_off, 'photo')} that data/train.csv lacks or labels"
             " otherwise: train it again"
         )
-    votes = np.sum([doubted(photos["label"], column) for column in logits.T], axis=0)
-    return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=logits.mean(1))
+    ends = np.cumsum([len(runs) for runs in recipes.values()])
+    logits = [part.mean(1) for part in np.split(by_run, ends[:-1], axis=1)]
+    votes = np.sum([doubted(photos["label"], each) for each in logits], axis=0)
+    mean = np.mean(logits, axis=0)
+    return photos[["id", "label"]].astype({"label": int}).assign(votes=votes, logit=mean)
 
 
 def doubted(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.bool_]:
@@ -130,12 +124,9 @@ def evidence(
     label_fixes: Mapping[str, str],
     n_lists: Mapping[str, int],
 ) -> pd.DataFrame:
-    """The photos of `votes` (id, label, votes, logit) with evidence against them, and
+    """The photos of `votes` (id, label, votes, logit) with evidence against them.
 
-    p_other   the probability of the other class, by the mean logit
-    conflict  their near-duplicates with the other label, separated by spaces
-    n_lists   how many published lists name them
-    verdict   their label fix in data/verdicts.csv
+    `p_other`: probability of the other class; `conflict`: near-duplicates that have its label.
     """
     p, clashes = sigmoid(votes["logit"]), conflicts(manifest)
     table = votes[["id", "label", "votes"]].assign(
@@ -144,20 +135,18 @@ def evidence(
         n_lists=[n_lists.get(id, 0) for id in votes["id"]],
         verdict=[label_fixes.get(id, "") for id in votes["id"]],
     )
-    is_listed = (table["votes"] > 0) | (table["n_lists"] > 0)
-    table = table[is_listed | (table["conflict"] != "") | (table["verdict"] != "")]
+    is_empty = table[["votes", "conflict", "n_lists", "verdict"]].isin([0, ""]).all(axis=1)
+    table = table[~is_empty]
     order = ["votes", "p_other"]
     return table.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
 
 
 def conflicts(manifest: pd.DataFrame) -> dict[str, str]:
     """By photo, its near-duplicates with the other label, separated by spaces, if it has any."""
-    found = {}
-    for _, group in manifest[manifest["group"].duplicated(keep=False)].groupby("group"):
-        for id, label in zip(group["id"], group["label"], strict=True):
-            if (group["label"] != label).any():
-                found[str(id)] = " ".join(group["id"][group["label"] != label])
-    return found
+    photos = manifest[["id", "label", "group"]]
+    pairs = photos.merge(photos, on="group", suffixes=("", "_other"))
+    clashes = pairs[pairs["label"] != pairs["label_other"]].groupby("id")["id_other"]
+    return {str(id): " ".join(others) for id, others in clashes}
 
 
 def pairs_across(photos: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:

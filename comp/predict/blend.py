@@ -5,19 +5,21 @@ least log loss, which is convex in them, its temperature is then that of any run
 averaged, because they forget how certain a run is. What is reported, and written to oof.csv, is
 cross-fitted: the logits of a fold are mixed by weights from the other folds.
 
-By features: one head on the features of all runs side by side (comp/predict/feature_blend.py).
+By features: one head on the features of all runs side by side, as ypwhs did with three backbones
+for .04141 on this leaderboard. Features are kept, so it costs one head per fold. Each feature is
+standardised: a backbone with more features counts for more.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from comp.competition import Competition
-from comp.errors import RecipeError
+from comp.errors import DataError, RecipeError
 from comp.metric import (
     Floats,
     Gain,
@@ -35,12 +37,14 @@ from comp.predict.runs import (
     check_current,
     print_losses,
     read_run,
+    recipe_of,
     write_predictions,
 )
 from comp.progress import Reporter
-from comp.recipe import Prediction, Recipe
+from comp.recipe import Head, Prediction, Recipe
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
 from comp.train.files import record
+from comp.train.run import open_run
 
 BLEND_FORMAT = 2  # of fingerprints
 OPTIONS = ("prediction.calibration", "prediction.noise_rate", "prediction.clip")
@@ -48,8 +52,7 @@ N_PICKS = 30  # of a greedy selection, so that weights are multiples of about 1/
 Weigh = Callable[[Floats, Floats], Floats]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Members:
+class Members(NamedTuple):
     """Finished runs of the same photos and folds."""
 
     runs: list[FinishedRun]  # in the order of their folders
@@ -64,47 +67,32 @@ class Members:
     def labels(self) -> Floats:
         return self.photos["label"].to_numpy(np.float64)
 
-    def losses(self) -> list[Floats]:
-        """The out-of-fold log loss of each photo, by run."""
-        return [per_photo_logit_loss(self.labels, column) for column in self.logits.T]
-
-    def test_logits(self, weights: Floats) -> "pd.Series[float]":
-        """Weighted means of the runs' test logits, by id; NaN for a photo that is not decoded."""
-        tests = pd.concat([run.predictions.set_index("id")["logit"] for run in self.runs], axis=1)
-        return pd.Series(tests.to_numpy(np.float64) @ weights, index=tests.index)
-
     def compare_with_best(self, logits: Floats) -> str:
         """The log loss of the blend's out-of-fold `logits [n]` and its gain over the best run."""
-        alone, losses = self.losses(), per_photo_logit_loss(self.labels, logits)
-        best = min(range(len(alone)), key=lambda run: float(alone[run].mean()))
-        groups, ratio = self.photos["group"], losses.mean() / alone[best].mean()
-        low, high = bootstrap_interval(losses, groups, alone[best])
+        alone = per_photo_logit_loss(self.labels[:, None], self.logits)
+        losses = per_photo_logit_loss(self.labels, logits)
+        best = int(alone.mean(0).argmin())
+        groups, ratio = self.photos["group"], losses.mean() / alone[:, best].mean()
+        low, high = bootstrap_interval(losses, groups, alone[:, best])
         return (
             f"{losses.mean():.5f}, {ratio:.2f} ({low:.2f} to {high:.2f}) times that of its best"
-            f" run, {self.names[best]}: a gain of {gain(alone[best], losses, groups)}"
+            f" run, {self.names[best]}: a gain of {gain(alone[:, best], losses, groups)}"
         )
 
 
 def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
-    """The runs in `folders`, each once.
-
-    RecipeError for fewer than two, StaleError or DataError if they do not fit together.
-    """
+    """The runs in `folders`, each once. RecipeError for fewer than 2, DataError for unlike ones."""
     runs = [read_run(folder) for folder in sorted(set(folders))]
     if len(runs) < 2:
         raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
     for run in runs:
         check_current(workspace, run)
     photos, logits = side_by_side({run.folder: run.oof for run in runs})
-    photos = photos.assign(group=groups_of(workspace, photos))
-    return Members(runs=runs, photos=photos, logits=logits)
+    return Members(runs, photos.assign(group=groups_of(workspace, photos)), logits)
 
 
 def simplex(logits: Floats, labels: Floats) -> Floats:
-    """The weights [m] with the least log loss of sigmoid(logits @ weights).
-
-    `logits [n, m]` are out-of-fold, `labels [n]` 0 or 1.
-    """
+    """The weights [m] with the least log loss of sigmoid(logits [n, m] @ weights)."""
     from scipy.optimize import minimize  # slow to load, and a blend that is done needs none
 
     def loss(weights: Floats) -> tuple[float, Floats]:
@@ -126,10 +114,7 @@ def simplex(logits: Floats, labels: Floats) -> Floats:
 
 
 def greedy(logits: Floats, labels: Floats) -> Floats:
-    """Weights [m] by `N_PICKS` picks with replacement, each of the run that helps the mean most.
-
-    The best of the means on the way is kept. Source: Caruana et al. 2004.
-    """
+    """Weights [m] by `N_PICKS` picks, each of the run that helps most. Caruana et al. 2004."""
     total, counts = np.zeros((labels.size, 1)), np.zeros(logits.shape[1])
     steps: list[tuple[float, Floats]] = []
     for n_picked in range(1, N_PICKS + 1):
@@ -186,21 +171,22 @@ def blend_runs(
     prediction = _prediction(members, settings)
     parts: dict[str, float] | list[str] = members.names
     if method == "features":
-        from comp.predict.feature_blend import fit_on_features  # torch takes seconds to load
-
         logits, test_logits = fit_on_features(workspace, members, device, reporter)
     else:
         weigh = WEIGHERS[method]
         weights = weigh(members.logits, members.labels)
         logits = mix(members.logits, members.labels, members.photos["fold"], weigh)
-        test_logits = members.test_logits(weights)
+        tests = pd.concat([x.predictions.set_index("id")["logit"] for x in members.runs], axis=1)
+        test_logits = pd.Series(tests.to_numpy(np.float64) @ weights, tests.index)
         parts = dict(zip(members.names, weights.tolist(), strict=True))
         _print_weights(members, weights, weigh, reporter)
     reporter.say(f"log loss of the blend, cross-fitted: {members.compare_with_best(logits)}")
     calibration = settings_of(prediction, competition)
     folder = blend_folder(workspace, members.names, method, calibration)
+    name, _, key = folder.name.partition("-")
     made = {"method": method, "members": parts, "prediction": prediction}
-    _write_origin(folder, made)
+    made |= {"name": name, "fingerprint": key, "commit": code_commit(Path(__file__).parents[1])}
+    write_json(folder / "run.json", made)
     oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"})
     oof = oof.assign(logit=logits)
     write_table(folder / "oof.csv", oof)
@@ -209,12 +195,6 @@ def blend_runs(
     print_losses(folder, reporter)
     reporter.say(f"next: make forecast RUN={folder.name}, make submit RUN={folder.name}")
     return folder
-
-
-def _write_origin(folder: Path, made: Mapping[str, object]) -> None:
-    name, _, key = folder.name.partition("-")
-    commit = code_commit(Path(__file__).parents[1])
-    write_json(folder / "run.json", {"name": name, "fingerprint": key, "commit": commit, **made})
 
 
 def blend_folder(
@@ -237,22 +217,79 @@ def _prediction(members: Members, settings: Sequence[str]) -> Prediction:
             f"{unknown[0]!r} is not an option of a blend, whose runs are finished: its options are"
             f" {', '.join(OPTIONS)}"
         )
-    methods = {run.settings.method for run in members.runs}
+    methods = {run.figures.method for run in members.runs}
     own = Prediction(calibration=methods.pop()) if len(methods) == 1 else Prediction()
     return override(Recipe(name="blend", prediction=own), settings).prediction
 
 
 def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Reporter) -> None:
-    names, photos = members.names, members.photos
-    alone = [float(losses.mean()) for losses in members.losses()]
-    gains = gains_by_run(members.logits, members.labels, photos["fold"], photos["group"], weigh)
+    names, photos, labels = members.names, members.photos, members.labels
+    alone = per_photo_logit_loss(labels[:, None], members.logits).mean(0).tolist()
+    gains = gains_by_run(members.logits, labels, photos["fold"], photos["group"], weigh)
     cells = (names, alone, [f"{weight:.3f}" for weight in weights], gains)
     columns = ("", "alone", "weight", "gain by including it, 95 %")
     reporter.table("blend", columns, list(zip(*cells, strict=True)))
-    correlations = np.atleast_2d(np.corrcoef(members.labels - sigmoid(members.logits.T)))
     numbers = [str(n) for n in range(1, len(names) + 1)]
+    errors = pd.DataFrame(labels[:, None] - sigmoid(members.logits), columns=numbers)
+    table = errors.corr().map("{:.2f}".format)
     rows = [
-        (f"{number} {name}", *(f"{r:.2f}" for r in row))
-        for number, name, row in zip(numbers, names, correlations, strict=True)
+        (f"{number} {name}", *table[number]) for number, name in zip(numbers, names, strict=True)
     ]
     reporter.table("correlation of errors", ("", *numbers), rows)
+
+
+def fit_on_features(
+    workspace: Workspace, members: Members, device: str | None, reporter: Reporter
+) -> tuple[Floats, "pd.Series[float]"]:
+    """Out-of-fold logits [n] of the members' photos, and the mean over folds of test logits by id.
+
+    RecipeError for a member that solves no heads, DataError if they learn from different labels.
+    """
+    from comp.train.fits import HeadFit, open_fit  # torch takes seconds to load
+    from comp.train.solver import solve_fold
+
+    recipes = [_head_recipe(workspace.runs / name) for name in members.names]
+    fits = list[HeadFit]()
+    for recipe, _ in recipes:
+        fit = open_fit(open_run(workspace, recipe), device, reporter)
+        assert isinstance(fit, HeadFit)
+        fits.append(fit)
+        run, inputs = fit.inputs.run, fits[0].inputs
+        if run.folds != inputs.run.folds or not fit.inputs.photos.equals(inputs.photos):
+            raise DataError(
+                f"{recipes[0][0].name} and {recipe.name} learn from other labels or in other"
+                " folds: train both with the same folds.* options"
+            )
+    heads = [head for _, head in recipes]
+    pairs = zip(fits, heads, strict=True)
+    learnt = np.hstack([fit.mean_features(inputs.ids, head.views) for fit, head in pairs])
+    scored, test = (
+        np.hstack([fit.mean_features(ids) for fit in fits]) for ids in (inputs.ids, inputs.test_ids)
+    )
+    logits, test_logits = np.full(len(scored), np.nan), np.zeros(len(test))
+    training, seed, folds = shared_head(heads), inputs.run.recipe.seed, inputs.run.folds
+    with reporter.track(f"heads on {learnt.shape[1]:,} features", len(folds), "folds") as advance:
+        for fold in folds:
+            held_out = (inputs.photos["fold"] == fold).to_numpy()
+            head = solve_fold(learnt, inputs.photos, fold, training, seed)
+            logits[held_out] = head.logits(scored[held_out])
+            test_logits += head.logits(test)
+            advance()
+    out_of_fold = pd.Series(logits, index=inputs.ids).loc[members.photos["id"]]
+    return out_of_fold.to_numpy(np.float64), pd.Series(test_logits / len(folds), inputs.test_ids)
+
+
+def shared_head(heads: Sequence[Head]) -> Head:
+    """A head in the place of `heads`, with all their penalties and the most inner folds."""
+    penalties = sorted({penalty for head in heads for penalty in head.penalties})
+    return Head(penalties=tuple(penalties), n_inner=max(head.n_inner for head in heads))
+
+
+def _head_recipe(folder: Path) -> tuple[Recipe, Head]:
+    recipe = recipe_of(folder)
+    if recipe is None or not isinstance(recipe.training, Head):
+        raise RecipeError(
+            f"{folder.name} has no solved head on features of its own: METHOD=features takes runs"
+            " of head recipes"
+        )
+    return recipe, recipe.training

@@ -10,11 +10,9 @@
 
    The first four are one curve: beta's, with a = b for Platt, c = 0 for a temperature, and
    a = b = 1 for none.
-2. p' = p (1 - r) + (1 - p) r, because a share r of the leaderboard's labels contradicts any
-   confident model.
+2. p' = p (1 - r) + (1 - p) r: a share r of the leaderboard's labels contradicts any model.
 3. p' is clipped, which limits what one label may cost. With r = .004 the clip of .005 changes
-   little. It stays as insurance: r is known to about .001, and if more labels are flipped than
-   expected, a clip that is too small costs more than one that is too large.
+   little; it is insurance, because r is known to about .001 only.
 """
 
 from collections.abc import Callable
@@ -99,10 +97,15 @@ class Steps:
 def fit_curve(method: Method, logits: ArrayLike, labels: ArrayLike) -> Curve | Steps:
     """The curve of `method` with the least log loss; for isotonic, the least squared error.
 
-    `logits [n]` are out-of-fold and raw, `labels [n]` 0 or 1. TrainingError or DataError if
-    nothing can be fitted to them.
+    `logits [n]` are out-of-fold and raw, `labels [n]` 0 or 1. TrainingError if logits are alike.
     """
-    z, truth = _check(logits, labels)
+    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    if not z.size or np.ptp(z) == 0:
+        what = f"all {z.size:,} are {z[0]:.5g}" if z.size else "there are none"
+        raise TrainingError(
+            f"out-of-fold logits cannot be calibrated: {what}; the model has learnt nothing, look"
+            " at the run's losses and train longer"
+        )
     if method == "none":
         return Curve(below=1.0, above=1.0)
     if method == "temperature":
@@ -114,32 +117,21 @@ def fit_curve(method: Method, logits: ArrayLike, labels: ArrayLike) -> Curve | S
 
 
 def _fit_temperature(z: Floats, truth: Floats) -> float:
-    """The T at which sigmoid(z / T) has the least log loss.
-
-    The loss is convex in 1 / T, so that the sign of its slope says on which side the minimum is.
-    """
+    """The T at which sigmoid(z / T) has the least log loss, which is convex in 1 / T."""
     margins = np.where(truth > 0.5, z, -z)  # positive where the photo is on its own side
-
-    def is_too_low(temperature: float) -> bool:
-        # not a dot product: BLAS threads take 100 times as long
-        return bool((margins * sigmoid(-margins / temperature)).sum() < 0)
-
-    if not is_too_low(MIN_TEMPERATURE):
-        return MIN_TEMPERATURE
-    if is_too_low(MAX_TEMPERATURE):
-        return MAX_TEMPERATURE
     low, high = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
     for _ in range(48):  # halvings of a range of 6: as exact as float64
         middle = (low + high) / 2
-        low, high = (middle, high) if is_too_low(float(np.exp(middle))) else (low, middle)
+        # not a dot product: BLAS threads take 100 times as long
+        is_too_low = (margins * sigmoid(-margins / np.exp(middle))).sum() < 0
+        low, high = (middle, high) if is_too_low else (low, middle)
     return float(np.exp((low + high) / 2))
 
 
 def _fit_slopes(z: Floats, truth: Floats, *, is_symmetric: bool) -> Curve:
     """Platt's curve or beta's, by Newton's method with halved steps.
 
-    Each parameter is pulled to that of "none" as strongly as by one photo, so that there is an
-    optimum even where the classes are separable.
+    Each parameter is pulled to that of "none", so that separable classes have an optimum too.
     """
     columns = [z] if is_symmetric else [-np.logaddexp(0, -z), np.logaddexp(0, z)]
     x = np.column_stack([*columns, np.ones_like(z)])
@@ -175,36 +167,13 @@ def _fit_steps(z: Floats, truth: Floats) -> Steps:
     return Steps(logits=tuple(distinct[ends].tolist()), levels=tuple(levels.tolist()))
 
 
-def _check(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
-    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
-    n_bad = np.count_nonzero(~np.isfinite(z) | ((truth != 0) & (truth != 1)))
-    if n_bad:
-        raise DataError(
-            f"{counted(int(n_bad), 'out-of-fold photo')} in {z.size:,} with a logit that is not"
-            " finite, or a label that is neither 0 nor 1: delete the run's folder and train again"
-        )
-    if not z.size or np.ptp(z) == 0:
-        what = f"all {z.size:,} are {z[0]:.5g}" if z.size else "there are none"
-        raise TrainingError(
-            f"out-of-fold logits cannot be calibrated: {what}; the model has learnt nothing, look"
-            " at the run's losses and train longer"
-        )
-    return z, truth
-
-
 def with_flips(probs: Floats, noise_rate: float) -> Floats:
-    """P(the label is positive) if a share `noise_rate` of the labels is flipped.
-
-    This has the least expected log loss, if `probs` are calibrated.
-    """
+    """P(the label is positive) if a share `noise_rate` of the labels is flipped."""
     return probs * (1 - noise_rate) + (1 - probs) * noise_rate
 
 
 def over_folds(folds: ArrayLike, score: Callable[[NDArray[np.bool_]], Floats]) -> Floats:
-    """`score(held_out)` of each fold, where `held_out [n]` is True in that fold, put together.
-
-    DataError if there is only one fold: nothing is left to fit on.
-    """
+    """`score(held_out [n])` of each fold, put together; DataError if there is only one fold."""
     fold = np.asarray(folds, np.float64)
     numbers = np.unique(fold)
     if numbers.size < 2:

@@ -6,7 +6,7 @@ calibration.json  how logits become probabilities, what that gains, and what it 
 run.json          name, fingerprint, and the recipe, or the members of a blend
 """
 
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 
 from comp.data.manifest import read_manifest
 from comp.errors import StaleError, UserError
-from comp.metric import prior_logit, sigmoid
+from comp.metric import per_photo_logit_loss, prior_logit, sigmoid
 from comp.options import Options, flat, restored
 from comp.predict.calibrate import Settings, cross_fitted, fit_curve, out_of_fold_losses
 from comp.progress import Reporter, counted
@@ -26,30 +26,34 @@ from comp.store import Workspace, file_sha256, read_json, write_json, write_tabl
 from comp.train.files import again, check_name, is_intact, read_intact, read_table, record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures(Settings):
+    """What is read of calibration.json: how logits became probabilities, and the losses."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    cv_raw: float  # out-of-fold log loss of sigmoid(logit)
+    cv_calibrated: float  # after calibration, cross-fitted
+    cv_clipped: float  # and after noise rate and clip
+    says: str
+    of: dict[str, str] | None = None  # start of the SHA-256 of what was predicted from; or unknown
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedRun:
     """A run whose test photos are predicted."""
 
     folder: str  # <recipe>-<fingerprint>
     recipe: str
     fingerprint: str
-    settings: Settings  # of the calibration behind its probabilities
-    cv_raw: float  # out-of-fold log loss of sigmoid(logit)
-    cv_calibrated: float  # after calibration, cross-fitted
-    cv_clipped: float  # and after noise rate and clip
+    figures: Figures
     predictions: pd.DataFrame  # id, logit (NaN: the photo cannot be decoded), prob
     oof: pd.DataFrame  # id, label, fold, logit
     oof_sha256: str  # of the file that `oof` is read from
-    # start of the SHA-256 of the files behind `predictions`; None: not recorded
-    made_from: Mapping[str, str] | None
 
     def out_of_fold_probs(self) -> pd.Series:
-        """Probabilities of the out-of-fold photos, by id, as they would be submitted.
-
-        Each is calibrated on the other folds.
-        """
+        """Probabilities to submit of the out-of-fold photos, by id, calibrated on other folds."""
         oof = self.oof
-        probs = cross_fitted(oof["logit"], oof["label"], oof["fold"], self.settings)
+        probs = cross_fitted(oof["logit"], oof["label"], oof["fold"], self.figures)
         return pd.Series(probs, index=oof["id"])
 
 
@@ -60,10 +64,7 @@ def source_keys(workspace: Workspace, oof_sha256: str) -> dict[str, str]:
 
 
 def is_predicted(workspace: Workspace, folder: Path, noise_rate: float) -> bool:
-    """Whether the run in `folder` has predictions of today's photos, with this `noise_rate`.
-
-    The competition's noise rate may have changed since; everything else is in the fingerprint.
-    """
+    """Whether the run in `folder` has predictions of today's photos, with this `noise_rate`."""
     names = ("run.json", "oof.csv", "test.csv", "calibration.json")
     if not all(is_intact(folder / name) for name in names):
         return False
@@ -79,10 +80,7 @@ def write_predictions(
     settings: Settings,
     reporter: Reporter,
 ) -> None:
-    """Write test.csv and calibration.json of the run in `folder`, which has its oof.csv.
-
-    `logits` are by id; a test photo without one gets the prior and a warning.
-    """
+    """Write test.csv and calibration.json. A test photo that `logits` lack gets the prior."""
     labels, ids = oof["label"].to_numpy(), list(read_manifest(workspace.manifest("test"))["id"])
     curve = fit_curve(settings.method, oof["logit"], labels)
     table = pd.DataFrame({"id": ids, "logit": logits.reindex(ids).to_numpy(np.float64)})
@@ -120,10 +118,7 @@ def print_losses(folder: Path, reporter: Reporter) -> None:
 
 
 def recipe_of(folder: Path) -> Recipe | None:
-    """The recipe of the run in `folder`.
-
-    None for a blend, for options that no longer exist, and where run.json is damaged.
-    """
+    """The recipe of the run in `folder`; None for a blend, and for one that cannot be read."""
     try:
         values = _read_origin(folder).recipe or {}
         return restored(Recipe, values) if "training" in values else None
@@ -132,22 +127,21 @@ def recipe_of(folder: Path) -> Recipe | None:
 
 
 def options_of(folder: Path) -> dict[str, str]:
-    """The options of the run in `folder`, by dotted name; of a blend its method and its runs.
-
-    None for options that no longer exist.
-    """
-    recipe = recipe_of(folder)
-    if recipe:
+    """Options by dotted name; of a blend its method and its runs; none if they cannot be read."""
+    if recipe := recipe_of(folder):
         return flat(recipe)
-    parts = _read_origin(folder).members
-    weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, "a member")
-    texts = {name: f"{w:.3f}" if isinstance(w, float) else w for name, w in weights.items()}
-    return {"method": _read_origin(folder).method, **texts} if parts else {}
+    with suppress(UserError):
+        origin = _read_origin(folder)
+        runs = origin.members
+        if isinstance(runs, dict):
+            return {"method": origin.method} | {name: f"{w:.3f}" for name, w in runs.items()}
+        return {"method": origin.method} | dict.fromkeys(runs, "a member") if runs else {}
+    return {}
 
 
 def check_current(workspace: Workspace, run: FinishedRun) -> None:
     """StaleError unless `run` was predicted from the files that are there now."""
-    if run.made_from not in (None, source_keys(workspace, run.oof_sha256)):
+    if run.figures.of not in (None, source_keys(workspace, run.oof_sha256)):
         raise StaleError(
             f"the predictions of {run.folder} were made from other photos or other out-of-fold"
             f" logits than those there now: {again(workspace.runs / run.folder, 'predict')}"
@@ -158,24 +152,20 @@ def read_run(folder: Path) -> FinishedRun:
     """The run in `folder`; StaleError if it is renamed, or a file is missing or damaged."""
     origin, figures = _read_origin(folder), _read_figures(folder)
     check_name(folder)
-    return FinishedRun(
-        folder=folder.name,
-        recipe=origin.name,
-        fingerprint=origin.fingerprint,
-        settings=Settings(method=figures.method, noise_rate=figures.noise_rate, clip=figures.clip),
-        cv_raw=figures.cv_raw,
-        cv_calibrated=figures.cv_calibrated,
-        cv_clipped=figures.cv_clipped,
-        predictions=read_table(folder / "test.csv", ["prob"], "predict"),
-        oof=read_oof(folder),
-        oof_sha256=file_sha256(folder / "oof.csv"),
-        made_from=figures.of,
-    )
+    predictions = read_table(folder / "test.csv", ["prob"], "predict")
+    oof, oof_sha256 = read_oof(folder), file_sha256(folder / "oof.csv")
+    names = (folder.name, origin.name, origin.fingerprint)
+    return FinishedRun(*names, figures, predictions, oof, oof_sha256)
 
 
 def read_oof(folder: Path) -> pd.DataFrame:
     """oof.csv of the run in `folder`; with several views, also the logits of each."""
     return read_table(folder / "oof.csv", ["label", "fold", "logit"], "train")
+
+
+def with_losses(oof: pd.DataFrame) -> pd.DataFrame:
+    """`oof` with the log loss of each photo, raw, as `loss`."""
+    return oof.assign(loss=per_photo_logit_loss(oof["label"], oof["logit"]))
 
 
 class _Origin(Options):
@@ -190,22 +180,10 @@ class _Origin(Options):
     members: dict[str, float] | tuple[str, ...] = ()  # of a blend: its runs, with any weights
 
 
-class _Figures(Settings):
-    """What is read of calibration.json."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    cv_raw: float
-    cv_calibrated: float
-    cv_clipped: float
-    says: str
-    of: dict[str, str] | None = None
-
-
 def _read_origin(folder: Path) -> _Origin:
     return read_intact(folder / "run.json", lambda at: restored(_Origin, read_json(at)), "train")
 
 
-def _read_figures(folder: Path) -> _Figures:
+def _read_figures(folder: Path) -> Figures:
     path = folder / "calibration.json"
-    return read_intact(path, lambda at: restored(_Figures, read_json(at)), "predict")
+    return read_intact(path, lambda at: restored(Figures, read_json(at)), "predict")

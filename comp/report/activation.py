@@ -1,7 +1,6 @@
 """What takes a run's networks: activation maps of the worst photos, and drift of the test photos.
 
-Written to runs/<run>/looks.json by `make report`, so that reports that follow can show it without
-torch.
+`make report` writes it to runs/<run>/looks.json, where later reports find it without torch.
 
 heat   Where the evidence for the predicted class is: Grad-CAM (Selvaraju et al. 2017) at the last
        feature map, by the network of the fold that held the photo out. For a linear head on
@@ -23,13 +22,12 @@ from torch import Tensor, nn
 from comp.data.manifest import SPLITS, read_manifest
 from comp.metric import Floats
 from comp.network.backbone import embed
-from comp.network.device import Device
 from comp.network.embedder import network_input
 from comp.network.heads import LinearHead
 from comp.network.layers import start_from
 from comp.network.views import CENTRE
-from comp.predict.runs import read_oof, recipe_of
-from comp.progress import Advance, Reporter
+from comp.predict.runs import read_oof, recipe_of, with_losses
+from comp.progress import Reporter
 from comp.recipe import Head
 from comp.report.run_page import LOOKS
 from comp.store import Workspace, file_sha256, write_json
@@ -53,23 +51,21 @@ def measure(workspace: Workspace, folder: Path, device: str | None, reporter: Re
         return
     run = trained_run(workspace, recipe)
     fit = open_fit(run, device, reporter)
-    oof = read_oof(folder)
-    logits = oof.set_index("id")["logit"]
-    worst = oof.assign(margin=np.where(oof["label"] > 0.5, oof["logit"], -oof["logit"]))
-    worst = worst.nsmallest(N_MAPPED, "margin")
-    heat: dict[str, dict[str, Any]] = {}
-    drift = None
+    worst = with_losses(read_oof(folder)).nlargest(N_MAPPED, "loss").set_index("id")["logit"]
+    heats, drift = {}, None
     with reporter.track("activation maps", len(worst), "photos") as advance:
         for fold in run.folds:
-            held_out = set(fit.inputs.held_out_ids(fold))
-            ids = [id for id in worst["id"] if id in held_out]
-            if ids or fold == 0:
-                network = _network(fit, fold)
-                heat |= _heat(network, fit.inputs, fold, ids, logits, fit.frozen.device, advance)
+            ids = worst.index.intersection(fit.inputs.held_out_ids(fold))
+            network = _network(fit, fold)
+            for id in ids:
+                heat = activation_map(network, _images(fit, fold, [id]), worst[id])
+                if heat is not None:
+                    heats[id] = {"map": heat.round(2).tolist(), "box": _box(fit.inputs, id)}
+                advance()
             if fold == 0:
-                drift = _drift(network, fit.inputs, fit.frozen.device, reporter)
+                drift = _drift(network, fit, reporter)
     oof_sha256 = file_sha256(run.oof)[:10]
-    write_json(folder / LOOKS, {"oof": oof_sha256, "heat": heat, "drift": drift})
+    write_json(folder / LOOKS, {"oof": oof_sha256, "heat": heats, "drift": drift})
 
 
 def _network(fit: Any, fold: int) -> Any:
@@ -83,38 +79,17 @@ def _network(fit: Any, fold: int) -> Any:
     return network.to(device.where).eval()
 
 
-def _images(inputs: Inputs, fold: int, ids: Sequence[str], device: Device) -> Tensor:
-    preprocessing = inputs.preprocessing_for(fold)
-    rows = [int(row) for row in inputs.pixels.rows(ids)]
-    crops = torch.from_numpy(CENTRE.crops(inputs.pixels, rows, preprocessing.size_px))
-    where = crops.to(device.where)
-    return network_input(where, CENTRE, preprocessing.size_px, preprocessing, torch.float32)
-
-
-def _heat(
-    network: Any,
-    inputs: Inputs,
-    fold: int,
-    ids: Sequence[str],
-    logits: "pd.Series[float]",
-    device: Device,
-    advance: Advance,
-) -> dict[str, dict[str, Any]]:
-    """Map and box of each of `ids` for which the network has a map."""
-    found = {}
-    for id in ids:
-        heat = activation_map(network, _images(inputs, fold, [id], device), float(logits[id]))
-        if heat is not None:
-            box = _box(inputs, id)
-            found[id] = {"map": np.round(heat, 2).tolist(), "box": [round(x, 4) for x in box]}
-        advance()
-    return found
+def _images(fit: Any, fold: int, ids: Sequence[str]) -> Tensor:
+    inputs, preprocessing = fit.inputs, fit.inputs.preprocessing_for(fold)
+    size_px, rows = preprocessing.size_px, [int(row) for row in inputs.pixels.rows(ids)]
+    crops = torch.from_numpy(CENTRE.crops(inputs.pixels, rows, size_px)).to(fit.frozen.device.where)
+    return network_input(crops, CENTRE, size_px, preprocessing, torch.float32)
 
 
 def activation_map(network: Any, image: Tensor, logit: float) -> Floats | None:
     """Grad-CAM [h, w] in [0, 1] of `image [1, 3, s, s]` for the class that `logit` predicts.
 
-    None where the network has no feature map whose positions all reach the head.
+    None where the network has no feature map, as a transformer of tokens.
     """
     with torch.no_grad():
         features = network.forward_features(image)
@@ -123,17 +98,9 @@ def activation_map(network: Any, image: Tensor, logit: float) -> Floats | None:
     if not output.requires_grad:
         return None
     (gradient,) = torch.autograd.grad(output, features)
-    channels = network.num_features
-    if features.ndim == 3:  # tokens [1, n, c]: the patches form a square
-        n_prefix = getattr(network, "num_prefix_tokens", 0)
-        side = round((features.shape[1] - n_prefix) ** 0.5)
-        parts = [each[:, n_prefix:] for each in (features, gradient)]
-        if parts[0].shape[1] != side**2:
-            return None
-        features, gradient = (each.unflatten(1, (side, side)) for each in parts)
-    elif features.ndim == 4 and features.shape[1] == channels:
+    if features.ndim == 4 and features.shape[1] == network.num_features:  # channels come first
         features, gradient = (each.permute(0, 2, 3, 1) for each in (features, gradient))
-    if features.ndim != 4 or features.shape[-1] != channels:
+    if features.ndim != 4 or features.shape[-1] != network.num_features:
         return None
     weights = gradient.mean((1, 2), keepdim=True)
     heat = (features.detach() * weights).sum(-1)[0].relu()
@@ -141,51 +108,40 @@ def activation_map(network: Any, image: Tensor, logit: float) -> Floats | None:
     return None if highest == 0 else (heat / highest).double().cpu().numpy()
 
 
-def _box(inputs: Inputs, id: str) -> tuple[float, float, float, float]:
+def _box(inputs: Inputs, id: str) -> list[float]:
     """Left, top, width and height of the network's crop, in shares of the photo."""
     row = inputs.photos[inputs.photos["id"] == id].iloc[0]
-    wide, high = int(row["width"]), int(row["height"])
+    width, height = int(row["width"]), int(row["height"])
     geometry, side = inputs.pixels.geometry, inputs.preprocessing.size_px
-    canvas_high, canvas_wide = geometry.canvas(wide, high)
-    part, place = geometry.crop(wide, high), geometry.place(wide, high)
-
-    def along(axis: int, canvas: int, length: int) -> tuple[float, float]:
-        scale = part[axis + 2] / place[axis + 2]  # px of the photo for a px of the canvas
-        start = part[axis] + (round((canvas - side) / 2) - place[axis]) * scale
-        return start / length, side * scale / length
-
-    (top, height), (left, width) = along(0, canvas_high, high), along(1, canvas_wide, wide)
-    return left, top, width, height
+    canvas = np.array(geometry.canvas(width, height))
+    part, place = np.array(geometry.crop(width, height)), np.array(geometry.place(width, height))
+    scale = part[2:] / place[2:]  # px of the photo for a px of the canvas; rows before columns
+    start = part[:2] + (np.rint((canvas - side) / 2) - place[:2]) * scale
+    (top, left), (tall, wide) = np.array([start, side * scale]) / [height, width]
+    return [round(x, 4) for x in (left, top, wide, tall)]
 
 
-def _drift(
-    network: nn.Module, inputs: Inputs, device: Device, reporter: Reporter
-) -> dict[str, float] | None:
+def _drift(network: nn.Module, fit: Any, reporter: Reporter) -> dict[str, float] | None:
     """AUC and its 95 % interval; None with fewer than 20 photos in a split."""
-    train, test = (read_manifest(inputs.run.workspace.manifest(split)) for split in SPLITS)
-    ids = [_spread(each, N_COMPARED) for each in (inputs.held_out_ids(0), inputs.test_ids)]
-    if min(map(len, ids)) < 20:
+    inputs = fit.inputs
+    splits = inputs.held_out_ids(0), inputs.test_ids
+    held_out, test = (ids[:: 1 + (len(ids) - 1) // N_COMPARED] for ids in splits)
+    if min(len(held_out), len(test)) < 20:
         return None
-    both = [*ids[0], *ids[1]]
-    groups = pd.concat([train, test]).set_index("id")["group"].loc[both].to_numpy(np.int64)
+    both, is_test = [*held_out, *test], np.repeat([0.0, 1.0], [len(held_out), len(test)])
+    manifests = [read_manifest(inputs.run.workspace.manifest(split)) for split in SPLITS]
+    groups = pd.concat(manifests).set_index("id")["group"].loc[both].to_numpy(np.int64)
     parts = []
     with reporter.track("features for drift", len(both), "photos") as advance:
         for start in range(0, len(both), N_AT_ONCE):
             with torch.inference_mode():
-                images = _images(inputs, 0, both[start : start + N_AT_ONCE], device)
+                images = _images(fit, 0, both[start : start + N_AT_ONCE])
                 parts.append(embed(network, images).float().cpu().numpy())
             advance(len(parts[-1]))
-    is_test = np.repeat([0.0, 1.0], [len(each) for each in ids])
     photos = pd.DataFrame({"target": is_test, "group": groups, "fold": groups % 5})
-    head = Head(penalties=(PENALTY,))
-    scores = out_of_fold(np.concatenate(parts), photos, head, inputs.run.recipe.seed, reporter)
-    auc, low, high = auc_with_interval(scores, is_test > 0.5)
-    return {"auc": auc, "low": low, "high": high}
-
-
-def _spread(ids: Sequence[str], n: int) -> list[str]:
-    """At most `n` of `ids`, evenly spread over them."""
-    return [ids[row] for row in np.unique(np.linspace(0, len(ids) - 1, n).astype(int))]
+    head, seed = Head(penalties=(PENALTY,)), inputs.run.recipe.seed
+    scores = out_of_fold(np.concatenate(parts), photos, head, seed, reporter)
+    return dict(zip(("auc", "low", "high"), auc_with_interval(scores, is_test > 0.5), strict=True))
 
 
 def auc_with_interval(scores: Floats, is_positive: NDArray[np.bool_]) -> tuple[float, float, float]:

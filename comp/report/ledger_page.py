@@ -3,115 +3,89 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
 from comp.competition import Competition
 from comp.metric import Floats
-from comp.options import differing, flat
+from comp.options import differing
 from comp.plots import BLUE, INK, MUTED, ORANGE, SKY, Drawing, make_logarithmic
-from comp.predict.runs import recipe_of
-from comp.report.page import Chart, NumberTable, Page, Section, Tile
+from comp.predict.runs import options_of
+from comp.report.page import Chart, Page, Section, TextTable, Tile
 from comp.store import Workspace
 from comp.submit.leaderboard import archived_scores, ranks
-from comp.submit.ledger import LedgerRow, read_ledger, score_text
+from comp.submit.ledger import LEDGER_COLUMNS, LedgerRow, read_ledger
 
+SCORES = ["cv_raw", "cv_clipped", "public_score", "private_score"]
 MIN_FITTED = 3  # submissions under a fitted line
 BOARD_MARKS = (1, 10, 26, 50, 100, 132, 250, 500, 1000)  # ranks in the table of the leaderboard
 
 
 def ledger_page(workspace: Workspace, competition: Competition) -> Page:
     """All submissions, oldest first."""
-    rows = read_ledger(workspace.ledger)
-    scored = [row for row in rows if row.public_score is not None]
-    board = archived_scores(competition)
+    rows, board = read_ledger(workspace.ledger), archived_scores(competition)
+    ledger = pd.DataFrame(rows, range(1, len(rows) + 1), columns=list(LEDGER_COLUMNS))
+    ledger = ledger.astype(dict.fromkeys(SCORES, np.float64))
+    run, change = ledger["file"].str.removesuffix(".csv"), list(_changes(workspace, rows))
+    ledger = ledger.assign(run=run, change=change)
+    scored = ledger.dropna(subset="public_score")
     charts = list(_charts(scored, board))
-    names = ["when", "run", "status", "CV raw", "CV as submitted", "public", "private"]
-    names += ["public rank", "changed"]
-    table = NumberTable(
-        title="",
-        columns=("", *names),
-        rows=[
-            (n, *_cells(row, board), change)
-            for n, (row, change) in enumerate(zip(rows, _changes(workspace, rows), strict=True), 1)
-        ],
-        is_text=True,
-    )
-    return Page(
-        title="Submissions",
-        subtitle=f"{competition.title}: {len(rows):,} in the ledger, {len(scored):,} with a score",
-        tiles=list(_tiles(scored, board)),
-        sections=[
-            Section(title="Scores", charts=charts, text="" if charts else "No score yet."),
-            Section(title="All submissions", tables=[table] if rows else []),
-        ],
-    )
-
-
-def _cells(row: LedgerRow, board: Floats) -> tuple[object, ...]:
-    scores = (row.cv_raw, row.cv_clipped, row.public_score, row.private_score)
-    texts = ["-" if score is None else f"{score:.5f}" for score in scores]
-    public = row.public_score
-    rank = f"{ranks(public, board):,}" if public is not None and board.size else "-"
-    return row.when, row.file.removesuffix(".csv"), row.status, *texts, rank
+    columns = ["", "when", "run", "status", "CV raw", "CV as submitted", "public", "private"]
+    scores = ledger[SCORES].map("{:.5f}".format).replace("nan", "-")
+    shown = pd.concat([ledger[["when", "run", "status"]], scores, ledger["change"]], axis=1)
+    table = TextTable("", [*columns, "changed"], list(shown.itertuples()))
+    sections = [
+        Section("Scores", "" if charts else "No score yet.", charts),
+        Section("All submissions", tables=[table] if rows else []),
+    ]
+    subtitle = f"{competition.title}: {len(rows):,} in the ledger, {len(scored):,} with a score"
+    return Page("Submissions", subtitle, list(_tiles(scored, board)), sections)
 
 
 def _changes(workspace: Workspace, rows: Sequence[LedgerRow]) -> Iterator[str]:
     """The options of each row that differ from the row before, as far as the runs are on disk."""
-    before = None
+    before: dict[str, str] = {}
     for row in rows:
-        folder = workspace.runs / f"{row.recipe}-{row.fingerprint}"
-        recipe = recipe_of(folder) if (folder / "run.json").exists() else None
-        now = flat(recipe) if recipe else None
-        if before is None or now is None:
-            yield "" if before is None else "not known: a blend, or no longer on disk"
-        else:
+        now = options_of(workspace.runs / f"{row.recipe}-{row.fingerprint}")
+        if before and now:
             pairs = differing({"before": before, "now": now})
             yield "; ".join(f"{name} {old} → {new}" for name, old, new in pairs) or "no option"
+        else:
+            yield "not known: no longer on disk" if before else ""
         before = now or before
 
 
-def finalists(scored: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:
-    """The two to pick: the best by cross-validation, then the best other by public score.
+def finalists(scored: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the two to pick: the best by cross-validation, then the best other by score.
 
     Cross-validation cannot overfit the leaderboard; a public score sees faults that it cannot.
     """
-    with_cv = [row for row in scored if row.cv_clipped is not None]
-    picks = (
-        [(min(with_cv, key=lambda row: row.cv_clipped or 0), "best by cross-validation")]
-        if with_cv
-        else []
-    )
-    others = [row for row in scored if all(row.file != pick.file for pick, _ in picks)]
-    if others:
-        picks.append(
-            (min(others, key=lambda row: row.public_score or 0), "best other public score")
-        )
-    return picks
+    by_cv = scored.dropna(subset="cv_clipped").nsmallest(1, "cv_clipped")
+    others = scored[~scored["run"].isin(by_cv["run"])].nsmallest(1, "public_score")
+    reasons = "best by cross-validation", "best other public score"
+    return pd.concat([by_cv.assign(why=reasons[0]), others.assign(why=reasons[1])])
 
 
-def _tiles(scored: Sequence[LedgerRow], board: Floats) -> Iterator[Tile]:
-    if not scored:
-        yield Tile(label="Best public score", value="none yet", note="run `make submit`")
+def _tiles(scored: pd.DataFrame, board: Floats) -> Iterator[Tile]:
+    if scored.empty:
+        yield Tile("Best public score", "none yet", "run `make submit`")
         return
-    best = min(scored, key=lambda row: row.public_score or 0)
-    score = best.public_score or 0.0
-    rank = f", rank {ranks(score, board):,} of {board.size:,}" if board.size else ""
-    yield Tile(label="Best public score", value=f"{score:.5f}", note=f"{best.file}{rank}")
-    for row, why in finalists(scored):
-        cv = "-" if row.cv_clipped is None else f"{row.cv_clipped:.5f}"
-        note = f"{why}: CV {cv}, public {score_text(row)}"
-        yield Tile(label="Pick as final", value=row.file.removesuffix(".csv"), note=note)
+    best = scored.iloc[int(scored["public_score"].argmin())]
+    rank = f", rank {ranks(best['public_score'], board):,} of {board.size:,}" if board.size else ""
+    yield Tile("Best public score", f"{best['public_score']:.5f}", f"{best['run']}{rank}")
+    picks = finalists(scored)[["run", "why", "cv_clipped", "public_score"]]
+    for run, why, cv, score in picks.itertuples(index=False):
+        scores = f"CV {cv:.5f}, public {score:.5f}".replace("nan", "-")
+        yield Tile("Pick as final", run, f"{why}: {scores}")
 
 
-def _charts(scored: Sequence[LedgerRow], board: Floats) -> Iterator[Chart]:
-    if not scored:
-        return
-    public = np.array([row.public_score for row in scored], np.float64)
-    pairs = [(row.cv_clipped, row.public_score) for row in scored if row.cv_clipped is not None]
-    if pairs:
-        yield _against(np.array(pairs, np.float64))
-    yield _over_time(scored, public)
-    if board.size:
-        yield _on_board(public, board)
+def _charts(scored: pd.DataFrame, board: Floats) -> Iterator[Chart]:
+    pairs = scored[["cv_clipped", "public_score"]].dropna()
+    if len(pairs):
+        yield _against(*pairs.to_numpy().T)
+    if len(scored):
+        yield _over_time(scored)
+    if len(scored) and board.size:
+        yield _on_board(scored["public_score"].to_numpy(), board)
 
 
 def fitted_line(x: Floats, y: Floats, at: Floats) -> tuple[Floats, Floats]:
@@ -126,8 +100,8 @@ def fitted_line(x: Floats, y: Floats, at: Floats) -> tuple[Floats, Floats]:
     return line, stdtrit(n - 2, 0.975) * error
 
 
-def _against(pairs: Floats) -> Chart:
-    x, y = pairs.T
+def _against(x: Floats, y: Floats) -> Chart:
+    """Public scores `y` against cross-validation `x`, both as submitted."""
     drawing = Drawing("against")
     (axes,) = drawing.axes
     words = f"Submissions with both: {len(x)}"
@@ -141,17 +115,16 @@ def _against(pairs: Floats) -> Chart:
         words += f"; the fitted line has a slope of {slope:.2f}, correlation {correlation:.2f}"
     axes.plot(x, y, "o", color=INK)
     axes.set(xlabel="cross-validation, as submitted", ylabel="public score")
-    return Chart(
-        title="Cross-validation against public score",
-        sentence=f"{words}.",
-        svg=drawing.svg(),
-        columns=("cross-validation", "public score"),
-        rows=[(f"{a:.5f}", f"{b:.5f}") for a, b in pairs],
+    columns, rows = (
+        ("cross-validation", "public score"),
+        [(f"{a:.5f}", f"{b:.5f}") for a, b in zip(x, y, strict=True)],
     )
+    return Chart("Cross-validation against public score", f"{words}.", drawing.svg(), columns, rows)
 
 
-def _over_time(scored: Sequence[LedgerRow], public: Floats) -> Chart:
-    n, best = np.arange(1, len(public) + 1), np.minimum.accumulate(public)
+def _over_time(scored: pd.DataFrame) -> Chart:
+    public, n = scored["public_score"], np.arange(1, len(scored) + 1)
+    best = public.cummin()
     drawing = Drawing("time")
     (axes,) = drawing.axes
     axes.step(n, best, where="post", color=BLUE, label="best so far")
@@ -159,16 +132,11 @@ def _over_time(scored: Sequence[LedgerRow], public: Floats) -> Chart:
     axes.set(xlabel="submission", ylabel="public score")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     drawing.legend()
-    return Chart(
-        title="Over time",
-        sentence=f"Public scores in order; the best of {len(public)} is {best[-1]:.5f}.",
-        svg=drawing.svg(),
-        columns=("when", "public score", "best so far"),
-        rows=[
-            (row.when, f"{score:.5f}", f"{least:.5f}")
-            for row, score, least in zip(scored, public, best, strict=True)
-        ],
-    )
+    sentence = f"Public scores in order; the best of {len(public)} is {public.min():.5f}."
+    cells = zip(scored["when"], public, best, strict=True)
+    rows = [(when, f"{score:.5f}", f"{least:.5f}") for when, score, least in cells]
+    columns = ("when", "public score", "best so far")
+    return Chart("Over time", sentence, drawing.svg(), columns, rows)
 
 
 def _on_board(public: Floats, board: Floats) -> Chart:
@@ -177,17 +145,12 @@ def _on_board(public: Floats, board: Floats) -> Chart:
     (axes,) = drawing.axes
     axes.plot(np.arange(1, board.size + 1), board, color=MUTED)
     axes.plot(places, public, "o", color=ORANGE, label="own submissions")
-    low = min(board[0], public.min())
     make_logarithmic(axes.xaxis, axes.yaxis)
-    axes.set(xlabel="rank", ylabel="score", ylim=(0.8 * low, 1.0))
+    axes.set(xlabel="rank", ylabel="score", ylim=(0.8 * min(board[0], public.min()), 1.0))
     axes.legend()
+    sentence = f"Scores of {board.size:,} teams by rank; the best own rank is {places.min():,}."
     marks = [rank for rank in BOARD_MARKS if rank <= board.size]
-    return Chart(
-        title="On the archived leaderboard",
-        sentence=f"Scores of {board.size:,} teams by rank; own submissions are at rank"
-        f" {places.min():,} at best.",
-        svg=drawing.svg(),
-        columns=("rank", "score"),
-        rows=[*((f"{rank:,}", f"{board[rank - 1]:.5f}") for rank in marks)]
-        + [(f"own, {rank:,}", f"{score:.5f}") for rank, score in zip(places, public, strict=True)],
-    )
+    rows = [(f"{rank:,}", f"{board[rank - 1]:.5f}") for rank in marks]
+    rows += [(f"own, {rank:,}", f"{x:.5f}") for rank, x in zip(places, public, strict=True)]
+    title = "On the archived leaderboard"
+    return Chart(title, sentence, drawing.svg(), ("rank", "score"), rows)

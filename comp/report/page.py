@@ -6,21 +6,17 @@ lets only this page's own script and style run, by their hashes, and forbids eve
 
 import base64
 import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 TEMPLATES = Path(__file__).with_name("templates")
 Rows = Sequence[Sequence[object]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
+class Tile(NamedTuple):
     """One number of the first screen."""
 
     label: str
@@ -28,58 +24,52 @@ class Tile:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NumberTable:
-    """Rows of text; the first column is a heading, the others are aligned right."""
+class TextTable(NamedTuple):
+    """Rows of text; the first column is a heading."""
 
     title: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     rows: Rows
-    is_text: bool = False  # words, aligned left
-    is_folded: bool = False  # words, shown on demand
+    is_folded: bool = False  # shown on demand
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
+class Chart(NamedTuple):
     """A figure, what it shows in words, and its numbers."""
 
     title: str
     sentence: str
     svg: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     rows: Rows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(NamedTuple):
     """A photo with what is known about it."""
 
     id: str
-    label: str  # name of its class, or "test"
+    label: str  # name of its class
     photo: str | None  # data URI; None: there is no such photo any more
     heat: str | None = None  # data URI of a map of what the prediction is based on
     prob: float | None = None  # of its own label, out of fold
     loss: float | None = None
     alike: str = ""  # ids of its near-duplicates
     label_fix: str = ""  # in data/verdicts.csv
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     reason: str = ""  # for the line in data/verdicts.csv; empty: a photo that can have none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
+class Section(NamedTuple):
     """A part of a page with a heading."""
 
     title: str
     text: str = ""
     charts: Sequence[Chart] = ()
-    tables: Sequence[NumberTable] = ()
+    tables: Sequence[TextTable] = ()
     cards: Sequence[Card] = ()
     has_toolbar: bool = False  # sorts and filters the cards, and copies lines for label fixes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(NamedTuple):
     """A whole page."""
 
     title: str
@@ -90,9 +80,8 @@ class Page:
 
 def render(page: Page) -> str:
     """`page` as HTML; the same page has the same bytes."""
-    loader = FileSystemLoader(TEMPLATES)
     environment = Environment(
-        loader=loader,
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -109,10 +98,3 @@ def render(page: Page) -> str:
 
 def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f"data:image/{kind.lower()};base64,{data}"

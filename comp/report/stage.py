@@ -8,10 +8,8 @@ Loads neither pandas nor matplotlib unless a page is written: a stage that is do
 in under a second.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,83 +33,48 @@ def pages_kept_current(
 
     A page that cannot be written is a warning: what it would show is safe.
     """
-    runs, lines = _results(workspace), _ledger_lines(workspace)
+    before, problem = _results(workspace), None
     try:
         yield
-    except UserError:
-        _write_changed(workspace, competition, reporter, runs, lines)
-        raise
-    _write_changed(workspace, competition, reporter, runs, lines)
-
-
-def _results(workspace: Workspace) -> dict[Path, int]:
-    """When each result changed. Runs that were set aside have their pages, and change no more."""
-    paths = [path for name in RESULTS for path in workspace.runs.glob(f"*/{name}")]
-    return {path: path.stat().st_mtime_ns for path in paths if ".before-" not in path.parent.name}
-
-
-def _ledger_lines(workspace: Workspace) -> set[str]:
-    path = workspace.ledger
-    return set(path.read_text("utf-8", "replace").splitlines()) if path.exists() else set()
-
-
-def _write_changed(
-    workspace: Workspace,
-    competition: Competition,
-    reporter: Reporter,
-    runs: dict[Path, int],
-    lines: set[str],
-) -> None:
-    changed = {path.parent for path, _ in _results(workspace).items() - runs.items()}
-    new_lines = _ledger_lines(workspace) - lines
-    submitted = {
-        path.parent
-        for path in workspace.runs.glob("*/oof.csv")
-        if any(f"{path.parent.name}.csv" in line for line in new_lines)
-    }
-    pages: list[Callable[[Workspace, Competition], Path]] = [
-        partial(write_report, folder=folder)
-        for folder in sorted(changed | submitted)
-        if (folder / "oof.csv").exists()
-    ]
-    for write in [*pages, *([write_ledger_page] if new_lines else [])]:
+    except UserError as error:
+        problem = error
+    for folder, state in _results(workspace).items():
+        if state == before.get(folder, []):
+            continue
         try:
-            write(workspace, competition_of(workspace, competition))
+            now = competition_of(workspace, competition)
+            if folder == workspace.submissions:
+                write_ledger_page(workspace, now)
+            else:
+                write_report(workspace, now, folder)
         except (UserError, OSError) as error:
             reporter.warn(f"no page: {error}")
+    if problem:
+        raise problem
 
 
-def report_run(
-    workspace: Workspace,
-    competition: Competition,
-    folder: Path,
-    device: str | None,
-    reporter: Reporter,
-) -> None:
-    """Measure what takes the run's networks, and write its report."""
-    from comp.report.activation import measure
-
-    measure(workspace, folder, device, reporter)
-    reporter.say(f"report in {write_report(workspace, competition, folder)}")
+def _results(workspace: Workspace) -> dict[Path, list[object]]:
+    """By run, when its results changed and its lines in the ledger; and the lines of all."""
+    ledger, found = workspace.ledger, dict[Path, list[object]]()
+    lines = ledger.read_text("utf-8", "replace").splitlines() if ledger.exists() else []
+    for oof in sorted(workspace.runs.glob("*/oof.csv")):
+        results = [oof.with_name(name) for name in RESULTS]
+        if ".before-" not in oof.parent.name:  # what was set aside changes no more
+            times = [path.stat().st_mtime_ns for path in results if path.exists()]
+            own = [line for line in lines if f"{oof.parent.name}.csv" in line]
+            found[oof.parent] = [*times, *own]
+    return {**found, workspace.submissions: [*lines]}
 
 
 def write_report(
     workspace: Workspace, competition: Competition, folder: Path, against: Path | None = None
 ) -> Path:
     """The page of the run in `folder`, with its losses beside those of the run in `against`."""
-    from comp.predict.runs import read_oof
-    from comp.report.charts import loss_pairs
-    from comp.report.page import Section, render
-    from comp.report.run_page import read_facts, run_page
+    from comp.report.page import render
+    from comp.report.run_page import RunFacts, run_page
 
     path = folder / "report.html"
-    facts = read_facts(workspace, competition, folder)
-    page = run_page(facts)
-    if against:
-        beside = loss_pairs(facts.oof, read_oof(against), against.name)
-        section = Section(title=f"Against {against.name}", charts=[beside])
-        page = replace(page, sections=[*page.sections[:1], section, *page.sections[1:]])
-    write_text(path, render(page))
+    write_text(path, render(run_page(RunFacts(workspace, competition, folder), against)))
     return path
 
 
@@ -126,9 +89,9 @@ def write_ledger_page(workspace: Workspace, competition: Competition) -> Path:
 
 def write_audit_page(workspace: Workspace, competition: Competition, table: "pd.DataFrame") -> Path:
     """`table`: the rows of runs/audit.csv."""
-    from comp.report.gallery import Photos, audit_page
+    from comp.report.gallery import audit_page
     from comp.report.page import render
 
     path = workspace.runs / "audit.html"
-    write_text(path, render(audit_page(Photos(workspace, competition), competition, table)))
+    write_text(path, render(audit_page(workspace, competition, table)))
     return path

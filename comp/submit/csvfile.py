@@ -1,6 +1,5 @@
 """The CSV that Kaggle scores: its bytes, and everything that must hold before it is uploaded."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,34 +36,35 @@ def check_submission(
 ) -> list[str]:
     """Warnings that do not stop an upload. SubmissionError for the first problem that must.
 
-    `train` and `test` are the manifests; their rows and those of `run` may be in any order.
+    `train` and `test` are the manifests. That numbers are finite and ids unique has been checked
+    where they were read.
     """
     probs = run.predictions["prob"].to_numpy(np.float64)
     check_ids(run.predictions["id"].tolist(), sample_ids, test)
-    check_probs(probs, run.settings.clip)
+    check_probs(probs, run.figures.clip)
     warnings = check_oof(run.oof, competition)
-    check_neighbours(labelled_neighbours(run.predictions, train, test), competition)
+    check_neighbours(run.predictions, train, test, competition)
     if probs.size > 1 and np.ptp(probs) == 0:
         warnings.append(f"all {probs.size:,} predictions are the same, {probs[0]:g}")
     return warnings
 
 
 def check_ids(ids: Sequence[str], sample_ids: Sequence[str], test: pd.DataFrame) -> None:
-    """Each id of the sample once, and no other; the manifest `test` tells which file is wrong."""
-    wrong = sorted({*ids} ^ {*sample_ids}) + [id for id, n in Counter(ids).items() if n > 1]
+    """Each id of the sample, and no other; the manifest `test` tells which file is wrong."""
+    wrong = sorted({*ids} ^ {*sample_ids})
     is_manifest_right = sorted(sample_ids) == sorted(test["id"])
     file = "the run's test.csv" if is_manifest_right else "data/test.csv"
     if wrong:
         raise SubmissionError(
             f"{counted(len(ids), 'prediction')} for {counted(len(sample_ids), 'id')}:"
-            f" {counted(len(wrong), 'is', 'are')} missing, unexpected or repeated, such as"
-            f" {wrong[0]}; delete {file} and run `make data predict` again"
+            f" {counted(len(wrong), 'is', 'are')} missing or unexpected, such as {wrong[0]};"
+            f" delete {file} and run `make data predict` again"
         )
 
 
 def check_probs(probs: Floats, clip: float) -> None:
-    """All finite and within `clip` and its complement."""
-    n_outside = probs.size - np.count_nonzero(np.abs(probs - 0.5) <= 0.5 - clip + ROUNDING)
+    """All within `clip` and its complement."""
+    n_outside = np.count_nonzero(np.abs(probs - 0.5) > 0.5 - clip + ROUNDING)
     if n_outside:
         raise SubmissionError(
             f"{n_outside:,} of {probs.size:,} probabilities are not in [{clip:g}, {1 - clip:g}],"
@@ -75,16 +75,9 @@ def check_probs(probs: Floats, clip: float) -> None:
 def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     """Refuse out-of-fold predictions that are significantly better when flipped; else warn.
 
-    Flipping a prediction raises its log loss by the logit of the photo's own class, so the mean
-    of that logit decides, by its standard error.
+    Flipping raises log loss by the logit of a photo's own class, whose mean decides.
     """
     labels, logits = (oof[column].to_numpy(np.float64) for column in ("label", "logit"))
-    n_finite = int(np.count_nonzero(np.isfinite(logits)))
-    if not n_finite or n_finite < logits.size:
-        raise SubmissionError(
-            f"only {n_finite:,} of {logits.size:,} out-of-fold logits are finite:"
-            " delete the run's oof.csv and run `make train predict` again"
-        )
     margin = np.where(labels > 0.5, logits, -logits)
     if margin.mean() >= 0:
         return []
@@ -98,31 +91,24 @@ def check_oof(oof: pd.DataFrame, competition: Competition) -> list[str]:
     return [f"out-of-fold predictions are no better than chance ({losses})"]
 
 
-def labelled_neighbours(
-    predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame
-) -> pd.DataFrame:
-    """`prob` and `label` of each test photo in a group with training photos of just one class."""
-    labelled = (
-        train[["group", "label"]].dropna().astype({"label": np.float64}).groupby("group")["label"]
-    )
-    labels = labelled.first()[labelled.nunique() == 1]
-    grouped = test[["id", "group"]].dropna().merge(predictions[["id", "prob"]], on="id")
-    return grouped.join(labels, on="group", how="inner")[["prob", "label"]]
+def check_neighbours(
+    predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, competition: Competition
+) -> None:
+    """Refuse predictions that contradict the labels of near-duplicates in the training set.
 
-
-def check_neighbours(neighbours: pd.DataFrame, competition: Competition) -> None:
-    """Refuse predictions that contradict the labels of near-duplicates, if those have both classes.
-
-    Correlation by Fisher's z: atanh(r) has the standard error 1 / sqrt(n - 3).
+    Groups whose labels disagree do not count. Fisher: atanh(r) has standard error 1 / sqrt(n - 3).
     """
-    labels, probs = (neighbours[column].to_numpy(np.float64) for column in ("label", "prob"))
-    if labels.size < MIN_NEIGHBOURS or np.ptp(labels) == 0 or np.ptp(probs) == 0:
+    labels = train.dropna(subset="label").groupby("group")["label"].agg(["first", "nunique"])
+    agreed = labels["first"][labels["nunique"] == 1].astype(np.float64)
+    near = test[["id", "group"]].merge(predictions[["id", "prob"]], on="id")
+    near = near.join(agreed.rename("truth"), on="group", how="inner")
+    if len(near) < MIN_NEIGHBOURS or near[["truth", "prob"]].nunique().min() < 2:
         return
-    correlation = float(np.corrcoef(labels, probs)[0, 1])
-    z = np.arctanh(np.clip(correlation, -0.999999, 0.999999)) * np.sqrt(labels.size - 3)
+    correlation = near["truth"].corr(near["prob"])
+    z = np.arctanh(np.clip(correlation, -0.999999, 0.999999)) * np.sqrt(len(near) - 3)
     if z < -SIGNIFICANT:
         raise SubmissionError(
-            f"the classes are swapped: predictions of {labels.size:,} test photos correlate by"
+            f"the classes are swapped: predictions of {len(near):,} test photos correlate by"
             f" {correlation:.2f} with the labels of their near-duplicates in the training set;"
             f" check that {competition.columns[1]} is P({competition.classes[1]}),"
             " then run `make predict` again"

@@ -10,8 +10,8 @@ used, never a single test label.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,8 +40,7 @@ HARDNESS = 0.25
 MISFIT = 0.03
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Mean, standard deviation and central 90 % of a distribution."""
 
     mean: float
@@ -52,7 +51,7 @@ class Estimate:
 
 def summarize(draws: Floats) -> Estimate:
     low, high = np.quantile(draws, [0.05, 0.95]).tolist()
-    return Estimate(mean=float(draws.mean()), spread=float(draws.std()), low=low, high=high)
+    return Estimate(float(draws.mean()), float(draws.std()), low, high)
 
 
 def draw_noise_rates(mean: float, spread: float, n_draws: int, seed: int) -> Floats:
@@ -105,8 +104,7 @@ def condition(
     return likelihood, logs[:, 0] + (cross * by_away).sum(1), np.sqrt(variance)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class Forecast(NamedTuple):
     """Expected score of a run."""
 
     score: Estimate
@@ -121,15 +119,12 @@ def forecast(
     labels: Floats,
     probs: Floats,
     scores: Sequence[float],
-    best: float | None,
+    best: float | None,  # score so far, of any run
     groups: ArrayLike,
     competition: Competition,
     n_test: int,
 ) -> Forecast:
-    """Forecast of the run in the first column of `probs [n, 1 + m]`; the others have `scores [m]`.
-
-    `best` is the best score so far, of any run.
-    """
+    """Forecast of the first run of `probs [n, 1 + m]`; the others have `scores [m]`."""
     rng = np.random.default_rng(0)
     believed = draw_noise_rates(competition.noise_rate, competition.noise_spread, N_DRAWS, seed=1)
     rates = np.where(rng.random(N_DRAWS) < DOUBT, MAX_RATE * rng.random(N_DRAWS) ** 3, believed)
@@ -154,10 +149,7 @@ def forecast(
 def forecast_run(
     workspace: Workspace, competition: Competition, run: FinishedRun
 ) -> tuple[Forecast, LedgerRow | None]:
-    """The forecast of a finished run, and the best submission so far of any other.
-
-    StaleError for a run of photos that are not in `workspace`.
-    """
+    """The forecast of a finished run, and the best submission so far of any other."""
     check_current(workspace, run)
     rows = [row for row in read_ledger(workspace.ledger) if row.file != f"{run.folder}.csv"]
     scored = [(row, row.public_score) for row in rows if row.public_score is not None]
@@ -177,27 +169,6 @@ def forecast_run(
     return made, best_row
 
 
-def print_forecast(
-    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
-) -> Forecast:
-    """The forecast of a finished run; warns if it may not be better than the best submission."""
-    made, best_row = forecast_run(workspace, competition, run)
-    _print_table(competition, run, made, reporter)
-    if best_row and made.gain:
-        _warn_if_no_gain(made.gain, score_text(best_row), reporter)
-    return made
-
-
-def _warn_if_no_gain(gain: Estimate, best: str, reporter: Reporter) -> None:
-    if gain.mean < 0:
-        reporter.warn(f"expected to be worse than your best ({best}), by {-gain.mean:.5f}")
-    elif gain.mean < gain.spread:
-        reporter.warn(
-            f"expected to be better than your best ({best}) by {gain.mean:.5f}, less than the"
-            f" standard deviation of {gain.spread:.5f}: it may not be worth a submission"
-        )
-
-
 def _comparable(
     workspace: Workspace, run: FinishedRun, scored: Sequence[tuple[LedgerRow, float]]
 ) -> list[tuple[FinishedRun, float]]:
@@ -211,44 +182,51 @@ def _comparable(
     return list(pairs.values())[-N_PAIRS:]
 
 
-def _print_table(
-    competition: Competition, run: FinishedRun, made: Forecast, reporter: Reporter
-) -> None:
-    board = archived_scores(competition)
-    values = [made.score.mean, made.score.low, made.score.high]
+def print_forecast(
+    workspace: Workspace, competition: Competition, run: FinishedRun, reporter: Reporter
+) -> Forecast:
+    """The forecast of a finished run; warns if it may not be better than the best submission."""
+    made, best_row = forecast_run(workspace, competition, run)
+    board, score = archived_scores(competition), made.score
+    values = [score.mean, score.low, score.high]
     rows: list[tuple[object, ...]] = [("public score", *values)]
     if board.size:
         places = ranks(values, board)
         rows.append((f"rank among {board.size:,}", *(f"{rank:,}" for rank in places)))
         rows.append(("top", *(f"{min(100 * rank / board.size, 100):.1f} %" for rank in places)))
     reporter.table(f"forecast of {run.folder}", ("", "expected", "5 %", "95 %"), rows)
-    _explain(competition, run.settings.noise_rate, made, reporter)
+    _explain(competition, run.figures.noise_rate, made, reporter)
+    if best_row and made.gain:
+        gain, best = made.gain, f"your best ({score_text(best_row)})"
+        if gain.mean < 0:
+            reporter.warn(f"expected to be worse than {best}, by {-gain.mean:.5f}")
+        elif gain.mean < gain.spread:
+            reporter.warn(
+                f"expected to be better than {best} by {gain.mean:.5f}, less than the standard"
+                f" deviation of {gain.spread:.5f}: it may not be worth a submission"
+            )
+    return made
 
 
 def _explain(competition: Competition, own: float, made: Forecast, reporter: Reporter) -> None:
     """What the forecast assumes of the test photos, or has learnt of them from scores."""
     n, rate, hard = made.n_pairs, made.noise_rate, made.hardness
-    interval = f"{_percent(rate.low)} to {_percent(rate.high)}"
+    interval = f"{rate.low:.2%} to {rate.high:.2%}"
     harder = f"test photos {hard.low:.2f} to {hard.high:.2f} times as hard as the training photos"
     if not n:
         which = "no scores yet" if made.gain is None else "no score of a run on the same photos yet"
-        believed = f"assumed label noise {_percent(competition.noise_rate)} (prior; {which})"
+        believed = f"assumed label noise {competition.noise_rate:.2%} (prior; {which})"
         reporter.say(f"{believed}; the forecast allows for {interval}, and for {harder}")
         return
-    estimate = f"label noise {_percent(rate.mean)} ({interval}), estimated from"
+    estimate = f"label noise {rate.mean:.2%} ({interval}), estimated from"
     reporter.say(f"{estimate} {counted(n, 'score')}; {harder}")
     if made.gap > 0:
         reporter.say(
             f"scores are {made.gap:.5f} higher than out of fold, because of label noise or harder"
-            " photos: the score of a much weaker run tells them apart, since flipped labels add"
-            " about the same to every score and harder photos most to a weak run's"
+            " photos: the score of a much weaker run tells which"
         )
     if not rate.low <= own <= rate.high:
         reporter.say(
-            f"this run assumes label noise of {_percent(own)}:"
+            f"this run assumes label noise of {own:.2%}:"
             f" SET=prediction.noise_rate={rate.mean:.4f} fits the scores better"
         )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"

@@ -1,13 +1,11 @@
-"""Where our best score stands on the current and the archived leaderboard, and the next medal.
+"""Where our best score stands on the current and the archived leaderboard: less is better.
 
-A lower score is better. A playground competition awards no medals: the thresholds here are those
-of Kaggle's progression system (kaggle.com/progression) for 1,000 teams or more: gold for the top 10
-and one more team per 500, silver for the top 5 %, bronze for the top 10 %.
+A playground competition awards no medals: the zones here are those of Kaggle's progression system
+(kaggle.com/progression) for 1,000 teams or more.
 """
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,28 +18,19 @@ from comp.competition import Competition
 from comp.data.origin import check_server
 from comp.errors import DataError, KaggleError, SubmissionError
 from comp.metric import Floats
-from comp.progress import Reporter, counted
+from comp.progress import Reporter
 from comp.store import Workspace
 from comp.submit.ledger import read_ledger, score_text
 
 if TYPE_CHECKING:  # a run's report needs no client
     from comp.kaggle import Kaggle
 
+ZONES_FROM = 1000  # teams; Kaggle has other rules for fewer
 FRESH_S = 3600.0  # age up to which a downloaded leaderboard is not downloaded again
-MEDALS_FROM = 1000  # teams; Kaggle has other rules for fewer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
-    """A leaderboard, best first."""
-
-    name: str
-    scores: Floats
-    teams: tuple[str, ...]  # in the order of `scores`; empty if unknown
-
-
-def read_board(path: Path, name: str, remedy: str) -> Board:
-    """The leaderboard in a CSV like Kaggle's. DataError unless it has a column of scores."""
+def read_board(path: Path, remedy: str) -> pd.DataFrame:
+    """Score and TeamName (may be empty) of a CSV like Kaggle's, best first; DataError if none."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         table = table.astype({"Score": float}).sort_values("Score", kind="stable")
@@ -52,8 +41,7 @@ def read_board(path: Path, name: str, remedy: str) -> Board:
         raise DataError(
             f"{path} is not a leaderboard with a column Score ({cause}): {remedy}"
         ) from None
-    teams = tuple(table.get("TeamName", ()))
-    return Board(name=name, scores=table["Score"].to_numpy(np.float64), teams=teams)
+    return table.reindex(columns=["Score", "TeamName"], fill_value="")
 
 
 def archived_scores(competition: Competition) -> Floats:
@@ -61,7 +49,7 @@ def archived_scores(competition: Competition) -> Floats:
     if competition.archived_board is None:
         return np.empty(0)
     path = Path(__file__).parents[1] / competition.archived_board
-    return read_board(path, "archived", "restore it from git").scores
+    return read_board(path, "restore it from git")["Score"].to_numpy(np.float64)
 
 
 def ranks(values: ArrayLike, scores: Floats) -> NDArray[np.int64]:
@@ -74,13 +62,9 @@ def print_standings(
     competition: Competition,
     kaggle: "Kaggle",
     reporter: Reporter,
-    *,
-    refresh: bool = False,
+    refresh: bool,
 ) -> None:
-    """Where our best score stands, on the current leaderboard and on the archived one, if any.
-
-    SubmissionError if no submission has a score.
-    """
+    """Where our best score stands, on the current leaderboard and on the archived one, if any."""
     check_server(workspace, kaggle)
     own = list(_own_scores(workspace, kaggle, reporter))
     if not own:
@@ -93,40 +77,33 @@ def print_standings(
     boards = _current_board(workspace, kaggle, reporter, refresh)
     archived = archived_scores(competition)
     if archived.size:
-        boards.append(Board(name="archived", scores=archived, teams=()))
+        boards["archived"] = pd.DataFrame({"Score": archived, "TeamName": ""})
     columns = ("leaderboard", "rank", "of", "top", "next above", "next below")
-    reporter.table("where it stands", columns, [standing(score, board) for board in boards])
-    for board in boards:
-        reporter.say(f"{board.name}: {next_medal(score, board.scores)}")
+    rows = [(name, *standing(score, board)) for name, board in boards.items()]
+    reporter.table("where it stands", columns, rows)
+    for name, board in boards.items():
+        if len(board) >= ZONES_FROM:
+            reporter.say(f"{name}: {next_zone(score, board['Score'].to_numpy(np.float64))}")
 
 
-def standing(score: float, board: Board) -> tuple[str, ...]:
-    """Name, rank, teams, top percentage, and the next better and the next worse score.
-
-    An equal score may be our own, so it is not a neighbour.
-    """
-
-    def neighbour(place: int) -> str:
-        if not 0 <= place < board.scores.size:
-            return "-"
-        return f"{board.scores[place]:.5f}" + (f" {board.teams[place]}" if board.teams else "")
-
-    rank, n_teams = int(ranks(score, board.scores)), board.scores.size
-    n_not_worse = int(np.searchsorted(board.scores, score, side="right"))
-    numbers = (f"{rank:,}", f"{n_teams:,}", f"{100 * rank / n_teams:.1f} %")
-    return (board.name, *numbers, neighbour(rank - 2), neighbour(n_not_worse))
+def standing(score: float, board: pd.DataFrame) -> tuple[str, ...]:
+    """Rank, teams, top percentage, and the next better and worse scores; equal ones are skipped."""
+    better, worse = board[board["Score"] < score], board[board["Score"] > score]
+    rank = len(better) + 1
+    cells = [f"{rank:,}", f"{len(board):,}", f"{100 * rank / len(board):.1f} %"]
+    for neighbour in (better[-1:], worse[:1]):
+        texts = [f"{x:.5f} {team}".strip() for x, team in neighbour.itertuples(index=False)]
+        cells.append(texts[0] if texts else "-")
+    return tuple(cells)
 
 
-def next_medal(score: float, scores: Floats) -> str:
-    """What the next medal would need, in words."""
-    n_teams = scores.size
-    if n_teams < MEDALS_FROM:
-        return f"no medal thresholds for {counted(n_teams, 'team')}, fewer than {MEDALS_FROM:,}"
-    last_ranks = {"bronze": n_teams // 10, "silver": n_teams // 20, "gold": 10 + n_teams // 500}
-    for medal, rank in last_ranks.items():
-        if ranks(score, scores) > rank:
-            need = scores[rank - 1]  # an equal score shares the rank
-            return f"{medal} needs rank {rank:,}, a score of {need:.5f} ({score - need:.5f} better)"
+def next_zone(score: float, scores: Floats) -> str:
+    """What the next better zone would need, in words."""
+    last_ranks = {"bronze": len(scores) // 10, "silver": len(scores) // 20}
+    for zone, rank in (last_ranks | {"gold": 10 + len(scores) // 500}).items():
+        need = scores[rank - 1]  # an equal score shares the rank
+        if score > need:
+            return f"{zone} zone from rank {rank:,}, {need:.5f} ({score - need:.5f} better)"
     return "gold zone"
 
 
@@ -148,8 +125,8 @@ def _own_scores(
 
 def _current_board(
     workspace: Workspace, kaggle: "Kaggle", reporter: Reporter, refresh: bool
-) -> list[Board]:
-    """Kaggle's leaderboard, downloaded if ours is old; ours if that fails; empty without either."""
+) -> dict[str, pd.DataFrame]:
+    """Kaggle's leaderboard, downloaded if ours is old; ours if that fails; none without either."""
     path = workspace.submissions / "leaderboard.csv"
     if refresh or not 0 <= _age_s(path) <= FRESH_S:
         try:
@@ -158,9 +135,9 @@ def _current_board(
             kept = "the earlier copy is used" if path.exists() else "there is no earlier copy"
             reporter.warn(f"{error}; {kept}")
     if not path.exists():
-        return []
+        return {}
     name = f"Kaggle, {_age_s(path) / 60:,.0f} min old"
-    return [read_board(path, name, "run `make leaderboard REFRESH=1`")]
+    return {name: read_board(path, "run `make leaderboard REFRESH=1`")}
 
 
 def _age_s(path: Path) -> float:

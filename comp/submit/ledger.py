@@ -41,10 +41,7 @@ _NUMBERS: dict[str, type[float]] = {"ref": int, **dict.fromkeys(_FLOATS, float)}
 
 
 def read_ledger(path: Path, reporter: Reporter | None = None) -> list[LedgerRow]:
-    """All rows, oldest first; none if there is no file. SubmissionError if it is not a ledger.
-
-    `reporter` gets a warning for each damaged cell or line.
-    """
+    """All rows, oldest first; warns of damaged ones. SubmissionError if it is not a ledger."""
 
     def remark(what: str) -> None:
         if reporter:
@@ -106,16 +103,13 @@ def _read_cells(path: Path) -> pd.DataFrame:
             f"{path.name} cannot be read ({cause}): correct it, or restore it from git"
         ) from None
     header = table.iloc[0].tolist()
-    missing = [name for name in LEDGER_COLUMNS if name not in [*header, "private_score"]]
+    missing = [name for name in LEDGER_COLUMNS if name not in header]
     if missing:
         raise SubmissionError(
             f"{path.name} has no column {', '.join(missing)}: correct its first line,"
             " or restore the file from git"
         )
-    table = table[1:].set_axis(header, axis="columns").reset_index(drop=True)
-    if "private_score" not in header:  # a ledger from before that column
-        table.insert(header.index("public_score") + 1, "private_score", "")
-    return table
+    return table[1:].set_axis(header, axis="columns").reset_index(drop=True)
 
 
 def _number(text: str, kind: type[float]) -> float | None:

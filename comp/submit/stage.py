@@ -18,7 +18,7 @@ from comp.competition import Competition
 from comp.data.archive import read_sample
 from comp.data.manifest import read_manifest
 from comp.data.origin import check_server, origin_path, read_origin
-from comp.errors import DataError, NotFoundError, SubmissionError, UnavailableError, UserError
+from comp.errors import DataError, SubmissionError, UnavailableError, UserError
 from comp.kaggle import Kaggle, Submission
 from comp.predict.runs import FinishedRun, check_current, read_run
 from comp.progress import Reporter, counted
@@ -44,8 +44,7 @@ def submit(
 ) -> LedgerRow:
     """The ledger's row of this run's submission, with its score if that came in time.
 
-    A file that was submitted before is uploaded again only by `force`. SubmissionError if the
-    file has a problem, no submission is left today, or Kaggle could not score it.
+    A file that was submitted before is uploaded again only by `force`.
     """
     check_server(workspace, kaggle)
     finished = read_run(run)
@@ -62,11 +61,7 @@ def submit(
         row = _upload_once(workspace, kaggle, _draft_row(finished, path), reporter, force)
     if row.status == "pending":
         row = _await_score(workspace, kaggle, row, reporter)
-    scores = [("CV raw", row.cv_raw), ("CV calibrated", row.cv_calibrated)]
-    scores += [("CV clipped", row.cv_clipped), ("public score", row.public_score)]
-    scores += [("private score", row.private_score)] * (row.private_score is not None)
-    cells = [(name, _or_dash(score)) for name, score in scores]
-    reporter.table(row.file, ("log loss", row.status), cells)
+    _print_rows(competition, [row], reporter)
     return row
 
 
@@ -77,36 +72,32 @@ def fetch_scores(
     check_server(workspace, kaggle)
     rows = read_ledger(workspace.ledger, reporter)
     pending = [row for row in rows if row.status == "pending"]
-    for row in pending:
+    lacking = [row for row in rows if row.status != "error" and row.private_score is None]
+    listed = {each.ref: each for each in kaggle.submissions()} if lacking else {}
+    for row in lacking:
         try:
-            _settle(workspace, row, kaggle.submission(_ref(row)), reporter)
-        except (NotFoundError, SubmissionError) as error:
+            answer, is_pending = listed.get(_ref(row)), row.status == "pending"
+            if answer and (is_pending or answer.private_score is not None):
+                _settle(workspace, row, answer, reporter)
+            elif is_pending:
+                reporter.warn(f"Kaggle lists no submission {row.ref} of {row.file}")
+        except SubmissionError as error:
             reporter.warn(str(error))
-    _fetch_private_scores(workspace, rows, kaggle, reporter)
     rows = read_ledger(workspace.ledger)
     n_left = sum(row.status == "pending" for row in rows)
     n_settled = f"{len(pending) - n_left:,} of {counted(len(pending), 'pending score')} arrived"
     left = f", {n_left:,} still pending: run `make scores` again later" if n_left else ""
     reporter.say(f"{n_settled}{left}" if pending else "no pending scores")
+    _print_rows(competition, rows, reporter)
+
+
+def _print_rows(competition: Competition, rows: Sequence[LedgerRow], reporter: Reporter) -> None:
     cells = []
     for row in rows:
-        scores = map(_or_dash, (row.cv_clipped, row.public_score, row.private_score))
-        cells.append((row.file, *scores, row.status))
+        scores = (row.cv_clipped, row.public_score, row.private_score)
+        cells.append((row.file, *("-" if each is None else each for each in scores), row.status))
     columns = ("submission", "CV clipped", "public", "private", "status")
     reporter.table(f"{competition.title}: log loss", columns, cells)
-
-
-def _fetch_private_scores(
-    workspace: Workspace, rows: Sequence[LedgerRow], kaggle: Kaggle, reporter: Reporter
-) -> None:
-    """Fill in the private scores that Kaggle has shown since the public ones came."""
-    lacking = {
-        row.ref: row for row in rows if row.status == "complete" and row.private_score is None
-    }
-    for known in kaggle.submissions() if lacking else ():
-        if known.ref in lacking and known.private_score is not None:
-            row = replace(lacking[known.ref], private_score=known.private_score)
-            _record(workspace, row, reporter)
 
 
 def _check_run(
@@ -127,20 +118,20 @@ def _check_run(
     return ids
 
 
-def _draft_row(finished: FinishedRun, path: Path) -> LedgerRow:
+def _draft_row(run: FinishedRun, path: Path) -> LedgerRow:
     """The row before the upload. Its message ends with a hash that identifies it on Kaggle."""
-    sha256, recipe, fingerprint = file_sha256(path), finished.recipe, finished.fingerprint
-    cv = f"cv {finished.cv_raw:.5f} / {finished.cv_clipped:.5f}"
+    figures, sha256 = run.figures, file_sha256(path)
+    cv = f"cv {figures.cv_raw:.5f} / {figures.cv_clipped:.5f}"
     return LedgerRow(
         file=path.name,
         sha256=sha256,
-        recipe=recipe,
-        fingerprint=fingerprint,
+        recipe=run.recipe,
+        fingerprint=run.fingerprint,
         commit=code_commit(CODE),
-        cv_raw=round(finished.cv_raw, 6),
-        cv_calibrated=round(finished.cv_calibrated, 6),
-        cv_clipped=round(finished.cv_clipped, 6),
-        message=f"{recipe} {fingerprint} {cv} sha {sha256[:12]}",
+        cv_raw=round(figures.cv_raw, 6),
+        cv_calibrated=round(figures.cv_calibrated, 6),
+        cv_clipped=round(figures.cv_clipped, 6),
+        message=f"{run.recipe} {run.fingerprint} {cv} sha {sha256[:12]}",
     )
 
 
@@ -149,8 +140,7 @@ def _upload_once(
 ) -> LedgerRow:
     """The row of the file in `draft`: that of an earlier upload, or that of an upload made now.
 
-    A file `mark` exists while Kaggle is asked to submit. If a crash leaves it behind, the next run
-    gives Kaggle time to list the submission.
+    A file `mark` exists while Kaggle is asked to submit, and tells the next run of a crash.
     """
     rows = read_ledger(workspace.ledger, reporter)
     earlier = [row for row in rows if row.sha256 == draft.sha256]
@@ -168,22 +158,19 @@ def _upload_once(
     else:
         ref = _upload(kaggle, workspace.submissions / draft.file, draft.message, mark, reporter)
         row = replace(draft, when=_utc(datetime.now(UTC)), ref=ref)
-    _record(workspace, row, reporter)
+        reporter.say(f"{row.file} is on Kaggle (ref {ref})")
+    write_row(workspace.ledger, row, reporter)
     mark.unlink(missing_ok=True)
     return row
 
 
 def _explain_skip(row: LedgerRow, reporter: Reporter) -> None:
     """Say that the file of `row` was uploaded before. SubmissionError if it cannot be scored."""
-    results = {"pending": "is waiting for its score", "error": "could not be scored"}
-    result = results.get(row.status, f"scored {score_text(row)}")
-    line = (
-        f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and {result}:"
-        " not uploaded again (FORCE=1 does)"
-    )
+    known = f"{row.file}, byte for byte, was submitted at {row.when} (ref {row.ref}) and"
     if row.status == "error":
-        raise SubmissionError(line)
-    reporter.say(line)
+        raise SubmissionError(f"{known} could not be scored: not uploaded again (FORCE=1 does)")
+    result = "is waiting for its score" if row.status == "pending" else f"scored {score_text(row)}"
+    reporter.say(f"{known} {result}: not uploaded again (FORCE=1 does)")
 
 
 def _find_lost(
@@ -249,7 +236,7 @@ def _settle(
     """`row` with Kaggle's `answer`, in the ledger too. SubmissionError if it cannot be scored."""
     row = replace(row, status=answer.status, public_score=answer.public_score)
     row = replace(row, private_score=answer.private_score)
-    _record(workspace, row, reporter)
+    write_row(workspace.ledger, row, reporter)
     if answer.status == "error":
         reason = " ".join(answer.error.split()).rstrip(".") or "no reason given"
         raise SubmissionError(
@@ -259,17 +246,6 @@ def _settle(
     return row
 
 
-def _record(workspace: Workspace, row: LedgerRow, reporter: Reporter) -> None:
-    """Write `row`. SubmissionError if that fails, as on a full disk: Kaggle's list still has it."""
-    try:
-        write_row(workspace.ledger, row, reporter)
-    except OSError as error:
-        raise SubmissionError(
-            f"{row.file} is on Kaggle (ref {row.ref}), but {workspace.ledger} cannot be written"
-            f" ({error.strerror}): solve that, then run the same again, which uploads nothing twice"
-        ) from None
-
-
 def _ref(row: LedgerRow) -> int:
     if row.ref is None:
         raise SubmissionError(
@@ -277,10 +253,6 @@ def _ref(row: LedgerRow) -> int:
             " submissions, or delete the line"
         )
     return row.ref
-
-
-def _or_dash(score: float | None) -> float | str:
-    return "-" if score is None else score
 
 
 def _utc(moment: datetime) -> str:
