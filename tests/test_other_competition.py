@@ -74,9 +74,9 @@ def test_the_four_stages_run_and_score_by_another_competition_object_alone(tmp_p
     for name, reason in (
         (
             f"faces/{'sad' if happy[train_ids[0]] else 'happy'}/{train_ids[0]}.jpg",
-            "1 photos whose id another",
+            "1 repeated photo id",
         ),
-        ("faces/cross/img_0099.jpg", "1 files whose names do not match faces/"),
+        ("faces/cross/img_0099.jpg", "1 file whose name does not match faces/"),
     ):
         odd = zipped(labelled | {name: photos[test_ids[0]]})
         archive.write_bytes(zipped(inner | {"faces.zip": odd}))

@@ -293,7 +293,7 @@ def test_one_fold_is_enough_without_a_calibration_and_refused_before_any_work_wi
         train(mine, one, "cpu", Reporter())
         if method == "none":
             folder = predict(*arguments, one, "cpu", Reporter()).folder
-            assert read_run(folder).cv_clipped > 0
+            assert read_run(folder).figures.cv_clipped > 0
     monkeypatch.setattr("comp.predict.stage._mean_logits", lambda *_: pytest.fail("it worked"))
     with pytest.raises(DataError, match="2 or more fitted folds, got 1: set"):
         predict(*arguments, one, "cpu", Reporter())

@@ -142,12 +142,11 @@ Candidate = tuple[Floats, Settings]  # out-of-fold logits [n], and how they beco
 
 
 class CandidateScore(NamedTuple):
-    """Log loss of a candidate and its gain over the first, on clean labels and the leaderboard."""
+    """Log loss of a candidate, and its gain over the first on the leaderboard."""
 
     clean: float
-    clean_gain: Gain
     board: float  # expected, with a share of the labels flipped
-    board_gain: Gain
+    gain: Gain
 
 
 def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> dict[str, Candidate]:
@@ -161,7 +160,7 @@ def candidates_of(oof: pd.DataFrame, views: ViewsName, settings: Settings) -> di
     found |= {f"{method} alone": (logits, plain.replace(method=method)) for method in METHODS[1:]}
     ways = {name: (mean, settings) for name, mean in view_means(oof, views).items()}
     ways |= {name: (logits, other) for name, other in changed.items() if other != settings}
-    return found | {f"recipe's, but {name}": way for name, way in ways.items()}
+    return found | {f"but {name}": way for name, way in ways.items()}
 
 
 def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
@@ -172,9 +171,8 @@ def view_means(oof: pd.DataFrame, views: ViewsName) -> dict[str, Floats]:
         if n < columns.shape[1]:
             means[f"views {name}"] = columns[:, :n].mean(1)
         if 1 < n <= columns.shape[1]:
-            p = sigmoid(columns[:, :n])
-            mean = np.log(p.mean(1)) - np.log((1 - p).mean(1))
-            means[f"views {name}, mean of probabilities"] = mean
+            of, p = f"{name}, " if n < columns.shape[1] else "", sigmoid(columns[:, :n])
+            means[f"{of}mean probability"] = np.log(p.mean(1)) - np.log((1 - p).mean(1))
     return means
 
 
@@ -192,16 +190,12 @@ def score_candidates(
     }
     if np.unique(folds).size > 2:
         choice = list(candidates.values()), labels, np.asarray(folds), noise_rate
-        probs["best of these, chosen by inner folds"] = nested_choice(*choice)
-    columns, scores = np.column_stack([*probs.values()]), list[list[tuple[float, Gain]]]()
-    for rate in (0.0, noise_rate):
-        losses = board_losses(labels[:, None], columns, rate)
-        saved = gains(losses[:, 0], losses, groups)
-        scores.append(list(zip(losses.mean(0).tolist(), saved, strict=True)))
-    return {
-        name: CandidateScore(*clean, *board)
-        for name, clean, board in zip(probs, *scores, strict=True)
-    }
+        probs["best, chosen by inner folds"] = nested_choice(*choice)
+    columns = np.column_stack([*probs.values()])
+    clean = per_photo_loss(labels[:, None], columns).mean(0).tolist()
+    board = board_losses(labels[:, None], columns, noise_rate)
+    found = zip(clean, board.mean(0).tolist(), gains(board[:, 0], board, groups), strict=True)
+    return {name: CandidateScore(*each) for name, each in zip(probs, found, strict=True)}
 
 
 def nested_choice(
@@ -239,13 +233,12 @@ def compare_calibrations(
     groups, candidates = groups_of(workspace, oof), candidates_of(oof, views, settings)
     labels, folds, noise_rate = oof["label"].to_numpy(), oof["fold"], competition.noise_rate
     scores = score_candidates(candidates, labels, folds, groups, noise_rate)
-    title = f"{folder.name}: {len(oof):,} photos, cross-fitted"
-    board = f"leaderboard, {100 * noise_rate:.2f} % label noise"
-    columns = ("", "log loss", "gain, 95 %", board, "gain, 95 %")
+    title = f"{folder.name}: log loss of {counted(len(oof), 'photo')}, cross-fitted"
+    columns = ("", "clean", "board", "gain on board, 95 %")
     reporter.table(title, columns, [(name, *score) for name, score in scores.items()])
     chosen = f"{settings.method}, noise rate {settings.noise_rate:g}, clip {settings.clip:g}"
     reporter.say(
-        f"the recipe's choice ({chosen}) gains {scores[OWN].board_gain} over the plain mean on the"
-        " leaderboard"
+        f"the recipe's choice ({chosen}) gains {scores[OWN].gain} over the plain mean on a"
+        f" leaderboard with {100 * noise_rate:.2f} % label noise"
     )
     return scores
