@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_or_explodes_stops_the_fold_with_the_remedy() 
         for crops, labels in batches(TRAINING):
             yield crops, labels * float("nan")
 
-    says = r"the loss is nan after 1 steps; set training\.peak_lr below 0\.001"
+    says = r"the loss is nan after step 1; set training\.peak_lr below 0\.001"
     with pytest.raises(TrainingError, match=says):
         run(network_of(), TRAINING, poisoned())
     wild = TRAINING.replace(peak_lr=1e3, epochs=20, clip_norm=1e9, warmup=0.0)
