@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
-STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
 TARGETS := help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean
 
 # The variables that each target takes. Each becomes the option of its name.
@@ -22,6 +22,7 @@ takes_forecast := RECIPE SET RUN WORKSPACE
 takes_report := RECIPE SET RUN WORKSPACE DEVICE
 takes_submit := RECIPE SET RUN FORCE WORKSPACE
 takes_scores := WORKSPACE
+takes_reproduce := SUB WORKSPACE DEVICE
 takes_leaderboard := REFRESH WORKSPACE
 takes_doctor := WORKSPACE
 takes_scout := BACKBONES BUDGET SET WORKSPACE DEVICE
@@ -105,6 +106,7 @@ forecast: ## the score and rank to expect of RECIPE, or of RUN=blend-...
 report: ## a run as a page, with activation maps: runs/<run>/report.html; make report RECIPE=a, or RUN=blend-...
 submit: ## check, upload, wait for the score, note it in the ledger (FORCE=1: even again)
 scores: ## pick up scores that were pending
+reproduce: ## make a submission again from the photos, and compare: make reproduce SUB=lite0_head-0123456789.csv
 leaderboard: ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
 doctor: ## what a run needs, line by line: fine, or what to do
 scout: ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"
@@ -144,6 +146,6 @@ lock: .venv/done ## pin all dependencies anew
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) \
 	  pyproject.toml -o requirements-bench.txt
 clean: ## delete what can be made again, but not data, runs or submissions
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .rehearsal .reproduce
 
 .PHONY: $(TARGETS)

@@ -138,6 +138,15 @@ def _scores(call: Call) -> None:
     fetch_scores(call.workspace, call.competition, call.kaggle, call.reporter)
 
 
+def _reproduce(call: Call) -> None:
+    """make a submission again from the photos, and compare"""
+    from comp.submit.reproduce import reproduce
+
+    if call.sub is None:
+        raise UserError("a submission is reproduced: make reproduce SUB=<file in submissions/>")
+    reproduce(call.workspace, call.competition, call.sub, call.device, call.reporter)
+
+
 def _leaderboard(call: Call) -> None:
     """your best, rank and neighbours, now and on the archived board"""
     from comp.submit.leaderboard import print_standings
@@ -226,6 +235,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _report: "recipe set run device",
     _submit: "recipe set run force",
     _scores: "",
+    _reproduce: "sub device",
     _leaderboard: "refresh",
     _doctor: "",
     _rehearsal: f"recipe={ON_CPU} set device archive solution",

@@ -33,6 +33,7 @@ class Call:
     run: str | None = None
     a: str | None = None
     b: str | None = None
+    sub: str | None = None
     yes: bool = False
     runs: Sequence[str] = ()
     verdicts: str = "all"
@@ -115,6 +116,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"help": f"{NAMED}, instead of RECIPE with SET"},
     "a": {"help": f"a run: {NAMED}"},
     "b": {"help": "the run that it is compared with"},
+    "sub": {"metavar": "FILE", "help": "a submission in the ledger"},
     "yes": {"action": "store_true", "help": "delete it; default: only say what"},
     "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},

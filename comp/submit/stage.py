@@ -1,7 +1,7 @@
 """The submit stage: a finished run -> a checked CSV, one upload, a score, a row in the ledger.
 
 1. Run, sample submission and manifests are read and checked; on a problem nothing is written.
-2. The forecast is printed, and `submissions/<run>.csv` is written.
+2. The forecast is printed; `submissions/<run>.csv` is written, and what it was made from beside it.
 3. A file that is in the ledger is not uploaded again; nor is one that Kaggle lists and that a
    crash kept out of the ledger: it is added there.
 4. Otherwise the file is uploaded, if Kaggle's limits allow it, and added to the ledger, pending.
@@ -26,6 +26,7 @@ from comp.store import Workspace, code_commit, file_sha256, locked
 from comp.submit.csvfile import check_submission, write_submission
 from comp.submit.forecast import print_forecast
 from comp.submit.ledger import LedgerRow, read_ledger, score_text, write_row
+from comp.submit.reproduce import keep_capsule
 
 CODE = Path(__file__).resolve().parents[1]
 SCORE_WAIT_S = 900.0  # for a score; Kaggle takes seconds, or minutes on a busy day
@@ -58,6 +59,7 @@ def submit(
         path = workspace.submissions / f"{finished.folder}.csv"
         probs = finished.predictions.set_index("id")["prob"].loc[ids].tolist()
         write_submission(path, ids, probs, competition)
+        keep_capsule(workspace, competition, run, path)
         row = _upload_once(workspace, kaggle, _draft_row(finished, path), reporter, force)
     if row.status == "pending":
         row = _await_score(workspace, kaggle, row, reporter)
