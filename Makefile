@@ -6,7 +6,7 @@ PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
 STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
-TARGETS := help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean
+TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check check-lock lock clean
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
@@ -31,6 +31,7 @@ takes_audit := RUNS WORKSPACE
 takes_judge := VERDICTS RECIPE SET WORKSPACE DEVICE
 takes_rehearsal := RECIPE SET ARCHIVE SOLUTION WORKSPACE DEVICE
 takes_smoke := SET ARCHIVE SOLUTION DEVICE
+takes_gpu := ARCHIVE SOLUTION DEVICE
 takes_bench := ROWS ROUNDS FULL ARCHIVE SOLUTION
 BARE := RUNS VERDICTS # words without the option's name before them
 FLAGS := FORCE REFRESH FULL YES # 1 or 0
@@ -122,6 +123,8 @@ smoke: .venv/done ## the CI job: a fine-tune on a subset through all four stages
 	  training.head_start=false training.wise_ft=1 training.epochs=3 training.batch_size=16 training.peak_lr=1e-3 prediction.views=none $(options)
 bench: .venv/done ## speed and score beside bare models and peers: make bench [ARCHIVE=... SOLUTION=...] [ROWS="head timm"] [ROUNDS=3] [FULL=1]
 	.venv/bin/python -m tests.bench $(options)
+gpu: .venv/done ## what only a GPU can show, in nine minutes: runs/gpu.json [ARCHIVE=... SOLUTION=...] (DEVICE=cpu: a small try)
+	.venv/bin/python -m tests.gpu $(options)
 bench-peers: .venv/peers ## install the peers that the benchmark compares with
 .venv/peers: .venv/done requirements-bench.txt
 	.venv/bin/uv pip install --compile-bytecode --require-hashes --python .venv/bin/python -r requirements.txt -r requirements-bench.txt
