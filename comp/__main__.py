@@ -55,6 +55,13 @@ def _predict(call: Call) -> None:
     predict_all(call.workspace, call.competition, call.recipes, call.device, call.reporter)
 
 
+def _remote(call: Call) -> None:
+    """train and predict on Kaggle's GPUs; the run comes home"""
+    from comp.remote.stage import run_remotely
+
+    run_remotely(call.workspace, call.recipes, call.recipe_options, call.kaggle)
+
+
 def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.compare import compare_calibrations
@@ -225,6 +232,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set device force",
     _predict: "recipe set device",
+    _remote: "recipe set",
     _calibrate: "recipe set run",
     _blend: "runs method set device",
     _runs: "run",
