@@ -5,22 +5,15 @@ imported where they are called: torch takes seconds, and neither --help nor a st
 needs it.
 """
 
-import getpass
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from signal import SIGINT
-from typing import Any
 
-from comp.arguments import Call, make_parser, words_of
+from comp.arguments import Call, run_command
 from comp.competition import COMPETITION
-from comp.errors import UserError, explain
+from comp.errors import UserError
 from comp.options import override
-from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed
-from comp.report.stage import pages_kept_current
-from comp.store import Workspace
 
 
 def _data(call: Call) -> None:
@@ -60,6 +53,16 @@ def _remote(call: Call) -> None:
     from comp.remote.stage import run_remotely
 
     run_remotely(call.workspace, call.recipes, call.recipe_options, call.kaggle)
+
+
+def _classify(call: Call) -> None:
+    """P(dog) of photos of your own, by a run: writes a CSV of id,label"""
+    from comp.predict.classify import classify
+
+    if call.photos is None:
+        raise UserError("photos are classified: make classify PHOTOS=<folder> RUN=<run>")
+    what = (call.photos, call.run_folder, call.device)
+    classify(call.workspace, call.competition, *what, call.reporter)
 
 
 def _calibrate(call: Call) -> None:
@@ -234,6 +237,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _predict: "recipe set device",
     _remote: "recipe set",
     _calibrate: "recipe set run",
+    _classify: "photos recipe set run device",
     _blend: "runs method set device",
     _runs: "run",
     _errors: "recipe set run",
@@ -255,45 +259,9 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
 }
 
 
-def _stand_in_for_home() -> None:
-    """Libraries ask for a home and a user name, which a container's user may not have."""
-    if os.path.expanduser("~") == "~":
-        os.environ["HOME"] = "/nonexistent"
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = "nobody"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
-    _stand_in_for_home()
-    reporter = Reporter()
-    options = vars(make_parser(COMMANDS).parse_args(arguments))
-    command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
-    try:
-        given: dict[str, Any] = {
-            name: words_of(value) if isinstance(value, list) else value
-            for name, value in options.items()
-            if value is not None
-        }
-        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
-        with pages_kept_current(call.workspace, COMPETITION, reporter):
-            command(call)
-    except UserError as error:
-        reporter.fail(str(error))
-        return 1
-    except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        failure = explain(error, folder)
-        if failure is None:
-            raise
-        reporter.fail(failure)
-        return 1
-    except KeyboardInterrupt as stop:  # where training notes where it stopped, and by which signal
-        line, number = stop.args or ("stopped; the same command resumes here", SIGINT)
-        reporter.fail(line)
-        return 128 + int(number)
-    return 0
+    return run_command(COMMANDS, arguments)
 
 
 if __name__ == "__main__":

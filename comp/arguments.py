@@ -1,20 +1,23 @@
 """What the command line takes: the options of every command, described once."""
 
 import argparse
+import getpass
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Literal
 
 from comp import __version__
 from comp.competition import COMPETITION, Competition
-from comp.errors import UserError
+from comp.errors import UserError, explain
 from comp.options import override
 from comp.progress import Reporter
 from comp.recipe import Recipe
 from comp.recipes import DEFAULT, ON_CPU, chosen, members, named
+from comp.report.stage import pages_kept_current
 from comp.store import Workspace
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class Call:
     refresh: bool = False
     archive: Path | None = None
     solution: Path | None = None
+    photos: Path | None = None
 
     @property
     def recipes(self) -> list[Recipe]:
@@ -111,6 +115,7 @@ def path_of(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+Commands = Mapping[Callable[[Call], None], str]  # and the names of their options, some =default
 NAMED = "by its name, a prefix or path of it, or RECIPE OPTION=VALUE"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "runs": {"nargs": "*", "metavar": "RUN", "help": f"each {NAMED}"},
@@ -133,11 +138,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "type": path_of,
         "help": "a zip like Kaggle's, or a folder that has it or its parts",
     },
+    "photos": {"type": path_of, "metavar": "FOLDER", "help": "with the photos to classify"},
     "solution": {"type": path_of, "help": "its labels: a CSV of id,label with 0 or 1"},
 }
 
 
-def make_parser(commands: Mapping[Callable[[Call], None], str]) -> argparse.ArgumentParser:
+def make_parser(commands: Commands) -> argparse.ArgumentParser:
     """A parser of `commands` and the names of their options, some with =default."""
     text = "Dogs vs. Cats Redux, from Kaggle's archive to a score."
     parser = argparse.ArgumentParser(prog="comp", description=text)
@@ -164,3 +170,44 @@ def words_of(texts: Sequence[str]) -> list[str]:
         return [word for text in texts for word in shlex.split(text)]
     except ValueError as error:
         raise UserError(f"{str(error).lower()} in {' '.join(texts)}") from None
+
+
+def _stand_in_for_home() -> None:
+    """Libraries ask for a home and a user name, which a container's user may not have."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/nonexistent"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = "nobody"
+
+
+def run_command(commands: Commands, arguments: Sequence[str] | None) -> int:
+    """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
+    _stand_in_for_home()
+    reporter = Reporter()
+    options = vars(make_parser(commands).parse_args(arguments))
+    command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
+    try:
+        given: dict[str, Any] = {
+            name: words_of(value) if isinstance(value, list) else value
+            for name, value in options.items()
+            if value is not None
+        }
+        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
+        with pages_kept_current(call.workspace, COMPETITION, reporter):
+            command(call)
+    except UserError as error:
+        reporter.fail(str(error))
+        return 1
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        failure = explain(error, folder)
+        if failure is None:
+            raise
+        reporter.fail(failure)
+        return 1
+    except KeyboardInterrupt as stop:  # where training notes where it stopped, and by which signal
+        line, number = stop.args or ("stopped; the same command resumes here", SIGINT)
+        reporter.fail(line)
+        return 128 + int(number)
+    return 0

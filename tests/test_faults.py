@@ -5,6 +5,7 @@ Whatever happened in it, the next run without faults must end well, with the arc
 bit and with one submission; and nothing shown or written may contain the token.
 """
 
+import json
 import signal
 import subprocess
 import sys
@@ -209,7 +210,9 @@ def check_disk(scene: Stand, workspace: Workspace, n_before: int) -> None:
     assert not part.exists() or (part.stat().st_size and content.startswith(part.read_bytes()))
     assert {path.name for path in workspace.raw.iterdir()} <= RAW
     files = [path for path in workspace.submissions.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".csv", ".lock", ".uploading"}
+    assert {path.suffix for path in files} <= {".csv", ".json", ".lock", ".uploading"}
+    for capsule in (path for path in files if path.suffix == ".json"):
+        assert json.loads(capsule.read_text())["run"]
     known = {made.ref: made for made in scene.server.submissions[n_before:]}
     for row in read_ledger(workspace.ledger):
         made = known[row.ref or 0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from comp.errors import RecipeError, TrainingError, UserError
 from comp.network.backbone import build
-from comp.network.device import Device, find_device
+from comp.network.device import Device
 from comp.network.surgery import freeze
 from comp.options import override
 from comp.progress import Reporter
@@ -101,12 +101,6 @@ def test_the_loss_falls_and_the_network_ends_in_evaluation_mode() -> None:
     losses = run(network, TRAINING.replace(epochs=10))
     assert losses[-1] < 0.7 * losses[0]
     assert not network.training
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_the_loss_falls_too_in_the_precision_that_the_device_has() -> None:
-    losses = run(network_of(), TRAINING.replace(epochs=10), device=find_device("cuda"))
-    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_micro_batches_add_up_to_the_whole_batch_also_where_memory_decides_their_size(

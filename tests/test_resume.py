@@ -30,7 +30,11 @@ RECIPE = override(
 
 
 def stopped_at(
-    n_steps: int, number: int, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    n_steps: int,
+    number: int,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str = "cpu",
 ) -> tuple[Run, str]:
     """A run that gets the signal `number` in a step, and what it says."""
     taken, take = list[int](), finetune.Step.__call__
@@ -44,7 +48,7 @@ def stopped_at(
     with monkeypatch.context() as patched:
         patched.setattr(finetune.Step, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt) as stop:
-            train(workspace, RECIPE, "cpu", Heard())
+            train(workspace, RECIPE, device, Heard())
     assert stop.value.args[1] == number
     return open_run(workspace, RECIPE), stop.value.args[0]
 

@@ -20,6 +20,7 @@ from comp.network.preprocessing import (
 from comp.network.views import CENTRE, Canvases, Crops, View, views_of
 from comp.progress import Reporter, counted
 from comp.recipe import ViewsName
+from comp.train.files import checkpoint_origin
 from comp.train.labels import chosen_label_fixes, select, targets
 from comp.train.labels import training_rows as rows_of
 from comp.train.run import Run
@@ -63,6 +64,9 @@ class Inputs:
         """With the colours of the fold's own training photos, where the recipe measures them."""
         if self.run.recipe.pixels.normalise != "measured":
             return self.preprocessing
+        if self.run.is_fitted(fold):  # by then its checkpoint says
+            known = checkpoint_origin(self.run.checkpoint(fold))["preprocessing"]
+            return replace(self.preprocessing, mean=tuple(known["mean"]), std=tuple(known["std"]))
         ids = list(self.photos["id"][self.training_rows(fold)])
         mean, std = measure_colours(self.pixels, [int(row) for row in self.pixels.rows(ids)])
         return replace(self.preprocessing, mean=mean, std=std)

@@ -19,6 +19,7 @@ TUTORIAL, TIMM, FASTAI = "tutorial", "timm", "fastai"  # each peer has a process
 GPU_BACKBONES = ("convnext_tiny", "vit_small_patch16_224")
 MEMORY_PHOTOS = (2_000, 25_000)
 ONE_VIEW = ("training.views=none", "prediction.views=none")
+COMPILED = ("training.compile=true",)
 FROZEN, FUSED = ("training.fuse_batch_norm=false",), ("training.fuse_batch_norm=true",)
 
 
@@ -68,13 +69,14 @@ _SCORES = (  # the peers on all photos
     _row("score-fastai", FASTAI, fastai_learner.score, once=True),
 )
 _GPU = tuple(
-    _row(f"gpu-{what}-{name}", OURS, make, n=100, **amounts, **on)
+    _row(f"gpu-{what}-{name}", OURS, make, n=30, **amounts, **on)
     for name in GPU_BACKBONES
-    for on in [{"model": Model(backbone=name, weights="random"), "batch": 256, "device": "cuda"}]
+    for on in [{"model": Model(backbone=name, weights="random"), "batch": 128, "device": "cuda"}]
     for what, make, amounts in (
         ("step", step, {"norms": "frozen"}),
-        ("finetune", ours.finetune, {"n_before": 50}),
-        ("loader", ours.finetune, {"n_before": 50, "only_load": True}),
+        ("finetune", ours.finetune, {"n_before": 10}),
+        ("compiled", ours.finetune, {"n_before": 10, "settings": COMPILED}),
+        ("loader", ours.finetune, {"n_before": 10, "only_load": True}),
     )
 )
 _MEMORY = tuple(  # in processes of their own, so that a peak is the row's

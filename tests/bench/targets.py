@@ -176,6 +176,7 @@ TARGETS = (
         for name in GPU_BACKBONES
         for text, asked, figure, *rows in (
             ("fine-tuning / bare step", (LEAST, 0.95), speed, "finetune", "step"),
+            ("compiled / not", None, speed, "compiled", "finetune"),
             ("loader alone / bare step", None, speed, "loader", "step"),
             ("minutes of 25,000 photos, 5 folds, 3 epochs", None, full_minutes, "finetune"),
         )
