@@ -5,23 +5,15 @@ SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
-<<<<<<< HEAD
-STAGES := data train predict remote calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
-TARGETS := help $(STAGES) smoke bench bench-peers test crash-test check check-lock lock clean
-=======
-STAGES := data train predict classify calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict remote classify calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
 TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check check-lock lock clean
->>>>>>> main
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET WORKSPACE DEVICE
-<<<<<<< HEAD
 takes_remote := RECIPE SET WORKSPACE
-=======
 takes_classify := PHOTOS RECIPE SET RUN WORKSPACE DEVICE
->>>>>>> main
 takes_calibrate := RECIPE SET RUN WORKSPACE
 takes_blend := RUNS METHOD SET WORKSPACE DEVICE
 takes_runs := RUN WORKSPACE
@@ -107,11 +99,8 @@ help: ## this list
 data: ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
 train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
 predict: ## predict the test photos, calibrate, clip
-<<<<<<< HEAD
 remote: ## train and predict on Kaggle's GPUs; the run comes home, and make predict submit go on
-=======
 classify: ## P(dog) of photos of your own, calibrated: make classify PHOTOS=folder RUN=lite0_head
->>>>>>> main
 calibrate: ## compare every way from RECIPE's logits to probabilities
 blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
 runs: ## all runs, best first: options, cross-validation, gain on the best (or on RUN=a), scores, cost
