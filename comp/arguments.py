@@ -57,6 +57,11 @@ class Call:
         return chosen(DEFAULT if self.recipe is None else self.recipe, self.set, self.seeds)
 
     @property
+    def recipe_options(self) -> list[str]:
+        """What names them on another machine's command line."""
+        return ["--recipe", self.recipe or DEFAULT, *(["--set", *self.set] if self.set else [])]
+
+    @property
     def one_recipe(self) -> Recipe:
         return override(named(DEFAULT if self.recipe is None else self.recipe), self.set)
 
