@@ -235,7 +235,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set device force",
     _predict: "recipe set device",
-    _remote: "recipe set",
+    _remote: "recipe set weights",
     _calibrate: "recipe set run",
     _classify: "photos recipe set run device",
     _blend: "runs method set device",
