@@ -12,7 +12,7 @@ TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check chec
 takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET SEEDS FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET SEEDS WORKSPACE DEVICE
-takes_remote := RECIPE SET WORKSPACE
+takes_remote := RECIPE SET WEIGHTS WORKSPACE
 takes_classify := PHOTOS RECIPE SET SEEDS RUN WORKSPACE DEVICE
 takes_calibrate := RECIPE SET SEEDS RUN WORKSPACE
 takes_blend := RUNS METHOD SET WORKSPACE DEVICE
@@ -100,7 +100,7 @@ help: ## this list
 data: ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
 train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
 predict: ## predict the test photos, calibrate, clip
-remote: ## train and predict on Kaggle's GPUs; the run comes home, and make predict submit go on
+remote: ## train and predict on Kaggle's GPUs; the run comes home [WEIGHTS=file: uploaded once, no internet there]
 classify: ## P(dog) of photos of your own, calibrated: make classify PHOTOS=folder RUN=lite0_head
 calibrate: ## compare every way from RECIPE's logits to probabilities
 blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]

@@ -235,7 +235,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set seeds device force",
     _predict: "recipe set seeds device",
-    _remote: "recipe set",
+    _remote: "recipe set weights",
     _calibrate: "recipe set seeds run",
     _classify: "photos recipe set seeds run device",
     _blend: "runs method set device",

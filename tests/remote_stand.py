@@ -11,6 +11,7 @@ from twin.server import Twin
 
 from comp.competition import COMPETITION
 from comp.kaggle import Kaggle
+from comp.recipe import Recipe
 from comp.remote import job, stage
 from comp.store import Workspace, file_sha256
 from comp.train.files import record
@@ -38,11 +39,12 @@ class RemoteStand:
 
     twin: Twin
     root: Path
+    recipe: Recipe = TINY_HEAD
     heard: Heard = field(default_factory=Heard)
 
     def __post_init__(self) -> None:
         self.finished = make_workspace(self.root / "finished")
-        self.run_folder = make_trained_run(self.finished, TINY_HEAD)
+        self.run_folder = make_trained_run(self.finished, self.recipe)
         key = file_sha256(self.finished.manifest("test"))[:10]
         for fold in range(5):
             path = self.run_folder / f"fold-{fold}-test-{key}.csv"
@@ -68,9 +70,9 @@ class RemoteStand:
         self.twin.arm(faults)
         env = self.twin.environment(self.root / "account")
         kaggle = Kaggle(COMPETITION, self.heard, env, HASTE)
-        stage.run_remotely(self.home, [TINY_HEAD], ["--recipe", "tiny"], kaggle)
+        stage.run_remotely(self.home, [self.recipe], ["--recipe", "tiny"], kaggle)
         return str(self.heard)
 
     @property
     def is_home(self) -> bool:
-        return open_run(self.home, TINY_HEAD).is_trained()
+        return open_run(self.home, self.recipe).is_trained()

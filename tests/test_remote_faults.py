@@ -5,17 +5,20 @@ faults brings the run home.
 """
 
 import re
+import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import TINY_HEAD
 from kaggle_stand import make_competition
 from remote_stand import FINISH, RemoteStand
 from twin.faults import KERNEL_FAULTS
 from twin.server import Twin
 
-from comp.errors import KaggleError, RulesError, UnavailableError
+from comp.errors import KaggleError, RulesError, UnavailableError, UserError
 from comp.remote import attempts, pack, stage
 from comp.remote.attempts import Attempt
 
@@ -198,11 +201,27 @@ def test_a_run_that_fails_there_says_why_here_and_may_begin_again(
     assert (len(stand.twin.sessions), stand.is_home) == (2, True)
 
 
-def test_another_manifest_on_kaggle_ends_before_anything_is_fitted(stand: RemoteStand) -> None:
-    stand.behave("(workspace / 'data' / 'train.csv').write_text('other')")
-    with pytest.raises(KaggleError, match=r"data/train\.csv as made on Kaggle is not"):
+OTHER_MANIFEST = "if stage == 'data': (workspace / 'data' / 'train.csv').write_text('other')"
+
+
+def test_where_kaggle_makes_another_manifest_the_one_from_here_follows(stand: RemoteStand) -> None:
+    check = "assert (workspace / 'data/train.csv').read_text() != 'other'"
+    stand.behave(f"{OTHER_MANIFEST}\nif stage == 'train':\n    {check}\n    finish()")
+    said = stand.remote()
+    assert "data/train.csv as made on Kaggle is not the one at home" in said
+    assert "datasetDataSources" not in stand.twin.sessions[0].fields
+    (ref,) = stand.twin.sessions[1].fields["datasetDataSources"]
+    assert set(stand.twin.datasets[ref].files) == {"train.csv", "test.csv"}
+    assert (len(stand.twin.sessions), stand.is_home) == (2, True)
+
+
+def test_an_edited_manifest_goes_along_from_the_start(stand: RemoteStand) -> None:
+    path = stand.home.manifest("train")
+    path.write_text(path.read_text().replace(",ok\n", ",grey\n", 1))
+    with pytest.raises(KaggleError, match="incomplete"):  # these stages made another run
         stand.remote()
-    assert "this is train" not in str(stand.heard)
+    (session,) = stand.twin.sessions
+    assert session.fields["datasetDataSources"]
 
 
 def test_a_session_stopped_by_its_owner_is_not_started_again_by_itself(
@@ -246,6 +265,86 @@ def test_each_line_of_the_log_is_printed_once(stand: RemoteStand) -> None:
     stand.behave(f"for n in range(30): print(n, flush=True); time.sleep(.02)\n{FINISH}")
     lines = [line.strip() for line in stand.remote().splitlines()]
     assert [line for line in lines if line.isdecimal()] == [*map(str, range(30))] * 3
+
+
+def make_wheel(folder: Path) -> None:
+    """A package `extra`, which no image has."""
+    with zipfile.ZipFile(folder / "extra-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("extra.py", "ANSWER = 42")
+        about, places = "Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n", "extra-1.0.dist-info"
+        wheel.writestr(f"{places}/METADATA", about)
+        wheel.writestr(f"{places}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{places}/RECORD", "")
+
+
+@pytest.fixture
+def offline(
+    stand: RemoteStand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RemoteStand]:
+    """A recipe that names a file of weights, and a package that the image lacks."""
+    recipe = TINY_HEAD.replace(model=TINY_HEAD.model.replace(weights="own/w.safetensors"))
+    made = RemoteStand(stand.twin, tmp_path / "offline", recipe)
+    monkeypatch.setattr(pack, "CODE", made.code)
+    monkeypatch.setattr(stage, "pins", lambda _: ["extra==1.0"])
+    make_wheel(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("own/w.safetensors").write_text("weights")
+    check = "assert open('own/w.safetensors').read() == 'weights'; assert extra.ANSWER == 42"
+    made.behave(f"import extra\nif stage == 'train':\n    {check}\n    finish()")
+    return made
+
+
+DATASET_FAULTS = ["", "dataset-lost:1", "upload-503:1", "503:1:on=StartBlobUpload"]
+
+
+@pytest.mark.parametrize("fault", DATASET_FAULTS)
+def test_own_weights_and_packages_are_uploaded_once_and_found_without_the_internet(
+    offline: RemoteStand, fault: str
+) -> None:
+    offline.twin.ready_s = 0.2
+    offline.remote(*filter(None, [fault]))
+    (session,) = offline.twin.sessions
+    assert not session.fields.get("enableInternet")
+    (ref,) = session.fields["datasetDataSources"]
+    assert set(offline.twin.datasets[ref].files) == {"w.safetensors", "extra-1.0-py3-none-any.whl"}
+    assert offline.is_home
+    shutil.rmtree(offline.home.runs)
+    assert "uploading" not in offline.remote()
+    assert list(offline.twin.datasets) == [ref]
+
+
+def test_a_kernel_without_its_dataset_is_deleted_and_pushed_again(offline: RemoteStand) -> None:
+    assert "did not attach" in offline.remote("dataset-missing:1")
+    first, second = offline.twin.sessions
+    assert list(offline.twin.kernels) == [second.slug]
+    assert first.slug != second.slug
+    assert offline.is_home
+
+
+def test_missing_weights_and_packages_are_named_before_anything_is_pushed(
+    offline: RemoteStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(UserError, match="pip does not get the packages"):
+        offline.remote()
+    Path("own/w.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no weights at own/w\.safetensors"):
+        offline.remote()
+    assert offline.twin.sessions == []
+
+
+def test_without_quota_nothing_is_pushed_and_little_of_it_shortens_the_session(
+    stand: RemoteStand,
+) -> None:
+    stand.twin.used_s = stand.twin.allowed_s - 600
+    with pytest.raises(KaggleError, match=r"no GPU hours are left, renewed 2026-11-28"):
+        stand.remote()
+    stand.twin.used_s = stand.twin.allowed_s - 3600
+    assert "1.0 left" in stand.remote()
+    assert stand.twin.sessions[0].fields["sessionTimeoutSeconds"] in range(3500, 3601)
 
 
 def test_every_fault_of_kernels_is_met_here() -> None:

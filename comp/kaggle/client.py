@@ -92,9 +92,14 @@ class Kaggle:
             self.reporter.warn(warning)
         return found
 
+    @property
+    def owner(self) -> str:
+        """The user name, of a key unchecked."""
+        return self.retried(lambda: self.session.login)[0]
+
     def whoami(self) -> str:
         """The user name, once Kaggle has accepted the credentials."""
-        username, _ = self.retried(lambda: self.session.login)
+        username = self.owner
         if self.credentials.kind == "key":  # which no call of its own checks
             with suppress(RulesError, NotFoundError):
                 self.limits()

@@ -130,7 +130,7 @@ def quota_of(kaggle: Kaggle) -> Quota:
 
 def log_of(kaggle: Kaggle, slug: str) -> Iterator[str]:
     """The log's pieces from its start, until the session or the connection ends."""
-    with kaggle.session.log(owner(kaggle), slug) as response:
+    with kaggle.session.log(kaggle.owner, slug) as response:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             try:
                 events = json.loads(response.content)
@@ -161,21 +161,16 @@ def fetch_output(kaggle: Kaggle, slug: str, name: str, folder: Path) -> Path | N
 
 def url_of(kaggle: Kaggle, slug: str) -> str:
     """Where a person sees the kernel."""
-    return f"https://www.kaggle.com/code/{owner(kaggle)}/{slug}"
-
-
-def owner(kaggle: Kaggle) -> str:
-    """The account's name."""
-    return kaggle.retried(lambda: kaggle.session.login)[0]
+    return f"https://www.kaggle.com/code/{kaggle.owner}/{slug}"
 
 
 def _name(kaggle: Kaggle, slug: str) -> dict[str, str]:
-    return {"user_name": owner(kaggle), "kernel_slug": slug}
+    return {"user_name": kaggle.owner, "kernel_slug": slug}
 
 
 def _fields(kaggle: Kaggle, script: Script) -> dict[str, Any]:
     return {
-        "slug": f"{owner(kaggle)}/{script.slug}",
+        "slug": f"{kaggle.owner}/{script.slug}",
         "new_title": script.title,
         "text": script.text,
         "language": "python",

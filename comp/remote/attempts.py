@@ -19,7 +19,6 @@ from comp.kaggle.kernels import (
     appears,
     delete,
     log_of,
-    owner,
     push,
     status_of,
     url_of,
@@ -28,6 +27,7 @@ from comp.store import read_object, write_json
 
 N_NAMES = 3  # that are tried: Kaggle refuses a few for reasons of its own
 N_UNREADABLE = 10  # answers in a row, after which waiting ends
+LOOK_S = 600.0  # at the log, before the session's status is asked for again
 GRACE_S = 3600.0  # in the queue and for packing, beyond a session's limit
 BUSY_S = 12 * 3600.0  # for a session to end: none lasts longer
 
@@ -41,6 +41,7 @@ class Attempt:
     pushed: float = 0.0  # s since 1970
     limit_s: int = 0
     source: str = ""  # the kernel whose output it takes up
+    carry: bool = False  # this machine's manifests go with it: Kaggle's image makes others
 
 
 class Note:
@@ -72,11 +73,11 @@ def find(kaggle: Kaggle, note: Note) -> Attempt:
         return attempt
     if attempt.accepted:
         raise _gone(note, attempt)
-    return note.write(Attempt(source=attempt.source))
+    return note.write(Attempt(source=attempt.source, carry=attempt.carry))
 
 
 def _gone(note: Note, attempt: Attempt) -> KaggleError:
-    note.write(Attempt(source=attempt.source))
+    note.write(Attempt(source=attempt.source, carry=attempt.carry))
     lost = f"the kernel {attempt.slug} is gone from Kaggle, and its output with it"
     return KaggleError(f"{lost}: the same command pushes another")
 
@@ -91,7 +92,7 @@ def begin(
     end, n_names = time.monotonic() + BUSY_S, 0
     while True:
         title = f"comp {name} {secrets.token_hex(3)}"
-        attempt = Attempt(source=note.read().source, limit_s=limit_s, pushed=time.time())
+        attempt = replace(note.read(), limit_s=limit_s, pushed=time.time())
         text = script(title, attempt)
         attempt = note.write(replace(attempt, slug=text.slug))
         try:
@@ -135,7 +136,7 @@ def follow(kaggle: Kaggle, note: Note, attempt: Attempt) -> tuple[str, str]:
             return status, why
         if time.time() > attempt.pushed + attempt.limit_s + GRACE_S:
             delete(kaggle, attempt.slug)
-            note.write(Attempt(source=attempt.source))
+            note.write(Attempt(source=attempt.source, carry=attempt.carry))
             raise KaggleError(
                 f"the session {attempt.slug} was {status.lower() or 'silent'} long past its limit"
                 f" of {attempt.limit_s:,} s and is deleted: run this again for a new one"
@@ -151,16 +152,14 @@ class Log:
         self._n_read, self._rest = 0, ""
 
     def print_news(self) -> None:
-        """What has come since the last look; as long as it comes. No log is no reason to stop."""
+        """What has come since the last look, and comes for a while. A log may be missing."""
+        end = time.monotonic() + LOOK_S
         with suppress(KaggleError):
             for at, piece in enumerate(log_of(self._kaggle, self._slug)):
+                if time.monotonic() > end:
+                    return
                 if at >= self._n_read:
                     self._n_read += 1
                     *lines, self._rest = (self._rest + piece).split("\n")
                     for line in filter(str.strip, lines):
                         self._kaggle.reporter.say(f"  {line}")
-
-
-def reference(kaggle: Kaggle, slug: str) -> str:
-    """A kernel or dataset of this account, as others name it."""
-    return f"{owner(kaggle)}/{slug}"

@@ -6,9 +6,11 @@ Runs before comp's packages are there, so it needs the standard library alone.
 """
 
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +46,10 @@ class Job:
     device: str
     manifests: dict[str, str]  # SHA-256 of data/train.csv and test.csv at home, by split
     verdicts: str  # text of data/verdicts.csv; "" if there is none
+    packages: Sequence[
+        str
+    ]  # NAME==VERSION: those that are not there are installed beside the image
+    weights: str  # model.weights of the recipe, if that is a file
     stop_s: float  # after which a stage is asked to stop, so that packing ends within the limit
 
 
@@ -57,6 +63,8 @@ def do(job: Job, root: Path) -> int:
     outcome, line = "failed", "it broke off: see the log"
     try:
         _take_up(job, root / "input", kept)
+        _install(job.packages, root)
+        _place_weights(job.weights, root / "input", workspace)
         _run_stages(job, root / "input", workspace, end)
         outcome, line = "done", ""
     except JobError as end:
@@ -75,6 +83,36 @@ def _take_up(job: Job, inputs: Path, kept: Path) -> None:
                 shutil.copytree(found, kept / name, dirs_exist_ok=True)
 
 
+def _install(packages: Sequence[str], root: Path) -> None:
+    """The `packages` that the image lacks, from wheels among the inputs or else from PyPI."""
+    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    known = {re.sub("[-_.]+", "-", str(name)).lower(): found[name] for name in found}
+    lacking = [pin for pin in packages if known.get(pin.split("==")[0]) != pin.split("==")[1]]
+    if not lacking:
+        return
+    print("installing", *lacking, flush=True)  # noqa: T201
+    target, options = str(root / "temp" / "packages"), ["--no-deps", "--quiet", "--target"]
+    if wheels := {str(path.parent) for path in (root / "input").rglob("*.whl")}:
+        options = ["--no-index", *(f"--find-links={folder}" for folder in wheels), *options]
+    command = [sys.executable, "-m", "pip", "install", *options, target, *lacking]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise JobError("failed", f"packages cannot be installed: {done.stdout.strip()[-300:]}")
+    os.environ["PYTHONPATH"] = target
+
+
+def _place_weights(weights: str, inputs: Path, workspace: Path) -> None:
+    """Put the file of weights where the recipe, whose fingerprint names its path, looks for it."""
+    path = workspace / Path(weights).expanduser()
+    if not weights or path.exists():
+        return
+    found = next(inputs.rglob(path.name), None)
+    if found is None:
+        raise JobError("failed", f"the dataset with {path.name} is not attached")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(found)
+
+
 def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
     sample = next(inputs.rglob(COMPETITION.sample), None)
     if sample is None:
@@ -84,7 +122,11 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
         (workspace / "data" / "verdicts.csv").write_text(job.verdicts, encoding="utf-8")
     _comp(["data", *job.options, "--archive", str(sample.parent)], workspace, end)
     for split, sha256 in job.manifests.items():
-        if _sha256(workspace / "data" / f"{split}.csv") != sha256:
+        path = workspace / "data" / f"{split}.csv"
+        carried = [each for each in inputs.rglob(path.name) if _sha256(each) == sha256]
+        if _sha256(path) != sha256 and carried:
+            shutil.copyfile(carried[0], path)
+        if _sha256(path) != sha256:
             line = f"data/{split}.csv as made on Kaggle is not the one at home"
             raise JobError("manifests", line)
     for stage in ("train", "predict"):
@@ -94,7 +136,8 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
 def _comp(arguments: Sequence[str], workspace: Path, end: float) -> None:
     """Runs a stage, its output in the log; JobError unless it succeeds before `end`."""
     command = [sys.executable, "-m", "comp", *arguments, "--workspace", str(workspace)]
-    env = os.environ | {"PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1"}
+    places = os.pathsep.join([str(CODE), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": places, "PYTHONUNBUFFERED": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     stage = subprocess.Popen(command, cwd=workspace, env=env, **streams)  # type: ignore[call-overload]
     # upon which training saves its step

@@ -15,15 +15,20 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from comp.data.origin import check_server
-from comp.errors import KaggleError
+from comp.data.manifest import SPLITS, read_manifest
+from comp.data.origin import check_server, edited_manifests
+from comp.errors import KaggleError, UserError
 from comp.kaggle import Kaggle
+from comp.kaggle.datasets import dataset_of
 from comp.kaggle.kernels import Script, fetch_output, quota_of, url_of
+from comp.network.weights import weights_file
 from comp.recipe import Recipe
-from comp.remote.attempts import Attempt, Note, begin, find, follow, reference
+from comp.remote.attempts import Attempt, Note, begin, find, follow
 from comp.remote.job import CONTENTS, OUTPUT, Job
 from comp.remote.pack import script_for
+from comp.remote.packages import download_wheels, pins
 from comp.store import (
     Workspace,
     file_sha256,
@@ -38,6 +43,7 @@ from comp.train.run import Run, open_run
 
 DEVICE = "cuda"  # a session without a GPU ends at once, instead of being slow
 MOST_S = 12 * 3600  # that a session may last on Kaggle
+LEAST_H = 0.25  # of quota, below which no session is begun
 PACK_S = 900  # at most, for packing before the limit
 OUT_OF_TIME = "exceeded the max"  # what Kaggle says of a session that it ended at its limit
 
@@ -97,34 +103,73 @@ def run_remotely(
                 attempt = _start(kaggle, errand)
             status, why = follow(kaggle, note, attempt)
             is_over = _settle(kaggle, errand, attempt, status, why)
-    say(f"{names}: fitted and predicted on Kaggle; `make predict submit` goes on here")
+    words = f"RECIPE={options[1]}" + (f' SET="{" ".join(options[3:])}"' if options[3:] else "")
+    say(f"{names}: fitted and predicted on Kaggle; go on here by `make predict submit {words}`")
 
 
 def _start(kaggle: Kaggle, errand: Errand) -> Attempt:
-    quota, workspace = quota_of(kaggle), errand.workspace
-    kaggle.reporter.say(
-        f"GPU hours of this week: {quota.used_h:.1f} used, {quota.left_h:.1f} left"
-        f"{f', renewed {quota.renewed}' if quota.renewed else ''}"
-    )
-    limit_s = MOST_S
-    verdicts = workspace.verdicts
+    limit_s = _check_quota(kaggle, errand)
+    weights = next(filter(None, map(_own_weights, errand.runs)), "")
+    files = _upload(kaggle, errand, weights)
+    workspace, verdicts = errand.workspace, errand.workspace.verdicts
     job = Job(
         runs=[run.name for run in errand.runs],
         options=errand.options,
         device=DEVICE,
-        manifests={split: file_sha256(workspace.manifest(split)) for split in ("train", "test")},
+        manifests={split: file_sha256(workspace.manifest(split)) for split in SPLITS},
         verdicts=verdicts.read_text(encoding="utf-8") if verdicts.exists() else "",
+        packages=pins([run.recipe.model for run in errand.runs]),
+        weights=weights,
         stop_s=limit_s - min(PACK_S, limit_s / 10),
     )
     text = script_for(job)
 
     def script(title: str, attempt: Attempt) -> Script:
-        kernels = [reference(kaggle, attempt.source)] if attempt.source else []
-        return Script(title=title, text=text, limit_s=limit_s, kernels=kernels)
+        kernels = [f"{kaggle.owner}/{attempt.source}"] if attempt.source else []
+        sources = {"datasets": files, "kernels": kernels}
+        return Script(title=title, text=text, limit_s=limit_s, internet=not weights, **sources)
 
     attempt = begin(kaggle, errand.note, errand.name, limit_s, script)
     kaggle.reporter.say(f"pushed: {url_of(kaggle, attempt.slug)}")
     return attempt
+
+
+def _check_quota(kaggle: Kaggle, errand: Errand) -> int:
+    """Says what is left and what it may take; how long a session may last, in seconds."""
+    from comp.remote.estimate import SPEED, estimated_hours  # loads torch
+
+    quota, say = quota_of(kaggle), kaggle.reporter.say
+    renewed = f", renewed {quota.renewed}" if quota.renewed else ""
+    say(f"GPU hours of this week: {quota.used_h:.1f} used, {quota.left_h:.1f} left{renewed}")
+    n_train, n_test = (len(read_manifest(errand.workspace.manifest(split))) for split in SPLITS)
+    hours = sum(estimated_hours(run.recipe, n_train, n_test) for run in errand.runs)
+    say(f"estimate: {hours:.1f} h of one T4 if it does {SPEED:.0e} operations/s, not yet measured")
+    if quota.left_h < LEAST_H:
+        raise KaggleError(f"no GPU hours are left{renewed}: run this again then")
+    if hours > quota.left_h:
+        kaggle.reporter.warn("that is more than is left: the folds that are done come home")
+    return int(min(MOST_S, quota.left_h * 3600))
+
+
+def _own_weights(run: Run) -> str:
+    """The file of weights that the recipe names, as it names it."""
+    model = run.recipe.model
+    return model.weights if model.weights and weights_file(model) else ""
+
+
+def _upload(kaggle: Kaggle, errand: Errand, weights: str) -> list[str]:
+    """The dataset of all that the session can get nowhere else, if there is any such thing."""
+    workspace, files = errand.workspace, list[Path]()
+    if errand.note.read().carry or edited_manifests(workspace):
+        files += [workspace.manifest(split) for split in SPLITS]
+    with TemporaryDirectory() as folder:
+        if weights:  # then without the internet, so that packages have to come along
+            path = Path(weights).expanduser()
+            if not path.is_file():
+                raise UserError(f"no weights at {path}: name a .safetensors or .pth file")
+            wanted = pins([run.recipe.model for run in errand.runs])
+            files += [path, *download_wheels(wanted, Path(folder))]
+        return [dataset_of(kaggle, files)] if files else []
 
 
 def _settle(kaggle: Kaggle, errand: Errand, attempt: Attempt, status: str, why: str) -> bool:
@@ -142,13 +187,17 @@ def _settle(kaggle: Kaggle, errand: Errand, attempt: Attempt, status: str, why: 
         raise KaggleError(f"the session has ended, but Kaggle shows no {OUTPUT} of it: {look}")
     ended = bring_home(tar, errand.workspace) if tar else {}
     shutil.rmtree(folder)
-    errand.note.write(Attempt(source=attempt.slug))
+    errand.note.write(Attempt(source=attempt.slug, carry=attempt.carry))
     outcome, line = str(ended.get("outcome") or ""), str(ended.get("line") or why)
     if outcome == "done":
         if not errand.is_done():
             raise KaggleError(f"what came from {attempt.slug} is incomplete: run this again")
         errand.note.forget()
         return True
+    if outcome == "manifests" and not attempt.carry:
+        kaggle.reporter.warn(f"{line}: another session follows, with those from here")
+        errand.note.write(Attempt(source=attempt.source, carry=True))
+        return False
     if outcome == "stopped" or (not outcome and OUT_OF_TIME in why):
         kaggle.reporter.say(
             f"{attempt.slug} ended at its limit; another session goes on from there"

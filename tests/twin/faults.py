@@ -380,7 +380,8 @@ SAVE, STATUS, DELETE, OUTPUT, LOG, QUOTA = (
         *("log", "GetAcceleratorQuotaStatistics"),
     )
 )
-KERNELS = SAVE | STATUS | DELETE | OUTPUT | LOG | QUOTA
+DATASETS = frozenset({"StartBlobUpload", "CreateDataset", "GetDatasetStatus"})
+KERNELS = SAVE | STATUS | DELETE | OUTPUT | LOG | QUOTA | DATASETS
 KERNEL_FAULTS = {
     "push-busy": Fault(SAVE, refuse_push("Maximum batch GPU session count of 2 reached.")),
     "push-412": Fault(SAVE, send_instead(refuse(412, "Precondition failed"))),
@@ -389,6 +390,8 @@ KERNEL_FAULTS = {
     "push-ghost": Fault(SAVE, refuse_push("Notebook not found")),
     "push-lost": Fault(SAVE, lose_answer),
     "push-drift": Fault(SAVE, drift),
+    "dataset-missing": Fault(SAVE, change_answer(invalidDatasetSources=["rehearsal/comp-x"])),
+    "dataset-lost": Fault(DATASETS & {"CreateDataset"}, lose_answer),
     "status-unknown": Fault(STATUS, change_answer(status="FROZEN")),
     "status-null": Fault(STATUS, change_answer(status=None)),
     "undeleted": Fault(DELETE, stay),

@@ -7,6 +7,7 @@ ends by its script's exit status or at its limit, and is stopped only by deletin
 import io
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -64,15 +65,24 @@ class KaggleSession:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
+@dataclass
+class Dataset:
+    """Files that were uploaded, by name."""
+
+    files: dict[str, bytes]
+    made: float = field(default_factory=time.monotonic)
+
+
 class KernelService(RehearsalServer):
-    """The rehearsal's server with kernels."""
+    """The rehearsal's server with kernels and datasets."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.machines = Path(tempfile.mkdtemp(prefix="kaggle-machines-"))
         self.sessions: list[KaggleSession] = []  # all that ever began
         self.kernels: dict[str, list[KaggleSession]] = {}  # by slug: their versions
-        self.queue_s = 0.0
+        self.datasets: dict[str, Dataset] = {}  # by OWNER/SLUG
+        self.queue_s = self.ready_s = 0.0
         self.never_ends = False  # a session is RUNNING, and nothing runs
         self.used_s, self.allowed_s = 4500.25, 108_000.0
         self.accepted_rules = True
@@ -114,7 +124,35 @@ class KernelService(RehearsalServer):
                 if name == "GetKernelSessionStatus":
                     return json_reply({"status": session.status, "failureMessage": session.failure})
                 return self._list_output(session, fields)
+            case "StartBlobUpload":
+                token = secrets.token_hex(16)
+                self._uploads[token] = (str(fields["name"]), b"")
+                link = self._sign("PUT", f"kaggle-blobs/{token}", token)
+                return json_reply({"token": token, "createUrl": link})
+            case "CreateDataset":
+                return self._create_dataset(fields)
+            case "GetDatasetStatus":
+                dataset = self.datasets.get(f"{fields['ownerSlug']}/{fields['datasetSlug']}")
+                if dataset is None:
+                    return refuse(403, "Permission 'datasets.get' was denied")
+                return json_reply(
+                    {"status": "READY" if self._is_ready(dataset) else "BLOBS_COPIED"}
+                )
         return super()._answer_call(name, fields)
+
+    def _is_ready(self, dataset: Dataset) -> bool:
+        return time.monotonic() > dataset.made + self.ready_s
+
+    def _create_dataset(self, fields: Fields) -> Reply:
+        ref = f"{fields['ownerSlug']}/{fields['slug']}"
+        if ref in self.datasets:
+            words = f'The requested slug "{fields["slug"]}" is already in use by a dataset.'
+            return json_reply({"status": "Error", "error": words})
+        assert fields["isPrivate"]
+        assert 6 <= len(fields["title"]) <= 50
+        files = dict(self._uploads.pop(str(file["token"])) for file in fields["files"])
+        self.datasets[ref] = Dataset(files)
+        return json_reply({"ref": ref, "status": "Ok", "error": ""})
 
     def gpu_s(self) -> float:
         """Wall clock of all sessions so far."""
@@ -148,6 +186,18 @@ class KernelService(RehearsalServer):
                 continue
             with zipfile.ZipFile(self.archive) as bundle:
                 bundle.extractall(inputs / "competitions" / slug)
+        for ref in session.fields.get("datasetDataSources", []):
+            dataset = self.datasets.get(ref)
+            if dataset is None or not self._is_ready(dataset):
+                invalid.setdefault("invalidDatasetSources", []).append(ref)
+                continue
+            folder = inputs / "datasets" / ref
+            folder.mkdir(parents=True)
+            for name, content in dataset.files.items():
+                (folder / name).write_bytes(content)
+                if zipfile.is_zipfile(folder / name) and name.endswith(".zip"):
+                    shutil.unpack_archive(folder / name, folder)
+                    (folder / name).unlink()
         for ref in session.fields.get("kernelDataSources", []):
             slug = ref.rpartition("/")[2]
             if slug not in self.kernels:
