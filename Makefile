@@ -5,13 +5,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
-STAGES := data train predict classify export calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict remote classify export calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
 TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check check-lock lock clean
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET WORKSPACE DEVICE
+takes_remote := RECIPE SET WEIGHTS WORKSPACE
 takes_classify := PHOTOS RECIPE SET RUN WORKSPACE DEVICE
 takes_export := RECIPE SET RUN WORKSPACE
 takes_calibrate := RECIPE SET RUN WORKSPACE
@@ -99,6 +100,7 @@ help: ## this list
 data: ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
 train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
 predict: ## predict the test photos, calibrate, clip
+remote: ## train and predict on Kaggle's GPUs; the run comes home [WEIGHTS=file: uploaded once, no internet there]
 classify: ## P(dog) of photos of your own, calibrated: make classify PHOTOS=folder RUN=lite0_head
 export: ## a run for use elsewhere, in runs/<run>/export: ONNX, and safetensors for timm: make export RUN=lite0_head
 calibrate: ## compare every way from RECIPE's logits to probabilities

@@ -48,6 +48,13 @@ def _predict(call: Call) -> None:
     predict_all(call.workspace, call.competition, call.recipes, call.device, call.reporter)
 
 
+def _remote(call: Call) -> None:
+    """train and predict on Kaggle's GPUs; the run comes home"""
+    from comp.remote.stage import run_remotely
+
+    run_remotely(call.workspace, call.recipes, call.recipe_options, call.kaggle)
+
+
 def _classify(call: Call) -> None:
     """P(dog) of photos of your own, by a run: writes a CSV of id,label"""
     from comp.predict.classify import classify
@@ -236,6 +243,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set device force",
     _predict: "recipe set device",
+    _remote: "recipe set weights",
     _calibrate: "recipe set run",
     _classify: "photos recipe set run device",
     _export: "recipe set run",

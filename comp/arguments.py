@@ -46,6 +46,7 @@ class Call:
     steps: int = 100
     force: bool = False
     refresh: bool = False
+    weights: str | None = None
     archive: Path | None = None
     solution: Path | None = None
     photos: Path | None = None
@@ -53,7 +54,18 @@ class Call:
     @property
     def recipes(self) -> list[Recipe]:
         """The recipe, or those of an ensemble, with its settings."""
-        return chosen(DEFAULT if self.recipe is None else self.recipe, self.set)
+        return chosen(DEFAULT if self.recipe is None else self.recipe, self.settings)
+
+    @property
+    def settings(self) -> list[str]:
+        """SET, and what has a variable of its own."""
+        return [*self.set, *([f"model.weights={self.weights}"] if self.weights else [])]
+
+    @property
+    def recipe_options(self) -> list[str]:
+        """What names them on another machine's command line."""
+        settings = self.settings
+        return ["--recipe", self.recipe or DEFAULT, *(["--set", *settings] if settings else [])]
 
     @property
     def one_recipe(self) -> Recipe:
@@ -129,6 +141,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "steps": {"type": int, "help": "of the range test; default: 100"},
     "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
+    "weights": {"metavar": "FILE", "help": "as model.weights=FILE, uploaded once; no internet"},
     "archive": {
         "type": path_of,
         "help": "a zip like Kaggle's, or a folder that has it or its parts",
