@@ -65,6 +65,14 @@ def _classify(call: Call) -> None:
     classify(call.workspace, call.competition, *what, call.reporter)
 
 
+def _export(call: Call) -> None:
+    """a run as files for use elsewhere: ONNX with preprocessing, and safetensors for timm"""
+    from comp.predict.export import export
+
+    folder = export(call.workspace, call.competition, call.run_folder, call.reporter)
+    call.reporter.say(f"exported to {folder}")
+
+
 def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.compare import compare_calibrations
@@ -238,6 +246,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _remote: "recipe set weights",
     _calibrate: "recipe set seeds run",
     _classify: "photos recipe set seeds run device",
+    _export: "recipe set run",
     _blend: "runs method set device",
     _runs: "run",
     _errors: "recipe set seeds run",
