@@ -46,9 +46,7 @@ class Job:
     device: str
     manifests: dict[str, str]  # SHA-256 of data/train.csv and test.csv at home, by split
     verdicts: str  # text of data/verdicts.csv; "" if there is none
-    packages: Sequence[
-        str
-    ]  # NAME==VERSION: those that are not there are installed beside the image
+    packages: Sequence[str]  # NAME==VERSION: what the image lacks of them is installed beside it
     weights: str  # model.weights of the recipe, if that is a file
     stop_s: float  # after which a stage is asked to stop, so that packing ends within the limit
 
@@ -67,8 +65,8 @@ def do(job: Job, root: Path) -> int:
         _place_weights(job.weights, root / "input", workspace)
         _run_stages(job, root / "input", workspace, end)
         outcome, line = "done", ""
-    except JobError as end:
-        outcome, line = end.outcome, str(end)
+    except JobError as error:
+        outcome, line = error.outcome, str(error)
     finally:
         pack(root / "working", {"outcome": outcome, "line": line})
     print(f"{outcome} {line}".rstrip(), flush=True)  # noqa: T201  (the session's log)
@@ -129,7 +127,7 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
         if _sha256(path) != sha256:
             line = f"data/{split}.csv as made on Kaggle is not the one at home"
             raise JobError("manifests", line)
-    for stage in ("train", "predict"):
+    for stage in ("train", "predict"):  # on the first of two T4s: comp does not share folds yet
         _comp([stage, *job.options, "--device", job.device], workspace, end)
 
 
