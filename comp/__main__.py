@@ -65,6 +65,14 @@ def _classify(call: Call) -> None:
     classify(call.workspace, call.competition, *what, call.reporter)
 
 
+def _export(call: Call) -> None:
+    """a run as files for use elsewhere: ONNX with preprocessing, and safetensors for timm"""
+    from comp.predict.export import export
+
+    folder = export(call.workspace, call.competition, call.run_folder, call.reporter)
+    call.reporter.say(f"exported to {folder}")
+
+
 def _calibrate(call: Call) -> None:
     """compare every way from logits to probabilities, cross-fitted"""
     from comp.predict.compare import compare_calibrations
@@ -233,24 +241,25 @@ def _recipes(call: Call) -> None:
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
-    _train: "recipe set device force",
-    _predict: "recipe set device",
+    _train: "recipe set seeds device force",
+    _predict: "recipe set seeds device",
     _remote: "recipe set weights",
-    _calibrate: "recipe set run",
-    _classify: "photos recipe set run device",
+    _calibrate: "recipe set seeds run",
+    _classify: "photos recipe set seeds run device",
+    _export: "recipe set run",
     _blend: "runs method set device",
     _runs: "run",
-    _errors: "recipe set run",
+    _errors: "recipe set seeds run",
     _compare: "a b",
     _prune: "yes",
-    _forecast: "recipe set run",
-    _report: "recipe set run device",
-    _submit: "recipe set run force",
+    _forecast: "recipe set seeds run",
+    _report: "recipe set seeds run device",
+    _submit: "recipe set seeds run force",
     _scores: "",
     _reproduce: "sub device",
     _leaderboard: "refresh",
     _doctor: "",
-    _rehearsal: f"recipe={ON_CPU} set device archive solution",
+    _rehearsal: f"recipe={ON_CPU} set seeds device archive solution",
     _scout: "backbones budget set device",
     _lr: "recipe set steps device",
     _audit: "runs",

@@ -38,6 +38,8 @@ DOORS = {
     "matplotlib": ("plots.py",),
     "jinja2": ("report/page.py",),
     "rich": ("progress.py",),
+    "onnxruntime": ("predict/portable.py",),
+    "onnxscript": (),  # torch.onnx imports it
     "filelock": ("store.py",),
     "pydantic": ("options.py", "recipe.py", "predict/runs.py", "predict/calibrate.py"),
     "fastai": (),  # tests/bench alone

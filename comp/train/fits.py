@@ -81,18 +81,18 @@ class HeadFit:
         train_phases(self.frozen, fold, layers, partial(cached_batches, draws, self.inputs))
         return arrays_of_layers(layers)
 
-    def head(self, fold: int) -> FeatureHead:
-        """The fitted head of `fold`, from its checkpoint."""
-        arrays = load_tensors(self.inputs.run.checkpoint(fold))
-        shape = head_shape(self.inputs.run.recipe)
-        if not shape.widths:
-            return head_from(arrays)
-        from comp.network.layers import layers_from
-
-        return layers_from(arrays, shape)
-
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        return self.frozen.logits(self.head(fold), ids)
+        return self.frozen.logits(head_of(self.inputs.run, fold), ids)
+
+
+def head_of(run: Run, fold: int) -> FeatureHead:
+    """The fitted head of `fold` of a run on features, from its checkpoint."""
+    arrays, shape = load_tensors(run.checkpoint(fold)), head_shape(run.recipe)
+    if not shape.widths:
+        return head_from(arrays)
+    from comp.network.layers import layers_from
+
+    return layers_from(arrays, shape)
 
 
 def open_fit(
