@@ -30,6 +30,7 @@ class Call:
 
     workspace: Workspace
     reporter: Reporter = field(default_factory=Reporter)
+    own_recipes: Path | None = None  # a Python file, whose recipes are known already
     recipe: str | None = None
     set: Sequence[str] = ()
     seeds: int = 1
@@ -64,10 +65,12 @@ class Call:
         return [*self.set, *([f"model.weights={self.weights}"] if self.weights else [])]
 
     @property
-    def recipe_options(self) -> list[str]:
-        """What names them on another machine's command line."""
-        settings = self.settings
-        return ["--recipe", self.recipe or DEFAULT, *(["--set", *settings] if settings else [])]
+    def naming(self) -> dict[str, Any]:
+        """What names the recipes on another machine: options, seeds, and a file's text."""
+        settings = ["--set", *self.settings] if self.settings else []
+        own = self.own_recipes.read_text(encoding="utf-8") if self.own_recipes else ""
+        options = ["--recipe", self.recipe or DEFAULT, *settings]
+        return {"options": options, "seeds": self.seeds, "own_recipes": own}
 
     @property
     def one_recipe(self) -> Recipe:
@@ -210,7 +213,8 @@ def run_command(commands: Commands, arguments: Sequence[str] | None) -> int:
             for name, value in options.items()
             if value is not None
         }
-        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
+        about = {"workspace": Workspace(folder), "reporter": reporter, "own_recipes": own_recipes}
+        call = Call(**about, **given)
         with pages_kept_current(call.workspace, COMPETITION, reporter):
             command(call)
     except UserError as error:

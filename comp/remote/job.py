@@ -43,6 +43,8 @@ class Job:
 
     runs: Sequence[str]  # their folders' names; what an earlier session left of them is taken up
     options: Sequence[str]  # that name the recipe, as `comp` takes them
+    seeds: int
+    own_recipes: str  # the text of a Python file with recipes, or ""
     device: str
     manifests: dict[str, str]  # SHA-256 of data/train.csv and test.csv at home, by split
     verdicts: str  # text of data/verdicts.csv; "" if there is none
@@ -118,7 +120,11 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
         raise JobError("failed", f"the competition's files are not attached: {remedy}")
     if job.verdicts:
         (workspace / "data" / "verdicts.csv").write_text(job.verdicts, encoding="utf-8")
-    _comp(["data", *job.options, "--archive", str(sample.parent)], workspace, end)
+    options = list(job.options)
+    if job.own_recipes:
+        (workspace / "own_recipes.py").write_text(job.own_recipes, encoding="utf-8")
+        options += ["--recipes", "own_recipes.py"]
+    _comp(["data", *options, "--archive", str(sample.parent)], workspace, end)
     for split, sha256 in job.manifests.items():
         path = workspace / "data" / f"{split}.csv"
         carried = [each for each in inputs.rglob(path.name) if _sha256(each) == sha256]
@@ -128,7 +134,7 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
             line = f"data/{split}.csv as made on Kaggle is not the one at home"
             raise JobError("manifests", line)
     for stage in ("train", "predict"):  # on the first of two T4s: comp does not share folds yet
-        _comp([stage, *job.options, "--device", job.device], workspace, end)
+        _comp([stage, *options, "--seeds", str(job.seeds), "--device", job.device], workspace, end)
 
 
 def _comp(arguments: Sequence[str], workspace: Path, end: float) -> None:

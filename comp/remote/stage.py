@@ -12,11 +12,12 @@ Killed at any point, the same command goes on; the session on Kaggle goes on by 
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from comp.data.manifest import SPLITS, read_manifest
 from comp.data.origin import check_server, edited_manifests
@@ -55,7 +56,7 @@ class Errand:
 
     workspace: Workspace
     runs: Sequence[Run]
-    options: Sequence[str]  # of the command line, that name the recipe
+    naming: Mapping[str, Any]  # the fields of a Job by which Kaggle's machine knows the recipes
 
     @property
     def name(self) -> str:
@@ -80,16 +81,13 @@ class Errand:
 
 
 def run_remotely(
-    workspace: Workspace,
-    recipes: Sequence[Recipe],
-    options: Sequence[str],
-    kaggle: Kaggle,
+    workspace: Workspace, recipes: Sequence[Recipe], naming: Mapping[str, Any], kaggle: Kaggle
 ) -> None:
-    """Fits `recipes`, which `options` name, on Kaggle; their runs are then in `workspace`."""
+    """Fits `recipes` on Kaggle, where `naming` names them; their runs are then in `workspace`."""
     check_server(workspace, kaggle)
     runs = [open_run(workspace, recipe) for recipe in recipes]
-    errand, say = Errand(workspace=workspace, runs=runs, options=options), kaggle.reporter.say
-    names = ", ".join(run.name for run in runs)
+    errand = Errand(workspace=workspace, runs=runs, naming=naming)
+    say, names = kaggle.reporter.say, ", ".join(run.name for run in runs)
     note = errand.note
     with locked(note.path.with_suffix(".lock"), kaggle.reporter):
         if is_over := errand.is_done():
@@ -107,18 +105,20 @@ def run_remotely(
                 on = f"the session goes on: the same command attaches to it, deleting {url} ends it"
                 raise KeyboardInterrupt(on, SIGINT) from None
             is_over = _settle(kaggle, errand, attempt, status, why)
-    words = f"RECIPE={options[1]}" + (f' SET="{" ".join(options[3:])}"' if options[3:] else "")
-    say(f"{names}: fitted and predicted on Kaggle; go on here by `make predict submit {words}`")
+    on = "`make predict submit` with the same RECIPE and SET goes on here"
+    weights = _own_weights(errand)
+    on += f", and SET=model.weights={weights} for WEIGHTS" if weights else ""
+    say(f"{names}: fitted and predicted on Kaggle; {on}")
 
 
 def _start(kaggle: Kaggle, errand: Errand) -> Attempt:
     limit_s = _check_quota(kaggle, errand)
-    weights = next(filter(None, map(_own_weights, errand.runs)), "")
+    weights = _own_weights(errand)
     files = _upload(kaggle, errand, weights)
     workspace, verdicts = errand.workspace, errand.workspace.verdicts
     job = Job(
         runs=[run.name for run in errand.runs],
-        options=errand.options,
+        **errand.naming,
         device=DEVICE,
         manifests={split: file_sha256(workspace.manifest(split)) for split in SPLITS},
         verdicts=verdicts.read_text(encoding="utf-8") if verdicts.exists() else "",
@@ -157,10 +157,10 @@ def _check_quota(kaggle: Kaggle, errand: Errand) -> int:
     return int(min(MOST_S, quota.left_h * 3600))
 
 
-def _own_weights(run: Run) -> str:
-    """The file of weights that the recipe names, as it names it."""
-    model = run.recipe.model
-    return model.weights if model.weights and weights_file(model) else ""
+def _own_weights(errand: Errand) -> str:
+    """The file of weights that the recipes name, as they name it; "" if they name none."""
+    models = [run.recipe.model for run in errand.runs]
+    return next((each.weights for each in models if each.weights and weights_file(each)), "")
 
 
 def _upload(kaggle: Kaggle, errand: Errand, weights: str) -> list[str]:
