@@ -16,7 +16,7 @@ from comp.errors import UserError, explain
 from comp.options import flat, override
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import DEFAULT, ENSEMBLES, ON_CPU, RECIPES, chosen, members, named
+from comp.recipes import DEFAULT, ENSEMBLES, ON_CPU, RECIPES, add_recipes, chosen, members, named
 from comp.report.stage import pages_kept_current
 from comp.store import Workspace
 
@@ -32,6 +32,7 @@ class Call:
     reporter: Reporter = field(default_factory=Reporter)
     recipe: str | None = None
     set: Sequence[str] = ()
+    seeds: int = 1
     device: str | None = None
     run: str | None = None
     a: str | None = None
@@ -53,8 +54,9 @@ class Call:
 
     @property
     def recipes(self) -> list[Recipe]:
-        """The recipe, or those of an ensemble, with its settings."""
-        return chosen(DEFAULT if self.recipe is None else self.recipe, self.settings)
+        """The recipe with its settings, or those of an ensemble, or one for each seed."""
+        name = DEFAULT if self.recipe is None else self.recipe
+        return chosen(name, self.settings, self.seeds)
 
     @property
     def settings(self) -> list[str]:
@@ -91,8 +93,9 @@ class Call:
 
         if self.run is None:
             return finished_folder(self.workspace, self.competition, self.recipes)
-        if self.set or self.recipe is not None:
-            raise UserError('RUN names a run: leave out RECIPE and SET, or write RUN="RECIPE SET"')
+        if self.set or self.recipe is not None or self.seeds != 1:
+            others = "RECIPE, SET and SEEDS"
+            raise UserError(f'RUN names a run: leave out {others}, or write RUN="RECIPE SET"')
         return self.folder_of(self.run)
 
     def folder_of(self, text: str) -> Path:
@@ -129,6 +132,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "verdicts": {"nargs": "?", "help": "all (the default), drop, flip, soft or one photo's id"},
     "recipe": {"help": f"one that `recipes` lists; default: {DEFAULT}, to rehearse {ON_CPU}"},
     "set": {"nargs": "+", "action": "extend", "metavar": "OPTION=VALUE"},
+    "seeds": {"type": int, "help": "runs of other seeds and folds to average; default: 1"},
     "device": {"help": "cuda, mps or cpu; default: the best there is"},
     "run": {"help": f"{NAMED}, instead of RECIPE with SET"},
     "a": {"help": f"a run: {NAMED}"},
@@ -164,6 +168,7 @@ def make_parser(commands: Commands) -> argparse.ArgumentParser:
         stage.set_defaults(command=command)
         folder = "folder of data/, runs/ and submissions/; default: here"
         stage.add_argument("--workspace", type=path_of, default=Path(), help=folder)
+        stage.add_argument("--recipes", type=path_of, help="a Python file with recipes of your own")
         for word in names.split():
             name, _, default = word.partition("=")
             is_bare = name in ("runs", "verdicts")
@@ -223,7 +228,10 @@ def run_command(commands: Commands, arguments: Sequence[str] | None) -> int:
         argcomplete.autocomplete(parser)
     options = vars(parser.parse_args(arguments))
     command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
+    own_recipes = options.pop("recipes")
     try:
+        if own_recipes:
+            add_recipes(own_recipes)
         given: dict[str, Any] = {
             name: words_of(value) if isinstance(value, list) else value
             for name, value in options.items()

@@ -85,7 +85,7 @@ def read_inputs(run: Run, reporter: Reporter, *, with_test: bool = True) -> Inpu
     """
     recipe, workspace = run.recipe, run.workspace
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
-    photos = select(train, recipe.folds, recipe.seed)
+    photos = select(train, recipe.folds)
     photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
     used = train[train["id"].isin(photos["id"])]
     manifests = [used, test] if with_test else [used]
