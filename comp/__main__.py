@@ -52,7 +52,7 @@ def _remote(call: Call) -> None:
     """train and predict on Kaggle's GPUs; the run comes home"""
     from comp.remote.stage import run_remotely
 
-    run_remotely(call.workspace, call.recipes, call.recipe_options, call.kaggle)
+    run_remotely(call.workspace, call.recipes, call.naming, call.kaggle)
 
 
 def _classify(call: Call) -> None:
@@ -251,7 +251,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set seeds device force",
     _predict: "recipe set seeds device",
-    _remote: "recipe set weights",
+    _remote: "recipe set seeds weights",
     _calibrate: "recipe set seeds run",
     _classify: "photos recipe set seeds run device",
     _export: "recipe set run",

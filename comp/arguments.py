@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from comp import __version__
 from comp.competition import COMPETITION, Competition
 from comp.errors import UserError, explain
-from comp.options import override
+from comp.options import flat, override
 from comp.progress import Reporter
 from comp.recipe import Recipe
-from comp.recipes import DEFAULT, ON_CPU, add_recipes, chosen, members, named
+from comp.recipes import DEFAULT, ENSEMBLES, ON_CPU, RECIPES, add_recipes, chosen, members, named
 from comp.report.stage import pages_kept_current
 from comp.store import Workspace
 
@@ -30,6 +30,7 @@ class Call:
 
     workspace: Workspace
     reporter: Reporter = field(default_factory=Reporter)
+    own_recipes: Path | None = None  # a Python file, whose recipes are known already
     recipe: str | None = None
     set: Sequence[str] = ()
     seeds: int = 1
@@ -66,10 +67,12 @@ class Call:
         return [*self.set, *([f"model.weights={self.weights}"] if self.weights else [])]
 
     @property
-    def recipe_options(self) -> list[str]:
-        """What names them on another machine's command line."""
-        settings = self.settings
-        return ["--recipe", self.recipe or DEFAULT, *(["--set", *settings] if settings else [])]
+    def naming(self) -> dict[str, Any]:
+        """What names the recipes on another machine: options, seeds, and a file's text."""
+        settings = ["--set", *self.settings] if self.settings else []
+        own = self.own_recipes.read_text(encoding="utf-8") if self.own_recipes else ""
+        options = ["--recipe", self.recipe or DEFAULT, *settings]
+        return {"options": options, "seeds": self.seeds, "own_recipes": own}
 
     @property
     def one_recipe(self) -> Recipe:
@@ -177,8 +180,30 @@ def make_parser(commands: Commands) -> argparse.ArgumentParser:
             name, _, default = word.partition("=")
             is_bare = name in ("runs", "verdicts")
             options = ARGUMENTS[name] | ({"default": default} if default else {})
-            stage.add_argument(name if is_bare else f"--{name}", **options)
+            action: Any = stage.add_argument(name if is_bare else f"--{name}", **options)
+            action.completer = COMPLETERS.get(name)
     return parser
+
+
+def _complete_run(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    runs = Workspace(parsed_args.workspace).runs
+    return [*RECIPES, *ENSEMBLES, *(oof.parent.name for oof in runs.glob("*-*/oof.csv"))]
+
+
+def _complete_option(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Those of the recipe, which depend on how it trains."""
+    return [f"{name}=" for name in flat(RECIPES.get(parsed_args.recipe, RECIPES[DEFAULT])())]
+
+
+def _complete_recipe(**_: object) -> list[str]:
+    return [*RECIPES, *ENSEMBLES]
+
+
+COMPLETERS: dict[str, Callable[..., list[str]]] = {  # what the shell offers for an option's value
+    **dict.fromkeys(("run", "runs", "a", "b"), _complete_run),
+    "recipe": _complete_recipe,
+    "set": _complete_option,
+}
 
 
 def words_of(texts: Sequence[str]) -> list[str]:
@@ -203,7 +228,12 @@ def run_command(commands: Commands, arguments: Sequence[str] | None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
     _stand_in_for_home()
     reporter = Reporter()
-    options = vars(make_parser(commands).parse_args(arguments))
+    parser = make_parser(commands)
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what the next word may be
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = vars(parser.parse_args(arguments))
     command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
     own_recipes = options.pop("recipes")
     try:
@@ -214,7 +244,8 @@ def run_command(commands: Commands, arguments: Sequence[str] | None) -> int:
             for name, value in options.items()
             if value is not None
         }
-        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
+        about = {"workspace": Workspace(folder), "reporter": reporter, "own_recipes": own_recipes}
+        call = Call(**about, **given)
         with pages_kept_current(call.workspace, COMPETITION, reporter):
             command(call)
     except UserError as error:

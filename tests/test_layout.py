@@ -19,7 +19,7 @@ from comp.train.stage import train
 COMP = Path(__file__).parents[1] / "comp"
 # each may import from itself and those before it; other files at the top only from each other
 FLOW = ["kaggle", "data", "network", "train", "predict", "submit", "report"]
-FLOW += ["remote", "doctor", "rehearsal", "arguments", "__main__"]
+FLOW += ["remote", "doctor", "rehearsal", "arguments", "__main__", "notebook", "__init__"]
 DOORS = {
     "kaggle": ("kaggle/",),
     "kagglesdk": ("kaggle/",),
@@ -39,6 +39,7 @@ DOORS = {
     "matplotlib": ("plots.py",),
     "jinja2": ("report/page.py",),
     "rich": ("progress.py",),
+    "argcomplete": ("arguments.py",),
     "onnxruntime": ("predict/portable.py",),
     "onnxscript": (),  # torch.onnx imports it
     "filelock": ("store.py",),

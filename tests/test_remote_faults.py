@@ -8,6 +8,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_a_session_ended_at_its_limit_is_followed_by_one_that_takes_up_its_outpu
 
 FAILING = [
     ("print('error: no such layer'); sys.exit(1)", "comp train failed: no such layer"),
-    ("os.kill(os.getppid(), signal.SIGKILL)", "too little memory.*micro_batch"),
+    ("os.kill(os.getppid(), signal.SIGKILL)", r"more memory than is available.*micro_batch"),
 ]
 
 
@@ -233,11 +234,35 @@ def test_a_session_stopped_by_its_owner_is_not_started_again_by_itself(
         stand.remote()
     words = "The kernel was killed due to a requested cancel."
     stand.twin.sessions[0].end("CANCEL_ACKNOWLEDGED", words)
-    with pytest.raises(KaggleError, match=r"requested cancel.*goes on from there"):
+    with pytest.raises(KaggleError, match=r"stopped .*requested cancel.*goes on from"):
         stand.remote()
     stand.behave(FINISH)
     stand.remote()
     assert (len(stand.twin.sessions), stand.is_home) == (2, True)
+
+
+def test_ctrl_c_says_that_the_session_goes_on_and_how_to_end_it(
+    stand: RemoteStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once(monkeypatch, attempts, "status_of", before=True)
+    with pytest.raises(KeyboardInterrupt, match=r"goes on: .* deleting https://\S+ ends it"):
+        stand.remote()
+    assert "going on with" in stand.remote()
+
+
+def test_a_kernel_that_cannot_be_deleted_is_not_forgotten(stand: RemoteStand) -> None:
+    with pytest.raises(UnavailableError, match="does not delete"):
+        stand.remote("dataset-missing:1", "undeleted")
+    stand.remote()
+    assert (len(stand.twin.sessions), stand.is_home) == (1, True)
+
+
+def test_two_calls_at_once_make_one_session(stand: RemoteStand) -> None:
+    stand.behave(f"time.sleep(.2)\n{FINISH}")
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda _: stand.remote(), range(2)))
+    assert "waiting for another run" in said[0] + said[1]
+    assert (len(stand.twin.sessions), stand.is_home) == (1, True)
 
 
 def test_a_kernel_that_its_owner_deleted_is_named_and_then_pushed_anew(
@@ -340,7 +365,7 @@ def test_without_quota_nothing_is_pushed_and_little_of_it_shortens_the_session(
     stand: RemoteStand,
 ) -> None:
     stand.twin.used_s = stand.twin.allowed_s - 600
-    with pytest.raises(KaggleError, match=r"no GPU hours are left, renewed 2026-11-28"):
+    with pytest.raises(KaggleError, match=r"too few GPU hours are left.*renewed 2026-11-28"):
         stand.remote()
     stand.twin.used_s = stand.twin.allowed_s - 3600
     assert "1.0 left" in stand.remote()

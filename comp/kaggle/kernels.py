@@ -107,14 +107,14 @@ def status_of(kaggle: Kaggle, slug: str) -> tuple[str, str]:
 
 
 def delete(kaggle: Kaggle, slug: str) -> None:
-    """Deletes a kernel with its output, which also ends its session."""
+    """Deletes a kernel with its output, which ends its session; UnavailableError if it stays."""
     try:
         answer = kaggle.call("DeleteKernel", **_name(kaggle, slug))
     except NotFoundError:
         return
     if words := answer.get("errorMessage"):
         remedy = f"delete it at {url_of(kaggle, slug)}, else it goes on and uses up quota"
-        raise KaggleError(f"Kaggle does not delete the kernel {slug} ({words}): {remedy}")
+        raise UnavailableError(f"Kaggle does not delete the kernel {slug} ({words}): {remedy}")
 
 
 def quota_of(kaggle: Kaggle) -> Quota:
