@@ -5,34 +5,39 @@ SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
-STAGES := data train predict calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict remote classify export calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout sweep lr audit judge recipes rehearsal
 TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check check-lock lock clean
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
-takes_train := RECIPE SET FORCE WORKSPACE DEVICE
-takes_predict := RECIPE SET WORKSPACE DEVICE
-takes_calibrate := RECIPE SET RUN WORKSPACE
+takes_train := RECIPE SET SEEDS FORCE WORKSPACE DEVICE
+takes_predict := RECIPE SET SEEDS WORKSPACE DEVICE
+takes_remote := RECIPE SET SEEDS WEIGHTS WORKSPACE
+takes_classify := PHOTOS RECIPE SET SEEDS RUN WORKSPACE DEVICE
+takes_export := RECIPE SET RUN WORKSPACE
+takes_calibrate := RECIPE SET SEEDS RUN WORKSPACE
 takes_blend := RUNS METHOD SET WORKSPACE DEVICE
 takes_runs := RUN WORKSPACE
-takes_errors := RECIPE SET RUN WORKSPACE
+takes_errors := RECIPE SET SEEDS RUN WORKSPACE
 takes_compare := A B WORKSPACE
 takes_prune := YES WORKSPACE
-takes_forecast := RECIPE SET RUN WORKSPACE
-takes_report := RECIPE SET RUN WORKSPACE DEVICE
-takes_submit := RECIPE SET RUN FORCE WORKSPACE
+takes_forecast := RECIPE SET SEEDS RUN WORKSPACE
+takes_report := RECIPE SET SEEDS RUN WORKSPACE DEVICE
+takes_submit := RECIPE SET SEEDS RUN FORCE WORKSPACE
 takes_scores := WORKSPACE
 takes_reproduce := SUB WORKSPACE DEVICE
 takes_leaderboard := REFRESH WORKSPACE
 takes_doctor := WORKSPACE
 takes_scout := BACKBONES BUDGET SET WORKSPACE DEVICE
+takes_sweep := RECIPE SET OVER TRIALS WORKSPACE DEVICE
 takes_lr := RECIPE SET STEPS WORKSPACE DEVICE
 takes_audit := RUNS WORKSPACE
 takes_judge := VERDICTS RECIPE SET WORKSPACE DEVICE
-takes_rehearsal := RECIPE SET ARCHIVE SOLUTION WORKSPACE DEVICE
+takes_rehearsal := RECIPE SET SEEDS ARCHIVE SOLUTION WORKSPACE DEVICE
 takes_smoke := SET ARCHIVE SOLUTION DEVICE
 takes_gpu := ARCHIVE SOLUTION DEVICE
 takes_bench := ROWS ROUNDS FULL ARCHIVE SOLUTION
+$(foreach stage,$(STAGES),$(eval takes_$(stage) += RECIPES))
 BARE := RUNS VERDICTS # words without the option's name before them
 FLAGS := FORCE REFRESH FULL YES # 1 or 0
 
@@ -97,6 +102,9 @@ help: ## this list
 data: ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
 train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
 predict: ## predict the test photos, calibrate, clip
+remote: ## train and predict on Kaggle's GPUs; the run comes home [WEIGHTS=file: uploaded once, no internet there]
+classify: ## P(dog) of photos of your own, calibrated: make classify PHOTOS=folder RUN=lite0_head
+export: ## a run for use elsewhere, in runs/<run>/export: ONNX, and safetensors for timm: make export RUN=lite0_head
 calibrate: ## compare every way from RECIPE's logits to probabilities
 blend: ## a run made of others: make blend RUNS="lite0_head lite1_head" [METHOD=greedy, equal or features]
 runs: ## all runs, best first: options, cross-validation, gain on the best (or on RUN=a), scores, cost
@@ -111,6 +119,7 @@ reproduce: ## make a submission again from the photos, and compare: make reprodu
 leaderboard: ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
 doctor: ## what a run needs, line by line: fine, or what to do
 scout: ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"
+sweep: ## search options: make sweep RECIPE=a OVER="training.peak_lr=1e-5..1e-3 training.wise_ft=0.25,1" [TRIALS=20]
 lr: ## find a learning rate: make lr RECIPE=lite0_finetune [STEPS=200]
 audit: ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/audit.html
 judge: ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)

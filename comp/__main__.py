@@ -5,22 +5,15 @@ imported where they are called: torch takes seconds, and neither --help nor a st
 needs it.
 """
 
-import getpass
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from signal import SIGINT
-from typing import Any
 
-from comp.arguments import Call, make_parser, words_of
+from comp.arguments import Call, run_command
 from comp.competition import COMPETITION
-from comp.errors import UserError, explain
+from comp.errors import UserError
 from comp.options import override
-from comp.progress import Reporter
 from comp.recipes import ON_CPU, listed
-from comp.report.stage import pages_kept_current
-from comp.store import Workspace
 
 
 def _data(call: Call) -> None:
@@ -53,6 +46,31 @@ def _predict(call: Call) -> None:
     from comp.predict.stage import predict_all
 
     predict_all(call.workspace, call.competition, call.recipes, call.device, call.reporter)
+
+
+def _remote(call: Call) -> None:
+    """train and predict on Kaggle's GPUs; the run comes home"""
+    from comp.remote.stage import run_remotely
+
+    run_remotely(call.workspace, call.recipes, call.naming, call.kaggle)
+
+
+def _classify(call: Call) -> None:
+    """P(dog) of photos of your own, by a run: writes a CSV of id,label"""
+    from comp.predict.classify import classify
+
+    if call.photos is None:
+        raise UserError("photos are classified: make classify PHOTOS=<folder> RUN=<run>")
+    what = (call.photos, call.run_folder, call.device)
+    classify(call.workspace, call.competition, *what, call.reporter)
+
+
+def _export(call: Call) -> None:
+    """a run as files for use elsewhere: ONNX with preprocessing, and safetensors for timm"""
+    from comp.predict.export import export
+
+    folder = export(call.workspace, call.competition, call.run_folder, call.reporter)
+    call.reporter.say(f"exported to {folder}")
 
 
 def _calibrate(call: Call) -> None:
@@ -181,6 +199,14 @@ def _scout(call: Call) -> None:
     scout(call.workspace, call.backbones, call.device, call.reporter, **options)  # type: ignore[arg-type]
 
 
+def _sweep(call: Call) -> None:
+    """search a few options of a recipe; is the best better beyond noise?"""
+    from comp.train.sweep import sweep
+
+    how = (call.one_recipe, call.over, call.trials, call.device)
+    sweep(call.workspace, *how, call.reporter)
+
+
 def _lr(call: Call) -> None:
     """find a learning rate for the recipe's fine-tune"""
     from comp.train.lr_finder import find_lr
@@ -223,23 +249,27 @@ def _recipes(call: Call) -> None:
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
-    _train: "recipe set device force",
-    _predict: "recipe set device",
-    _calibrate: "recipe set run",
+    _train: "recipe set seeds device force",
+    _predict: "recipe set seeds device",
+    _remote: "recipe set seeds weights",
+    _calibrate: "recipe set seeds run",
+    _classify: "photos recipe set seeds run device",
+    _export: "recipe set run",
     _blend: "runs method set device",
     _runs: "run",
-    _errors: "recipe set run",
+    _errors: "recipe set seeds run",
     _compare: "a b",
     _prune: "yes",
-    _forecast: "recipe set run",
-    _report: "recipe set run device",
-    _submit: "recipe set run force",
+    _forecast: "recipe set seeds run",
+    _report: "recipe set seeds run device",
+    _submit: "recipe set seeds run force",
     _scores: "",
     _reproduce: "sub device",
     _leaderboard: "refresh",
     _doctor: "",
-    _rehearsal: f"recipe={ON_CPU} set device archive solution",
+    _rehearsal: f"recipe={ON_CPU} set seeds device archive solution",
     _scout: "backbones budget set device",
+    _sweep: "recipe set over trials device",
     _lr: "recipe set steps device",
     _audit: "runs",
     _judge: "verdicts recipe set device",
@@ -247,45 +277,9 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
 }
 
 
-def _stand_in_for_home() -> None:
-    """Libraries ask for a home and a user name, which a container's user may not have."""
-    if os.path.expanduser("~") == "~":
-        os.environ["HOME"] = "/nonexistent"
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = "nobody"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage: 0 if it succeeded, 1 after an error that a user can fix, 130 after Ctrl-C."""
-    _stand_in_for_home()
-    reporter = Reporter()
-    options = vars(make_parser(COMMANDS).parse_args(arguments))
-    command, folder = options.pop("command"), Path(os.path.realpath(options.pop("workspace")))
-    try:
-        given: dict[str, Any] = {
-            name: words_of(value) if isinstance(value, list) else value
-            for name, value in options.items()
-            if value is not None
-        }
-        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
-        with pages_kept_current(call.workspace, COMPETITION, reporter):
-            command(call)
-    except UserError as error:
-        reporter.fail(str(error))
-        return 1
-    except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        failure = explain(error, folder)
-        if failure is None:
-            raise
-        reporter.fail(failure)
-        return 1
-    except KeyboardInterrupt as stop:  # where training notes where it stopped, and by which signal
-        line, number = stop.args or ("stopped; the same command resumes here", SIGINT)
-        reporter.fail(line)
-        return 128 + int(number)
-    return 0
+    return run_command(COMMANDS, arguments)
 
 
 if __name__ == "__main__":

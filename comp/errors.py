@@ -84,7 +84,19 @@ class RulesError(KaggleError):
 
 
 class NotFoundError(KaggleError):
-    """No such competition, file or submission."""
+    """No such competition, file, submission, kernel or dataset."""
+
+
+class BusyError(KaggleError):
+    """As many sessions run on Kaggle as this account may have: the next one has to wait."""
+
+
+class NotAttachedError(KaggleError):
+    """A kernel was accepted without something that it needs, and deleted again."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind  # Dataset, Kernel, ...
 
 
 class UnavailableError(KaggleError):

@@ -69,6 +69,8 @@ class Folds(Options):
     """Cross-validation: which photos are used, and when each is held out."""
 
     n: int = Field(5, ge=2, le=100)  # folds
+    # of which photos are held out together; 0: the manifest's own folds. Another seed is a repeat
+    seed: int = Field(0, ge=0)
     # folds to fit, from fold 0 on; None: all. Fewer leave photos without an out-of-fold logit
     fit: int | None = Field(None, ge=1)
     # instead of folds: shares for validation and test, both held out by one fit on the rest
@@ -231,7 +233,7 @@ class Recipe(Options):
     """Everything that decides a run's result, other than the photos and the machine."""
 
     name: str
-    seed: int = 0  # of shuffling, augmentation, dropout and the subset, not of the folds
+    seed: int = 0  # of shuffling, augmentation and dropout; folds.seed is that of the folds
     model: Model = Model()
     pixels: Pixels = Pixels()
     folds: Folds = Folds()

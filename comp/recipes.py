@@ -5,9 +5,13 @@ have little to teach a network beyond a new head, and many, such as the competit
 move every layer; the less they are like ImageNet's, the less the last layers fit.
 """
 
+import runpy
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
 from textwrap import wrap
+from types import FunctionType
 
 from comp import tutorials
 from comp.errors import RecipeError
@@ -182,6 +186,32 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+def add_recipes(path: Path) -> None:
+    """Know the recipes in the Python file `path` too: its functions that return a Recipe.
+
+    Each is named by its function, whatever it was made from. RecipeError if there are none, if a
+    name is taken, or if `path` cannot be read.
+    """
+    try:
+        found = runpy.run_path(str(path))
+    except (OSError, SyntaxError) as error:
+        raise RecipeError(f"{path} cannot be read as Python: {error}") from error
+    made = [each for each in found.values() if isinstance(each, FunctionType)]
+    own = [each for each in made if each.__module__ == "<run_path>" and each.__name__[0] != "_"]
+    own = [each for each in own if each.__annotations__.get("return") in (Recipe, "Recipe")]
+    if not own:
+        raise RecipeError(f"{path} has no recipe: write a function `def mine() -> Recipe:`")
+    for make in own:
+        if make.__name__ in (*RECIPES, *ENSEMBLES):
+            raise RecipeError(f"{path}: the name {make.__name__} is taken; choose another one")
+        RECIPES[make.__name__] = _renamed(make)
+    _GROUPS[f"In {path.name}"] = tuple(RECIPES[make.__name__] for make in own)
+
+
+def _renamed(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
+    return wraps(make)(lambda: make().replace(name=make.__name__))
+
+
 def named(name: str) -> Recipe:
     """The recipe called `name`; RecipeError says which name is near."""
     if name in ENSEMBLES:
@@ -194,10 +224,23 @@ def named(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def chosen(name: str, settings: Iterable[str]) -> list[Recipe]:
-    """The recipe called `name` under `settings`, or all those of the ensemble called so."""
+def chosen(name: str, settings: Iterable[str], n_seeds: int = 1) -> list[Recipe]:
+    """The recipe called `name` under `settings`, once for each of `n_seeds`, or an ensemble's."""
     settings = list(settings)
-    return [override(named(member), settings) for member in members([name])]
+    if n_seeds == 1:
+        return [override(named(member), settings) for member in members([name])]
+    if n_seeds < 1:
+        raise RecipeError(f"SEEDS must be 1 or more, got {n_seeds}")
+    recipe = override(named(name), settings)
+    return [_repeated(recipe, number) for number in range(n_seeds)]
+
+
+def _repeated(recipe: Recipe, number: int) -> Recipe:
+    """`recipe` with other seeds, and in other folds where all photos are held out; 0: itself."""
+    folds = recipe.folds
+    if folds.fit is None and folds.split is None:
+        folds = folds.replace(seed=folds.seed + number)
+    return recipe.replace(seed=recipe.seed + number, folds=folds)
 
 
 def members(runs: Iterable[str]) -> list[str]:

@@ -169,7 +169,10 @@ def test_a_test_photo_that_one_run_has_no_logit_of_gets_the_prior(workspace: Wor
     ("change", "words"),
     [
         (lambda t: t[:-4], "differ: 4 photos are in only one of them"),
-        (lambda t: t.assign(fold=t["fold"].where(t.index > 2, 4)), "in the fold of 3 photos"),
+        (
+            lambda t: t.assign(fold=t["fold"].where(t.index > 2, 4)),
+            "3 photos are in another fold of another run",
+        ),
         (lambda t: t.assign(label=t["label"].where(t.index > 2, 1)), "in the label of 2 photos"),
     ],
 )
@@ -182,6 +185,18 @@ def test_runs_of_other_photos_folds_or_labels_are_not_blended(
     with pytest.raises(DataError, match=words) as caught:
         blended(workspace, "a", "b")
     assert "\n" not in str(caught.value)
+
+
+def test_runs_in_other_folds_are_averaged_and_the_first_ones_folds_count(
+    workspace: Workspace,
+) -> None:
+    run = workspace.runs / "a-0000000000"
+    edit_table(run / "oof.csv", lambda t: t.assign(fold=(t["fold"] + 1) % 3))
+    edit_json(run / "calibration.json", of=None)
+    b, a = (read_run(blended(workspace, *names, method="equal")).oof for names in ("ba", "ab"))
+    assert b["fold"].equals(read_run(workspace.runs / "b-1111111111").oof["fold"])
+    assert a["fold"].equals(read_run(run).oof["fold"])
+    assert np.allclose(a["logit"], b["logit"])
 
 
 def test_runs_that_do_not_exist_are_named_and_one_run_is_not_a_blend(workspace: Workspace) -> None:
@@ -217,7 +232,7 @@ def test_a_blend_calibrates_as_its_runs_do_or_by_its_own_options_and_has_no_othe
 
 
 def test_a_blend_is_compared_with_its_best_run(workspace: Workspace) -> None:
-    members = read_members(workspace, sorted(workspace.runs.iterdir())[:2])
+    members = read_members(workspace, sorted(workspace.runs.iterdir())[:2], "simplex")
     means = [logit_log_loss(members.labels, each) for each in members.logits.T]
     best = int(np.argmin(means))
     as_good = members.compare_with_best(members.logits[:, best])

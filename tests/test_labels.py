@@ -55,7 +55,7 @@ def manifest(n: int, group_size: int) -> pd.DataFrame:
 def test_parts_have_their_shares_of_both_classes_and_no_group_is_in_two(
     n: int, group_size: int, shares: tuple[float, float]
 ) -> None:
-    photos = select(manifest(n, group_size), Folds(split=shares), seed=0)
+    photos = select(manifest(n, group_size), Folds(split=shares))
     assert (photos.groupby("group")["part"].nunique() == 1).all()
     for label in (0, 1):
         here = photos[photos["label"] == label]

@@ -19,7 +19,7 @@ from comp.train.stage import train
 COMP = Path(__file__).parents[1] / "comp"
 # each may import from itself and those before it; other files at the top only from each other
 FLOW = ["kaggle", "data", "network", "train", "predict", "submit", "report"]
-FLOW += ["doctor", "rehearsal", "arguments", "__main__"]
+FLOW += ["remote", "doctor", "rehearsal", "arguments", "__main__", "notebook", "__init__"]
 DOORS = {
     "kaggle": ("kaggle/",),
     "kagglesdk": ("kaggle/",),
@@ -35,9 +35,13 @@ DOORS = {
         "predict/calibrate.py",
         "report/ledger_page.py",
     ),
+    "optuna": ("train/sweep.py",),
     "matplotlib": ("plots.py",),
     "jinja2": ("report/page.py",),
     "rich": ("progress.py",),
+    "argcomplete": ("arguments.py",),
+    "onnxruntime": ("predict/portable.py",),
+    "onnxscript": (),  # torch.onnx imports it
     "filelock": ("store.py",),
     "pydantic": ("options.py", "recipe.py", "predict/runs.py", "predict/calibrate.py"),
     "fastai": (),  # tests/bench alone

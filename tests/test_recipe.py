@@ -162,6 +162,8 @@ def test_make_passes_any_value_as_one_word_that_no_shell_reads(tmp_path: Path) -
         ("submit FORCE=1 WORKSPACE=w", [["submit", "--force", "--workspace", "w"]]),
         ("leaderboard REFRESH=0", [["leaderboard"]]),
         ("lr STEPS=7", [["lr", "--steps", "7"]]),
+        ("recipes RECIPES=own.py", [["recipes", "--recipes", "own.py"]]),
+        ("train SEEDS=3", [["train", "--seeds", "3"]]),
         (
             "compare B=b A=a WORKSPACE=w",
             [["compare", *["--a", "a", "--b", "b", "--workspace", "w"]]],
@@ -184,11 +186,14 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("train recipe=a", "make train does not take recipe; it takes DEVICE FORCE RECIPE SET"),
+        (
+            "train recipe=a",
+            "make train does not take recipe; it takes DEVICE FORCE RECIPE RECIPES",
+        ),
         ("train RECIP=a", "does not take RECIP;"),
         ("compare SET=a=1", "does not take SET;"),
         ("judge RUN=a", "does not take RUN;"),
-        ("recipes DEVICE=cpu", "it takes no variables"),
+        ("check DEVICE=cpu", "it takes no variables"),
         ("train submit RUN=a", "make train does not take RUN: leave train out"),
         ("blend submit 'RUNS=a b'", "make submit does not take RUNS: leave submit out"),
         ("submit lite0_head", "no target lite0_head;"),

@@ -6,8 +6,10 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ N_SAMPLED = 256  # photos that are looked at to estimate what the canvases will 
 MANY = 0.05  # of the photos of a split
 N_NAMED = 5  # photos listed by name in one line
 UnpackedPhoto = tuple[str, str, int | None]  # split, id, label
+PathOf = Callable[[str, str], Path]  # a photo's file by its split and id
 
 
 def scan(
@@ -46,23 +49,25 @@ def scan(
     reporter: Reporter,
     *,
     with_thumbnails: bool = True,
+    path_of: PathOf | None = None,
 ) -> tuple[pd.DataFrame, Thumbnails]:
     """The first seven columns of the manifests of `photos`, and thumbnails of the usable ones.
 
-    With a `geometry`, the canvases of the usable photos are in its store afterwards.
+    With a `geometry`, the canvases of the usable photos are in its store afterwards. `path_of` says
+    where a photo's file is, if not in data/photos.
     """
-    rows: list[tuple[Any, ...]] = []
-    doubtful: list[UnpackedPhoto] = []
+    rows, doubtful = list[tuple[Any, ...]](), list[UnpackedPhoto]()
+    find = path_of or partial(photo_path, workspace)
     # One block of memory: as separate arrays, each would pin a piece of the heap.
     thumbnails, n_usable = np.empty((len(photos) * with_thumbnails, SIDE, SIDE), np.uint8), 0
     with ExitStack() as stack:
         writer = None
         if geometry:
             writer = stack.enter_context(open_writer(workspace, geometry, reporter))
-            _announce(workspace, photos, geometry, writer, reporter)
+            _announce(workspace, find, photos, geometry, writer, reporter)
 
         def look(photo: UnpackedPhoto) -> tuple[tuple[Any, ...], Canvas | None, Canvas | None]:
-            data, n_said = _read(workspace, photo), os.lseek(said, 0, os.SEEK_CUR)
+            data, n_said = _read(find(*photo[:2])), os.lseek(said, 0, os.SEEK_CUR)
             sha256, found = hashlib.sha256(data).hexdigest(), decode(data)
             if os.lseek(said, 0, os.SEEK_CUR) > n_said:
                 doubtful.append(photo)
@@ -83,7 +88,7 @@ def scan(
             if writer and canvas is not None:
                 writer.add(row[2], canvas)
             advance()
-        _name_doubtful(workspace, doubtful, said, reporter)
+        _name_doubtful(find, doubtful, said, reporter)
     columns = ["split", "id", "label", "width", "height", "sha256", "verdict"]
     table = pd.DataFrame(rows, columns=columns).astype({"label": "Int8"})
     return table, thumbnails[:n_usable]
@@ -141,13 +146,13 @@ def _kept_remarks() -> Iterator[int]:
 
 
 def _name_doubtful(
-    workspace: Workspace, photos: Sequence[UnpackedPhoto], said: int, reporter: Reporter
+    path_of: PathOf, photos: Sequence[UnpackedPhoto], said: int, reporter: Reporter
 ) -> None:
     """Warn of those `photos` that libjpeg remarked on; others were decoded at the same time."""
     named = []
     for photo in sorted(photos, key=lambda photo: natural_key(photo[1])):
         n_said = os.lseek(said, 0, os.SEEK_CUR)
-        is_used = decode(_read(workspace, photo)).pixels is not None
+        is_used = decode(_read(path_of(*photo[:2]))).pixels is not None
         remarks = os.pread(said, 1000, n_said).decode(errors="replace").splitlines()
         if is_used and remarks:
             named.append(f"{photo[1]} ({remarks[0]})")
@@ -157,6 +162,7 @@ def _name_doubtful(
 
 def _announce(
     workspace: Workspace,
+    path_of: PathOf,
     photos: Sequence[UnpackedPhoto],
     geometry: Geometry,
     writer: PixelWriter,
@@ -165,7 +171,7 @@ def _announce(
     """Say what new canvases will take on disk, by a sample of the photos; DataError if too much."""
     sample, sizes = photos[:: -(-len(photos) // N_SAMPLED)], []
     for photo in sample:
-        data = _read(workspace, photo)
+        data = _read(path_of(*photo[:2]))
         header = read_header(data)
         if header.decode_status in USABLE and hashlib.sha256(data).hexdigest() not in writer:
             sizes.append((header.width, header.height))
@@ -175,8 +181,7 @@ def _announce(
     reporter.say(require_room(workspace.pixels, n_bytes, what, remedy))
 
 
-def _read(workspace: Workspace, photo: UnpackedPhoto) -> bytes:
-    path = photo_path(workspace, photo[0], photo[1])
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

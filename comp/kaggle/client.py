@@ -92,9 +92,14 @@ class Kaggle:
             self.reporter.warn(warning)
         return found
 
+    @property
+    def owner(self) -> str:
+        """The user name, of a key unchecked."""
+        return self.retried(lambda: self.session.login)[0]
+
     def whoami(self) -> str:
         """The user name, once Kaggle has accepted the credentials."""
-        username, _ = self.retried(lambda: self.session.login)
+        username = self.owner
         if self.credentials.kind == "key":  # which no call of its own checks
             with suppress(RulesError, NotFoundError):
                 self.limits()
@@ -106,7 +111,7 @@ class Kaggle:
 
     def files(self) -> dict[str, int]:
         """The competition's files: name and size in bytes."""
-        rows = self._rows("ListDataFiles", "files")
+        rows = self.rows("ListDataFiles", "files")
         return {str(row["name"]): int(row.get("totalBytes") or 0) for row in rows}
 
     def download(self, folder: Path) -> Path:
@@ -120,13 +125,13 @@ class Kaggle:
         return bool(here and here.validator and there.validator not in ("", here.validator))
 
     def limits(self) -> Limits:
-        answer = self._call("GetSubmissionLimits")
+        answer = self.call("GetSubmissionLimits")
         n_today, n_allowed = (int(answer.get(name) or 0) for name in ("numToday", "numAllowedNow"))
         return Limits(n_today=n_today, n_allowed_now=n_allowed)
 
     def submissions(self) -> list[Submission]:
         """All submissions, in Kaggle's order."""
-        return [submission_of(row) for row in self._rows("ListSubmissions", "submissions")]
+        return [submission_of(row) for row in self.rows("ListSubmissions", "submissions")]
 
     def upload(
         self, csv: Path, message: str, before_submitting: Callable[[], object] = lambda: None
@@ -229,15 +234,15 @@ class Kaggle:
                 self.reporter.warn(f"{error}; trying again in {wait_s:.1f} s")
             time.sleep(wait_s)
 
-    def _call(self, method: str, **fields: Any) -> dict[str, Any]:
+    def call(self, method: str, **fields: Any) -> dict[str, Any]:
         """The answer to a call that may be made more than once."""
         return self.retried(lambda: self.session.call(method, **fields))
 
-    def _rows(self, method: str, key: str) -> Iterator[dict[str, Any]]:
+    def rows(self, method: str, key: str, **fields: Any) -> Iterator[dict[str, Any]]:
         """All rows of a list, whose pages each bring the token of the next."""
         token, rows = "", None
         while rows is None or (token and rows):
-            answer = self._call(method, page_token=token, page_size=100)
+            answer = self.call(method, page_token=token, page_size=100, **fields)
             rows, token = answer.get(key) or [], str(answer.get("nextPageToken") or "")
             yield from rows
 

@@ -15,7 +15,8 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ SPARE = 16 << 20  # bytes that stay free on the disk
 MB = 1_000_000
 MAKE_ROOM = "make room and run this again; what is here already is kept"
 PAGES = ("application/json", "application/xhtml+xml", "application/xml", "multipart/byteranges")
+Ask = Callable[[dict[str, str]], AbstractContextManager[requests.Response]]
 ZIP_DAMAGE: tuple[type[Exception], ...] = (BadZipFile, zlib.error, struct.error, EOFError)
 ZIP_DAMAGE += (OSError, ValueError, RuntimeError, OverflowError)  # zipfile raises these, too
 
@@ -181,7 +183,7 @@ def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
     """Completes the part and checks it as a zip; once more if it is corrupt."""
     name = part.path.stem
     for n_left in reversed(range(N_DOWNLOADS)):
-        version = _fetch(part, kaggle)
+        version = fetch_whole(part, kaggle, kaggle.session.archive)
         problem = zip_problem(part.path)
         if not problem:
             return version
@@ -192,7 +194,7 @@ def _fetch_intact(part: Archive, kaggle: "Kaggle") -> Version:
     raise ArchiveError(f"{times}; nothing of it is kept: try again later")
 
 
-def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
+def fetch_whole(part: Archive, kaggle: "Kaggle", ask: Ask) -> Version:
     """Tries until the part is complete. A try after which it is longer does not count."""
     longest, pace = part.n_bytes, Pace(kaggle.patience.retry_s, part.n_bytes)
 
@@ -200,7 +202,7 @@ def _fetch(part: Archive, kaggle: "Kaggle") -> Version:
         """None if the part has grown but is not complete."""
         nonlocal longest
         try:
-            with kaggle.session.archive(part.request_headers()) as response:
+            with ask(part.request_headers()) as response:
                 return receive(response, part, pace, kaggle.reporter)
         except UnavailableError as error:
             if part.n_bytes <= longest or pace.is_slow:

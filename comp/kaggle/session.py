@@ -17,23 +17,39 @@ from typing import TYPE_CHECKING, Any
 import requests
 import urllib3
 from kagglesdk import KaggleClient, KaggleCredentials, KaggleEnv
+from kagglesdk.blobs.types import blob_api_service
 from kagglesdk.common.types.http_redirect import HttpRedirect
 from kagglesdk.competitions.types import competition_api_service
+from kagglesdk.datasets.types import dataset_api_service
 from kagglesdk.kaggle_http_client import KaggleHttpClient
+from kagglesdk.kernels.types import kernels_api_service
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 
-from comp.errors import CredentialsError, KaggleError, NotFoundError, RulesError, UnavailableError
+from comp.errors import (
+    BusyError,
+    CredentialsError,
+    KaggleError,
+    NotFoundError,
+    RulesError,
+    UnavailableError,
+)
 from comp.kaggle.credentials import RENEW, checked, forms
 from comp.kaggle.transport import DOWNLOAD, AnswerError, Transport, root_of
 
 if TYPE_CHECKING:
     from comp.kaggle.client import Kaggle
 
-SERVICE = "competitions.CompetitionApiService"
+SERVICES = {
+    "competitions.CompetitionApiService": competition_api_service,
+    "kernels.KernelsApiService": kernels_api_service,
+    "datasets.DatasetApiService": dataset_api_service,
+    "blobs.BlobApiService": blob_api_service,
+}
 ENVIRONMENTS = {
     "PROD": (KaggleEnv.PROD, "https://api.kaggle.com"),
     "LOCALHOST": (KaggleEnv.LOCAL, "http://localhost"),
 }
+ENDPOINTS = tuple(endpoint for _, endpoint in ENVIRONMENTS.values())
 N_WORDS = 300  # characters of someone else's words that fit into a message
 
 
@@ -72,6 +88,30 @@ class Session:
             if response.status_code not in (200, 201):
                 raise requests.HTTPError(response=response)
 
+    @contextmanager
+    def get(self, link: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """The answer to a download from a signed link, its body unread."""
+        with self._errors(), requests.Session() as session:
+            self.transport.carry(session)
+            response = session.get(link, headers=headers, stream=True)
+            response.raise_for_status()
+            with response:
+                yield response
+
+    @contextmanager
+    def log(self, owner: str, slug: str) -> Iterator[requests.Response]:
+        """The log of a kernel, its body unread: events while it runs, JSON once it has ended."""
+        _, auth = self.login
+        with self._sdk(auth) as sdk:
+            http = sdk.http_client()
+            root, _, _ = http._get_request_url("kernels", "logs").rpartition("/v1/")
+            url = f"{root}/v1/kernels/logs/stream/{owner}/{slug}"
+            headers = {"Accept": "text/event-stream, */*", "Content-Type": None}
+            response = http._session.get(url, headers=headers, stream=True)
+            response.raise_for_status()
+            with response:
+                yield response
+
     @cached_property
     def login(self) -> tuple[str, Any]:
         """The user name, and what authenticates a call as `requests` takes it.
@@ -105,14 +145,16 @@ class Session:
 
     @contextmanager
     def _answer(self, method: str, **fields: Any) -> Iterator[requests.Response]:
-        request = getattr(competition_api_service, f"Api{method}Request")()
+        kind = f"Api{method}Request"
+        service, types = next(each for each in SERVICES.items() if hasattr(each[1], kind))
+        request = getattr(types, kind)()
         if hasattr(request, "competition_name"):
             request.competition_name = self._kaggle.competition.slug
         for name, value in fields.items():
             setattr(request, name, value)
         _, auth = self.login
         with self._sdk(auth) as sdk:
-            yield sdk.http_client().call(SERVICE, method, request, HttpRedirect)
+            yield sdk.http_client().call(service, method, request, HttpRedirect)
 
     @contextmanager
     def _sdk(self, auth: Any) -> Iterator[Any]:
@@ -173,7 +215,8 @@ class Session:
         competition, credentials = self._kaggle.competition, self._kaggle.credentials
         retry_after = response.headers.get("Retry-After", "")  # seconds; a date is ignored
         wait_s = float(retry_after) if re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
-        if response.history or response.request.method == "PUT":  # a signed link, perhaps expired
+        is_ours = response.url.startswith(ENDPOINTS)
+        if response.history or not is_ours or response.request.method == "PUT":  # a signed link
             return UnavailableError(
                 f"the storage behind Kaggle refuses ({answer})",
                 retry_after_s=wait_s,
@@ -182,6 +225,11 @@ class Session:
         if status == 401:
             used = f"the {credentials.kind} from {credentials.source}"
             return CredentialsError(f"Kaggle refuses {used} ({answer}): {RENEW}")
+        if status == 412:  # of a push, as others have seen it
+            return BusyError(f"Kaggle runs nothing more for this account now ({answer})")
+        if status in (403, 404) and re.search("kernels|datasets|blobs", response.url):
+            remedy = "see that it is there and that the credentials are its owner's"
+            return NotFoundError(f"Kaggle has no such kernel or dataset ({answer}): {remedy}")
         if status == 403:
             rules = f"accept the rules at {competition.rules_url} with this account"
             typo = f"the answer for a wrong name is the same, so check '{competition.slug}' too"

@@ -3,8 +3,10 @@
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -15,11 +17,12 @@ from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_data_config
 from timm.layers import Conv2dSame, pad_same
-from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_pretrained
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, load_pretrained
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from torch import Tensor, nn
 
 from comp.errors import RecipeError, WeightsError, is_without_memory
+from comp.network.preprocessing import Preprocessing
 from comp.network.surgery import cut
 from comp.network.weights import PACKAGED, cause_of, read_weights, some, weights_file
 from comp.recipe import Model
@@ -233,6 +236,21 @@ def timm_config(backbone: str) -> dict[str, Any]:
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
+
+
+def portable_config(network: Any, preprocessing: Preprocessing, crop_mode: str) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for `network`, with `preprocessing` in timm's config."""
+    config = PretrainedCfg(**network.pretrained_cfg).to_dict(remove_source=True, remove_null=True)
+    size_px = preprocessing.size_px
+    own = asdict(preprocessing) | {"input_size": (3, size_px, size_px), "crop_mode": crop_mode}
+    del own["size_px"]
+    named = {"model_name": config["architecture"], **network._model_args}
+    return named | {"pretrained_cfg": config | own | {"num_classes": 1}}
+
+
+def load_portable(config: dict[str, Any], path: Path) -> Any:
+    """The network that was exported to `path` with its `portable_config`, for inference."""
+    return timm.create_model(**config, checkpoint_path=path).eval()
 
 
 def embed(network: Any, images: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from comp.predict.runs import (
     recipe_of,
     write_predictions,
 )
-from comp.progress import Reporter
+from comp.progress import Reporter, counted
 from comp.recipe import Head, Prediction, Recipe
 from comp.store import Workspace, code_commit, file_sha256, fingerprint, write_json, write_table
 from comp.train.files import record
@@ -80,14 +80,24 @@ class Members(NamedTuple):
         )
 
 
-def read_members(workspace: Workspace, folders: Iterable[Path]) -> Members:
-    """The runs in `folders`, each once. RecipeError for fewer than 2, DataError for unlike ones."""
+def read_members(workspace: Workspace, folders: Iterable[Path], method: str) -> Members:
+    """The runs in `folders`, each once. RecipeError for fewer than 2, DataError for unlike ones.
+
+    For equal weights their folds may differ: those of the first folder count.
+    """
+    folders = list(folders)
     runs = [read_run(folder) for folder in sorted(set(folders))]
     if len(runs) < 2:
         raise RecipeError(f'a blend needs 2 or more runs, got {len(runs)}: make blend RUNS="a b c"')
     for run in runs:
         check_current(workspace, run)
     photos, logits = side_by_side({run.folder: run.oof for run in runs})
+    folds = [run.oof.set_index("id")["fold"].loc[photos["id"]].to_numpy() for run in runs]
+    n_moved = int((np.array(folds) != folds[0]).any(0).sum())
+    if n_moved and method != "equal":
+        moved = f"{counted(n_moved, 'photo is', 'photos are')} in another fold of another run"
+        raise DataError(f"{moved}: take METHOD=equal, or the same folds.* options")
+    photos = photos.assign(fold=folds[[run.folder for run in runs].index(folders[0].name)])
     return Members(runs, photos.assign(group=groups_of(workspace, photos)), logits)
 
 
@@ -167,7 +177,7 @@ def blend_runs(
     `method`: one of WEIGHERS, or "features". `settings` override how logits become probabilities,
     such as prediction.clip=0.01. The same blend of the same runs is the same run.
     """
-    members = read_members(workspace, folders)
+    members = read_members(workspace, folders, method)
     prediction = _prediction(members, settings)
     parts: dict[str, float] | list[str] = members.names
     if method == "features":
@@ -187,7 +197,7 @@ def blend_runs(
     made = {"method": method, "members": parts, "prediction": prediction}
     made |= {"name": name, "fingerprint": key, "commit": code_commit(Path(__file__).parents[1])}
     write_json(folder / "run.json", made)
-    oof = members.photos[["id", "label", "fold"]].astype({"label": "int64", "fold": "int64"})
+    oof = members.photos.drop(columns="group").astype({"label": "int64", "fold": "int64"})
     oof = oof.assign(logit=logits)
     write_table(folder / "oof.csv", oof)
     record(folder / "run.json", folder / "oof.csv")
@@ -213,10 +223,8 @@ def _prediction(members: Members, settings: Sequence[str]) -> Prediction:
     """The runs' own calibration, if they have the same, and what `settings` override."""
     unknown = [setting for setting in settings if setting.partition("=")[0] not in OPTIONS]
     if unknown:
-        raise RecipeError(
-            f"{unknown[0]!r} is not an option of a blend, whose runs are finished: its options are"
-            f" {', '.join(OPTIONS)}"
-        )
+        what = f"{unknown[0]!r} is not an option of a blend, whose runs are finished"
+        raise RecipeError(f"{what}: its options are {', '.join(OPTIONS)}")
     methods = {run.figures.method for run in members.runs}
     own = Prediction(calibration=methods.pop()) if len(methods) == 1 else Prediction()
     return override(Recipe(name="blend", prediction=own), settings).prediction
@@ -232,10 +240,10 @@ def _print_weights(members: Members, weights: Floats, weigh: Weigh, reporter: Re
     numbers = [str(n) for n in range(1, len(names) + 1)]
     errors = pd.DataFrame(labels[:, None] - sigmoid(members.logits), columns=numbers)
     table = errors.corr().map("{:.2f}".format)
-    rows = [
-        (f"{number} {name}", *table[number]) for number, name in zip(numbers, names, strict=True)
-    ]
+    rows = [(f"{n} {name}", *table[n]) for n, name in zip(numbers, names, strict=True)]
     reporter.table("correlation of errors", ("", *numbers), rows)
+    mean, spread = np.mean(alone), np.std(alone, ddof=1)
+    reporter.say(f"log loss alone: mean {mean:.5f}, standard deviation {spread:.5f}")
 
 
 def fit_on_features(
@@ -249,17 +257,16 @@ def fit_on_features(
     from comp.train.solver import solve_fold
 
     recipes = [_head_recipe(workspace.runs / name) for name in members.names]
-    fits = list[HeadFit]()
+    fits: list[HeadFit] = []
     for recipe, _ in recipes:
         fit = open_fit(open_run(workspace, recipe), device, reporter)
         assert isinstance(fit, HeadFit)
         fits.append(fit)
         run, inputs = fit.inputs.run, fits[0].inputs
         if run.folds != inputs.run.folds or not fit.inputs.photos.equals(inputs.photos):
-            raise DataError(
-                f"{recipes[0][0].name} and {recipe.name} learn from other labels or in other"
-                " folds: train both with the same folds.* options"
-            )
+            names = f"{recipes[0][0].name} and {recipe.name}"
+            remedy = "train both with the same folds.* options"
+            raise DataError(f"{names} learn from other labels or in other folds: {remedy}")
     heads = [head for _, head in recipes]
     pairs = zip(fits, heads, strict=True)
     learnt = np.hstack([fit.mean_features(inputs.ids, head.views) for fit, head in pairs])
@@ -288,8 +295,6 @@ def shared_head(heads: Sequence[Head]) -> Head:
 def _head_recipe(folder: Path) -> tuple[Recipe, Head]:
     recipe = recipe_of(folder)
     if recipe is None or not isinstance(recipe.training, Head):
-        raise RecipeError(
-            f"{folder.name} has no solved head on features of its own: METHOD=features takes runs"
-            " of head recipes"
-        )
+        what = f"{folder.name} has no solved head on features of its own"
+        raise RecipeError(f"{what}: METHOD=features takes runs of head recipes")
     return recipe, recipe.training

@@ -39,7 +39,10 @@ MIN_PHOTOS = 20  # out of fold; with fewer, an interval means nothing
 
 
 def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats]:
-    """id, label, fold of the photos of `oofs`, and logits [n, runs]; DataError if they differ."""
+    """id, label and the first's fold of the photos of `oofs`, and logits [n, runs].
+
+    DataError if they are other photos, or have other labels.
+    """
     tables = {name: oof.set_index("id") for name, oof in oofs.items()}
     first, *others = tables
     photos = tables[first]
@@ -51,13 +54,11 @@ def side_by_side(oofs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Floats
                 " one of them; name other runs, or train both on the same photos"
             )
         tables[name] = tables[name].loc[photos.index]
-        for column in ("label", "fold"):
-            n_off = int((tables[name][column] != photos[column]).sum())
-            if n_off:
-                raise DataError(
-                    f"{first} and {name} differ in the {column} of {counted(n_off, 'photo')}: train"
-                    " both again, on the same data/train.csv and with the same folds.* options"
-                )
+        if n_off := int((tables[name]["label"] != photos["label"]).sum()):
+            raise DataError(
+                f"{first} and {name} differ in the label of {counted(n_off, 'photo')}: train both"
+                " again, on the same data/train.csv"
+            )
     logits = np.column_stack([table["logit"] for table in tables.values()])
     return photos.reset_index()[["id", "label", "fold"]], logits
 

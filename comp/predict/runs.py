@@ -24,6 +24,7 @@ from comp.progress import Reporter, counted
 from comp.recipe import Recipe
 from comp.store import Workspace, file_sha256, read_json, write_json, write_table
 from comp.train.files import again, check_name, is_intact, read_intact, read_table, record
+from comp.train.run import Run
 
 
 class Figures(Settings):
@@ -120,10 +121,25 @@ def print_losses(folder: Path, reporter: Reporter) -> None:
 def recipe_of(folder: Path) -> Recipe | None:
     """The recipe of the run in `folder`; None for a blend, and for one that cannot be read."""
     try:
-        values = _read_origin(folder).recipe or {}
+        values = run_origin(folder).recipe or {}
         return restored(Recipe, values) if "training" in values else None
     except UserError:
         return None
+
+
+def fitted_run(workspace: Workspace, folder: Path) -> Run:
+    """The run in `folder`, which is no blend, on whatever photos; StaleError unless it is trained.
+
+    Its files are in `folder`, what it decodes and computes anew in `workspace`.
+    """
+    origin = run_origin(folder)
+    run = Run(
+        workspace=workspace, recipe=restored(Recipe, origin.recipe or {}), data_key=origin.data
+    )
+    check_name(folder)
+    if not run.is_trained():
+        raise StaleError(f"{run.name} has files missing or damaged: {again(folder, 'train')}")
+    return run
 
 
 def options_of(folder: Path) -> dict[str, str]:
@@ -131,7 +147,7 @@ def options_of(folder: Path) -> dict[str, str]:
     if recipe := recipe_of(folder):
         return flat(recipe)
     with suppress(UserError):
-        origin = _read_origin(folder)
+        origin = run_origin(folder)
         runs = origin.members
         if isinstance(runs, dict):
             return {"method": origin.method} | {name: f"{w:.3f}" for name, w in runs.items()}
@@ -150,7 +166,7 @@ def check_current(workspace: Workspace, run: FinishedRun) -> None:
 
 def read_run(folder: Path) -> FinishedRun:
     """The run in `folder`; StaleError if it is renamed, or a file is missing or damaged."""
-    origin, figures = _read_origin(folder), _read_figures(folder)
+    origin, figures = run_origin(folder), _read_figures(folder)
     check_name(folder)
     predictions = read_table(folder / "test.csv", ["prob"], "predict")
     oof, oof_sha256 = read_oof(folder), file_sha256(folder / "oof.csv")
@@ -168,7 +184,7 @@ def with_losses(oof: pd.DataFrame) -> pd.DataFrame:
     return oof.assign(loss=per_photo_logit_loss(oof["label"], oof["logit"]))
 
 
-class _Origin(Options):
+class RunOrigin(Options):
     """What is read of run.json."""
 
     model_config = ConfigDict(extra="ignore")
@@ -176,12 +192,13 @@ class _Origin(Options):
     name: str
     fingerprint: str
     recipe: dict[str, Any] | None = None  # of a run that is no blend
+    data: str = ""  # of such a run: Run.data_key
     method: str = ""  # of a blend
     members: dict[str, float] | tuple[str, ...] = ()  # of a blend: its runs, with any weights
 
 
-def _read_origin(folder: Path) -> _Origin:
-    return read_intact(folder / "run.json", lambda at: restored(_Origin, read_json(at)), "train")
+def run_origin(folder: Path) -> RunOrigin:
+    return read_intact(folder / "run.json", lambda at: restored(RunOrigin, read_json(at)), "train")
 
 
 def _read_figures(folder: Path) -> Figures:

@@ -5,7 +5,7 @@
 3. The recipe's calibration is fitted on the out-of-fold logits; its gain there is cross-fitted.
 4. test.csv gets one row for each photo of data/test.csv.
 
-Several recipes are predicted one by one, and their runs are blended.
+Several recipes, or seeds of one, are predicted one by one, and their runs are blended.
 
 Every command names a run by a recipe with options, such as `lite0_head prediction.views=none`; by
 the name of its folder, or any prefix that no other run has; or by its path. A recipe's name alone
@@ -35,7 +35,6 @@ from comp.store import Workspace, file_sha256, write_table
 from comp.train.files import again, is_intact, read_table, record, warn_of_damage
 from comp.train.run import Run, open_run, run_folders, timed, trained_run
 
-ENSEMBLE_METHOD = "simplex"
 N_NAMED = 8  # runs in a message
 
 
@@ -100,7 +99,7 @@ def predict_all(
     if folder is None:
         wanted = recipes[0].prediction
         overrides = [f"{path}={getattr(wanted, path.partition('.')[2])}" for path in OPTIONS]
-        arguments = (ENSEMBLE_METHOD, overrides, device, reporter)
+        arguments = (_method_of(recipes), overrides, device, reporter)
         return blend_runs(workspace, competition, [run.folder for run in runs], *arguments)
     if len(runs) > 1:
         names = ", ".join(run.name for run in runs)
@@ -131,8 +130,13 @@ def _find_result(
     if not all((folder / "test.csv").exists() for folder in folders):
         return None
     settings, names = settings_of(recipes[0].prediction, competition), [f.name for f in folders]
-    folder = blend_folder(workspace, names, ENSEMBLE_METHOD, settings)
+    folder = blend_folder(workspace, names, _method_of(recipes), settings)
     return folder if is_predicted(workspace, folder, settings.noise_rate) else None
+
+
+def _method_of(recipes: Sequence[Recipe]) -> str:
+    """How their runs are blended: one recipe under several seeds has no better one among them."""
+    return "equal" if len({recipe.name for recipe in recipes}) == 1 else "simplex"
 
 
 def with_options(words: Sequence[str]) -> list[list[str]]:

@@ -32,7 +32,7 @@ from comp.recipe import Head
 from comp.report.run_page import LOOKS
 from comp.store import Workspace, file_sha256, write_json
 from comp.train.checkpoints import load_network, new_network
-from comp.train.fits import HeadFit, open_fit
+from comp.train.fits import HeadFit, head_of, open_fit
 from comp.train.inputs import Inputs
 from comp.train.run import trained_run
 from comp.train.solver import out_of_fold
@@ -73,7 +73,7 @@ def _network(fit: Any, fold: int) -> Any:
     run, device = fit.inputs.run, fit.frozen.device
     if not isinstance(fit, HeadFit):
         return load_network(run.checkpoint(fold), run.recipe, device).eval()
-    network, head = new_network(run.recipe), fit.head(fold)
+    network, head = new_network(run.recipe), head_of(run, fold)
     if isinstance(head, LinearHead):
         start_from(network.get_classifier(), head)
     return network.to(device.where).eval()

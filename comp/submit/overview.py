@@ -203,6 +203,7 @@ def find_waste(workspace: Workspace) -> dict[Path, str]:
         if path.with_name(path.name.partition(".before-")[0]).joinpath("oof.csv").exists():
             old[path] = "set aside by FORCE=1"
     old |= dict.fromkeys(sorted(workspace.runs.glob("*.log")), "log")
+    old |= dict.fromkeys(workspace.data.glob("own"), "photos that were classified")
     waste = {p: why for p, why in old.items() if p.name.partition(".before-")[0] not in protected}
     used = set(_used(workspace, [run for run in run_folders(workspace) if run not in waste]))
     for parent in (workspace.pixels, workspace.features):

@@ -118,7 +118,7 @@ def check_name(folder: Path) -> None:
         )
 
 
-def checkpoint_origin(path: Path) -> Mapping[str, str]:
+def checkpoint_origin(path: Path) -> Mapping[str, Any]:
     """What a checkpoint says of itself; nothing if it is missing, cut or of another kind."""
     try:
         with safe_open(path, "numpy") as file:

@@ -17,7 +17,7 @@ from comp.recipe import FineTune, Head, Svm, ViewsName
 from comp.store import derive_seed
 from comp.train.checkpoints import Arrays, head_shape, load_tensors
 from comp.train.features import FrozenNetwork, in_memory, read_kept
-from comp.train.inputs import read_inputs
+from comp.train.inputs import Inputs, read_inputs
 from comp.train.run import Run
 from comp.train.solver import solve_fold
 
@@ -81,24 +81,30 @@ class HeadFit:
         train_phases(self.frozen, fold, layers, partial(cached_batches, draws, self.inputs))
         return arrays_of_layers(layers)
 
-    def head(self, fold: int) -> FeatureHead:
-        """The fitted head of `fold`, from its checkpoint."""
-        arrays = load_tensors(self.inputs.run.checkpoint(fold))
-        shape = head_shape(self.inputs.run.recipe)
-        if not shape.widths:
-            return head_from(arrays)
-        from comp.network.layers import layers_from
-
-        return layers_from(arrays, shape)
-
     def logits(self, fold: int, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        return self.frozen.logits(self.head(fold), ids)
+        return self.frozen.logits(head_of(self.inputs.run, fold), ids)
+
+
+def head_of(run: Run, fold: int) -> FeatureHead:
+    """The fitted head of `fold` of a run on features, from its checkpoint."""
+    arrays, shape = load_tensors(run.checkpoint(fold)), head_shape(run.recipe)
+    if not shape.widths:
+        return head_from(arrays)
+    from comp.network.layers import layers_from
+
+    return layers_from(arrays, shape)
 
 
 def open_fit(
-    run: Run, device: str | None, reporter: Reporter, *, with_test: bool = True, new: bool = False
+    run: Run,
+    device: str | None,
+    reporter: Reporter,
+    *,
+    inputs: Inputs | None = None,
+    with_test: bool = True,
+    new: bool = False,
 ) -> "HeadFit | TailFit | NetworkFit":
-    """The way that the run's recipe asks for, on today's photos.
+    """The way that the run's recipe asks for, on today's photos, or on `inputs`.
 
     UserError for an unknown device before photos are decoded; `new`, where folds will be fitted:
     for the recipe's network, weights, layers and optimiser too.
@@ -117,7 +123,7 @@ def open_fit(
         network = build(recipe.model, size_px=recipe.pixels.size_px) if new else None
     if network and isinstance(recipe.training, FineTune) and not recipe.on_features:
         freeze(network, *(phase.trainable for phase in recipe.training.phases()))
-    inputs = read_inputs(run, reporter, with_test=with_test)
+    inputs = inputs or read_inputs(run, reporter, with_test=with_test)
     if recipe.on_features:
         return HeadFit(FrozenNetwork(inputs, device, reporter, network=network))
     from comp.train.tuning import NetworkFit, TailFit, tail_boundary

@@ -20,6 +20,7 @@ from comp.network.preprocessing import (
 from comp.network.views import CENTRE, Canvases, Crops, View, views_of
 from comp.progress import Reporter, counted
 from comp.recipe import ViewsName
+from comp.train.files import checkpoint_origin
 from comp.train.labels import chosen_label_fixes, select, targets
 from comp.train.labels import training_rows as rows_of
 from comp.train.run import Run
@@ -63,9 +64,18 @@ class Inputs:
         """With the colours of the fold's own training photos, where the recipe measures them."""
         if self.run.recipe.pixels.normalise != "measured":
             return self.preprocessing
+        if self.run.is_fitted(fold):
+            return fitted_preprocessing(self.run, fold)
         ids = list(self.photos["id"][self.training_rows(fold)])
         mean, std = measure_colours(self.pixels, [int(row) for row in self.pixels.rows(ids)])
         return replace(self.preprocessing, mean=mean, std=std)
+
+
+def fitted_preprocessing(run: Run, fold: int) -> Preprocessing:
+    """What `fold` was fitted with, as its checkpoint says."""
+    known = checkpoint_origin(run.checkpoint(fold))["preprocessing"]
+    own = preprocessing_of(run.recipe)
+    return replace(own, mean=tuple(known["mean"]), std=tuple(known["std"]))
 
 
 def read_inputs(run: Run, reporter: Reporter, *, with_test: bool = True) -> Inputs:
@@ -75,7 +85,7 @@ def read_inputs(run: Run, reporter: Reporter, *, with_test: bool = True) -> Inpu
     """
     recipe, workspace = run.recipe, run.workspace
     train, test = (read_manifest(workspace.manifest(split)) for split in ("train", "test"))
-    photos = select(train, recipe.folds, recipe.seed)
+    photos = select(train, recipe.folds)
     photos = photos.assign(target=_targets(run, photos, train["id"], reporter))
     used = train[train["id"].isin(photos["id"])]
     manifests = [used, test] if with_test else [used]

@@ -28,27 +28,32 @@ from comp.recipe import Folds
 COLUMNS = ("id", "verdict", "reason", "by")
 
 
-def select(manifest: pd.DataFrame, folds: Folds, seed: int) -> pd.DataFrame:
+def select(manifest: pd.DataFrame, folds: Folds) -> pd.DataFrame:
     """The photos of a run in the manifest's order, with its columns and `part`.
 
-    The manifest's own folds where the recipe asks for as many, so that a fold is the same in every
-    run; else new ones by the same rule. `part` is the fold again, but for a split: then fold 0
-    holds out validation (part 0) and test (part 1), and the rest (part 2) is never held out.
+    The manifest's own folds where the recipe asks for as many and no other seed, so that a fold is
+    the same in every run; else new ones by the same rule. `part` is the fold again, but for a
+    split: then fold 0 holds out validation (part 0) and test (part 1), and the rest (part 2) is
+    never held out.
     """
     photos = usable(manifest)
     photos = photos[photos["fold"].notna()].reset_index(drop=True)
     n_here = int(photos["fold"].max()) + 1 if len(photos) else 0
     shares = None if folds.split is None else (*folds.split, 1 - sum(folds.split))
     n_parts = folds.n if shares is None else len(shares)
-    part = photos["fold"]
-    if shares is not None or n_parts != n_here:
+
+    def with_parts(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
         columns = list(photos["id"]), list(photos["label"]), list(photos["group"])
-        parts = assign_folds(*columns, n_folds=n_parts, seed=0, shares=shares)
-        part = pd.Series(parts, index=photos.index)
-    fold = part if shares is None else (part == n_parts - 1).astype("int64")
-    photos = photos.assign(part=part, fold=fold)
+        return photos.assign(part=assign_folds(*columns, n_folds=n_parts, seed=seed, shares=shares))
+
+    is_as_here = shares is None and n_parts == n_here
+    photos = photos.assign(part=photos["fold"]) if is_as_here else with_parts(photos, 0)
     if folds.n_photos is not None:
-        photos = _subset(photos, folds.n_photos, seed)
+        photos = _subset(photos, folds.n_photos)
+    if folds.seed:
+        photos = with_parts(photos, folds.seed)
+    part = photos["part"]
+    photos = photos.assign(fold=part if shares is None else (part == n_parts - 1).astype("int64"))
     cells = pd.MultiIndex.from_product([range(n_parts), (0, 1)])
     counts = photos.groupby(["part", "label"]).size().reindex(cells, fill_value=0)
     if (counts == 0).any():
@@ -64,16 +69,16 @@ def training_rows(photos: pd.DataFrame, fold: int) -> NDArray[np.bool_]:
     return ((photos["fold"] != fold) & photos["target"].notna()).to_numpy()
 
 
-def _subset(photos: pd.DataFrame, n_photos: int, seed: int) -> pd.DataFrame:
+def _subset(photos: pd.DataFrame, n_photos: int) -> pd.DataFrame:
     """About `n_photos` rows: whole groups, with the classes and folds in their shares.
 
-    Which ones depends on the groups and the seed alone.
+    Which ones depends on no seed, so that runs with other seeds can be compared photo by photo.
     """
     share = n_photos / len(photos)
     if share >= 1:
         return photos
     first = photos.groupby("group")["id"].transform("min")
-    order = [hashlib.sha256(f"{seed} {id}".encode()).hexdigest() for id in first]
+    order = [hashlib.sha256(f"0 {id}".encode()).hexdigest() for id in first]
     ranked = photos.assign(order=order).sort_values(["order", "id"])
     within = ranked.groupby(["part", "label"])["order"].rank(method="max", pct=True)
     kept = ranked[within <= share]

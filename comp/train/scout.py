@@ -80,7 +80,7 @@ def scout(
     find_device(device)  # as this does an unknown device
     for recipe in recipes:
         preprocessing_of(recipe)  # refuses unknown names before any work
-    photos = select(read_manifest(workspace.manifest("train")), recipes[0].folds, recipes[0].seed)
+    photos = select(read_manifest(workspace.manifest("train")), recipes[0].folds)
     tried: list[Tried] = []
     for recipe in recipes:
         tried.append(_try(workspace, recipe, device, clock))

@@ -42,7 +42,7 @@ def lay_out(
     if archive:
         prepare(source, COMPETITION, archive, False, None, reporter)
     train = read_manifest(source.manifest("train"))
-    train = select(train, Folds(n_photos=max(n_photos, 10)), seed=0)
+    train = select(train, Folds(n_photos=max(n_photos, 10)))
     train = train[train["verdict"] == "ok"].assign(source="train")
     if solution:
         labels, test = read_solution(solution), read_manifest(source.manifest("test"))

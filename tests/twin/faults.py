@@ -61,6 +61,8 @@ def target_of(request: Request) -> str:
     url = urlsplit(request.url)
     if url.hostname == STORAGE_HOST:
         return {"GET": "file", "PUT": "upload"}[request.method]
+    if "/kernels/logs/stream/" in url.path:
+        return "log"
     return url.path.rpartition("/")[2]
 
 
@@ -80,12 +82,12 @@ class Armed:
 
     def __init__(self, word: str) -> None:
         self.name, *rest = word.split(":")
-        self.fault = FAULTS[self.name]
+        self.fault = (FAULTS | KERNEL_FAULTS)[self.name]
         self.options = dict(part.split("=") for part in rest if "=" in part)
         assert self.options.keys() <= OPTIONS, f"{word}: the options are {OPTIONS}"
         self.skip, on = int(self.options.get("skip", 0)), self.options.get("on")
         self.targets = frozenset({on}) if on else self.fault.targets
-        assert self.targets <= CALLS | TOKEN | FILE | UPLOAD, f"{word}: there is no {on}"
+        assert self.targets <= CALLS | TOKEN | FILE | UPLOAD | KERNELS, f"{word}: there is no {on}"
         numbers = [float(part) for part in rest if "=" not in part]
         self.number = numbers[0] if numbers else self.fault.default
         self.memory: Counter[str] = Counter()  # for the fault's own use
@@ -345,4 +347,52 @@ FAULTS = {
     "score-error": Fault(CREATE, fail_to_score),
     "score-delayed": Fault(CREATE | LOOK, lambda call: delay(call, as_pending), is_count=False),
     "list-delayed": Fault(CREATE | LIST, lambda call: delay(call, lambda _: []), is_count=False),
+}
+
+
+def refuse_push(words: str) -> Callable[[Call], Reply]:
+    """With status 200, as Kaggle does."""
+    return send_instead(json_reply({"url": "", "versionNumber": 0, "error": words}))
+
+
+def change_answer(**changes: Any) -> Callable[[Call], Reply]:
+    """The request is carried out; the answer says something else."""
+    return lambda call: json_reply(json.loads(call.reply.body) | changes)
+
+
+def drift(call: Call) -> Reply:
+    """The kernel is filed under another name than was asked for, which the answer's URL has."""
+    answer = json.loads(call.reply.body)
+    slug = answer["url"].rpartition("/")[2]
+    call.twin.kernels[f"{slug}-v2"] = call.twin.kernels.pop(slug)
+    return json_reply(answer | {"url": f"{answer['url']}-v2"})
+
+
+def stay(call: Call) -> Reply:
+    """Kaggle says that it cannot delete the kernel, and does not."""
+    return json_reply({"errorMessage": "Something went wrong"})
+
+
+SAVE, STATUS, DELETE, OUTPUT, LOG, QUOTA = (
+    frozenset({name})
+    for name in (
+        *("SaveKernel", "GetKernelSessionStatus", "DeleteKernel", "ListKernelSessionOutput"),
+        *("log", "GetAcceleratorQuotaStatistics"),
+    )
+)
+DATASETS = frozenset({"StartBlobUpload", "CreateDataset", "GetDatasetStatus"})
+KERNELS = SAVE | STATUS | DELETE | OUTPUT | LOG | QUOTA | DATASETS
+KERNEL_FAULTS = {
+    "push-busy": Fault(SAVE, refuse_push("Maximum batch GPU session count of 2 reached.")),
+    "push-412": Fault(SAVE, send_instead(refuse(412, "Precondition failed"))),
+    "push-quota": Fault(SAVE, refuse_push("Maximum weekly GPU quota of 30.00 hours reached.")),
+    "push-phone": Fault(SAVE, refuse_push("Your account must be phone verified to use GPUs.")),
+    "push-ghost": Fault(SAVE, refuse_push("Notebook not found")),
+    "push-lost": Fault(SAVE, lose_answer),
+    "push-drift": Fault(SAVE, drift),
+    "dataset-missing": Fault(SAVE, change_answer(invalidDatasetSources=["rehearsal/comp-x"])),
+    "dataset-lost": Fault(DATASETS & {"CreateDataset"}, lose_answer),
+    "status-unknown": Fault(STATUS, change_answer(status="FROZEN")),
+    "status-null": Fault(STATUS, change_answer(status=None)),
+    "undeleted": Fault(DELETE, stay),
 }

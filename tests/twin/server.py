@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from comp.rehearsal.server import FIRST_REF, Handler, RehearsalServer, Reply, Request
+from comp.rehearsal.server import FIRST_REF, Handler, Reply, Request
 from twin.faults import NO_HEAD, Armed, BadReply, Seen, spoil, target_of
+from twin.kernels import KernelService
 
 BLOCK = 16 * 2**10  # bytes sent at a time
 
@@ -63,7 +64,7 @@ class TwinHandler(Handler):
             self.wfile.write(b"0\r\n\r\n")
 
 
-class Twin(RehearsalServer):
+class Twin(KernelService):
     """The server, its faults, and a record of all requests."""
 
     handler = TwinHandler
