@@ -69,7 +69,7 @@ def lay_out(workspace: Workspace, n: int) -> None:
 
 def make_data(workspace: Workspace, n: int) -> None:
     table, thumbnails = scan(workspace, photos_of(n), geometry_of(RECIPE), Reporter())
-    for split, manifest in manifests_of(table, thumbnails, COMPETITION).items():
+    for split, manifest in manifests_of(table, thumbnails, COMPETITION, Reporter()).items():
         write_manifest(workspace.manifest(split), manifest)
 
 
@@ -88,7 +88,8 @@ def measure(stage: Callable[[Workspace, int], None], workspace: Workspace, n: in
     with context.Pool(1) as pool:
         peak_kb = pool.apply(_run, (stage, workspace, n))
     took, disk = time.monotonic() - began, shutil.disk_usage(workspace.root).used
-    return f"{n:>9,} {stage.__name__:12} {took:8.1f} s {peak_kb / 1e6:6.2f} GB, disk {disk / 1e9:.1f} GB"
+    figures = f"{took:8.1f} s {peak_kb / 1e6:6.2f} GB, disk {disk / 1e9:.1f} GB"
+    return f"{n:>9,} {stage.__name__:12} {figures}"
 
 
 def _run(stage: Callable[[Workspace, int], None], workspace: Workspace, n: int) -> int:
