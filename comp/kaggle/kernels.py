@@ -27,7 +27,6 @@ from comp.kaggle.client import Kaggle
 from comp.kaggle.download import Archive, fetch_whole
 
 SHAPE = "NvidiaTeslaT4"  # which is two of them
-RUNNING = ("QUEUED", "RUNNING", "CANCELREQUESTED", "NEWSCRIPT")
 ENDED = ("COMPLETE", "ERROR", "CANCELACKNOWLEDGED")
 END_OF_LOG = "END_OF_LOG"
 PHONE = "https://www.kaggle.com/settings"
@@ -96,13 +95,12 @@ def push(kaggle: Kaggle, script: Script) -> str:
 
 
 def status_of(kaggle: Kaggle, slug: str) -> tuple[str, str]:
-    """A session's status, one of RUNNING or ENDED, and why it failed. Asks once.
+    """A session's status, of which those in ENDED are final, and why it failed. Asks once.
 
     NotFoundError if there is no such kernel, or not yet.
     """
     answer = kaggle.session.call("GetKernelSessionStatus", **_name(kaggle, slug))
-    words = re.sub("[^A-Z]", "", str(answer.get("status") or "QUEUED").upper())
-    status = words if words in ENDED else words if words in RUNNING else "RUNNING"
+    status = re.sub("[^A-Z]", "", str(answer.get("status") or "QUEUED").upper())
     return status, " ".join(str(answer.get("failureMessage") or "").split())
 
 
