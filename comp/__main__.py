@@ -199,6 +199,14 @@ def _scout(call: Call) -> None:
     scout(call.workspace, call.backbones, call.device, call.reporter, **options)  # type: ignore[arg-type]
 
 
+def _sweep(call: Call) -> None:
+    """search a few options of a recipe; is the best better beyond noise?"""
+    from comp.train.sweep import sweep
+
+    how = (call.one_recipe, call.over, call.trials, call.device)
+    sweep(call.workspace, *how, call.reporter)
+
+
 def _lr(call: Call) -> None:
     """find a learning rate for the recipe's fine-tune"""
     from comp.train.lr_finder import find_lr
@@ -261,6 +269,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _doctor: "",
     _rehearsal: f"recipe={ON_CPU} set seeds device archive solution",
     _scout: "backbones budget set device",
+    _sweep: "recipe set over trials device",
     _lr: "recipe set steps device",
     _audit: "runs",
     _judge: "verdicts recipe set device",

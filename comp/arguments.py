@@ -46,6 +46,8 @@ class Call:
     backbones: Sequence[str] | None = None
     budget: str = "10m"
     steps: int = 100
+    over: Sequence[str] = ()
+    trials: int = 20
     force: bool = False
     refresh: bool = False
     weights: str | None = None
@@ -145,6 +147,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
     "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},
+    "over": {"nargs": "+", "metavar": "OPTION=VALUES", "help": "LOW..HIGH or A,B,C"},
+    "trials": {"type": int, "help": "in all, with those done; default: 20"},
     "steps": {"type": int, "help": "of the range test; default: 100"},
     "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},

@@ -12,6 +12,7 @@ gradients, where the fold's resume file says.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from comp.data.manifest import read_manifest
@@ -32,10 +33,12 @@ def train(
     reporter: Reporter,
     *,
     force: bool = False,
+    after_fold: Callable[[Run, int], None] | None = None,
 ) -> Run:
     """Fit and score the folds of `recipe` that are not fitted yet; the finished run.
 
-    `force`: fit all of them anew, beside those of a finished run, and compare.
+    `force`: fit all of them anew, beside those of a finished run, and compare. `after_fold` is
+    called when a fold of an unfinished run is scored, and may end the run there by an exception.
     """
     run = open_run(workspace, recipe)
     folds = counted(len(run.folds), "fold")
@@ -44,7 +47,7 @@ def train(
     if run.is_trained():
         reporter.say(f"{run.name}: {folds} fitted; nothing to do")
     else:
-        _fit_missing(run, device, reporter, may_adopt=not force)
+        _fit_missing(run, device, reporter, may_adopt=not force, after_fold=after_fold)
     print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
@@ -56,7 +59,14 @@ def train(
     return run
 
 
-def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt: bool) -> None:
+def _fit_missing(
+    run: Run,
+    wanted: str | None,
+    reporter: Reporter,
+    *,
+    may_adopt: bool,
+    after_fold: Callable[[Run, int], None] | None,
+) -> None:
     from comp.train.checkpoints import description, forget_resume, save_tensors
     from comp.train.fits import open_fit
 
@@ -86,6 +96,8 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
             with runs.timed(run, f"score fold {fold}", len(ids)):
                 by_view = fit.logits(fold, ids)
             runs.write_scores(run, fold, ids, by_view)
+        if after_fold:
+            after_fold(run, fold)
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
     reporter.say(f"{run.name}: {counted(len(run.folds), 'fold')} in {took:.1f} s on {device}")
