@@ -10,7 +10,7 @@ TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check chec
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
-takes_train := RECIPE SET SEEDS FORCE WORKSPACE DEVICE
+takes_train := RECIPE SET SEEDS FOLD FORCE WORKSPACE DEVICE
 takes_predict := RECIPE SET SEEDS WORKSPACE DEVICE
 takes_remote := RECIPE SET SEEDS WEIGHTS WORKSPACE
 takes_classify := PHOTOS RECIPE SET SEEDS RUN WORKSPACE DEVICE

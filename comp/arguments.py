@@ -49,6 +49,7 @@ class Call:
     over: Sequence[str] = ()
     trials: int = 20
     force: bool = False
+    fold: int | None = None
     refresh: bool = False
     weights: str | None = None
     archive: Path | None = None
@@ -150,6 +151,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "over": {"nargs": "+", "metavar": "OPTION=VALUES", "help": "LOW..HIGH or A,B,C"},
     "trials": {"type": int, "help": "in all, with those done; default: 20"},
     "steps": {"type": int, "help": "of the range test; default: 100"},
+    "fold": {"type": int, "help": "fit this one alone; train without it collects all"},
     "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
     "weights": {"metavar": "FILE", "help": "as model.weights=FILE, uploaded once; no internet"},

@@ -14,15 +14,33 @@ from safetensors import SafetensorError, safe_open
 
 from comp.errors import RecipeError, StaleError
 from comp.progress import Reporter
-from comp.store import file_sha256, read_object, write_json
+from comp.store import file_sha256, locked, read_object, write_json
 
 RECORD = "files.json"
+LOCK = ".lock"  # of RECORD and of run.json
 ORIGIN = "comp"  # the one key of a checkpoint's metadata: several would be in a random order
 Parsed = TypeVar("Parsed")
 
 
 def record(*paths: Path) -> None:
-    """Note what `paths`, files of one run, are now."""
+    """Note what `paths`, files of one run, are now. Other processes may fit its other folds."""
+    if paths:
+        with locked(paths[0].with_name(LOCK), Reporter()):
+            _note(paths)
+
+
+def write_recorded(
+    path: Path, change: Callable[[dict[str, Any]], Mapping[str, Any] | None]
+) -> None:
+    """Write what `change` makes of the JSON object at `path`, if anything, and record it."""
+    with locked(path.with_name(LOCK), Reporter()):
+        changed = change(read_object(path) if is_intact(path) else {})
+        if changed is not None:
+            write_json(path, changed)
+            _note([path])
+
+
+def _note(paths: Sequence[Path]) -> None:
     entries = {path.name: {**_stat(path), "sha256": file_sha256(path)} for path in paths}
     write_json(paths[0].with_name(RECORD), {**_entries(paths[0]), **entries})
 

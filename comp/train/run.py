@@ -23,8 +23,6 @@ from comp.store import (
     file_sha256,
     fingerprint,
     link,
-    read_json,
-    write_json,
     write_table,
 )
 from comp.train.files import (
@@ -36,6 +34,7 @@ from comp.train.files import (
     read_table,
     record,
     warn_of_damage,
+    write_recorded,
 )
 from comp.train.labels import chosen_label_fixes
 
@@ -174,8 +173,6 @@ def start(run: Run, weights_key: str, device_name: str, code: str, reporter: Rep
     files = (*map(run.checkpoint, run.folds), *map(run.scores, run.folds), run.oof, run.origin)
     warn_of_damage(files, reporter)
     check_weights(run, weights_key)
-    if is_intact(run.origin) and read_json(run.origin)["weights"] == weights_key:
-        return
     origin = {
         "name": run.recipe.name,
         "fingerprint": run.fingerprint,
@@ -189,8 +186,7 @@ def start(run: Run, weights_key: str, device_name: str, code: str, reporter: Rep
         "commit": code_commit(COMP),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(run.origin, origin)
-    record(run.origin)
+    write_recorded(run.origin, lambda now: None if now.get("weights") == weights_key else origin)
 
 
 def check_weights(run: Run, weights_key: str) -> None:
@@ -209,18 +205,16 @@ def timed(run: Run, work: str, n_photos: int) -> Iterator[None]:
     began = time.perf_counter()
     yield
     took = {"work": work, "photos": n_photos, "seconds": round(time.perf_counter() - began, 2)}
-    origin = read_json(run.origin)
-    write_json(run.origin, {**origin, "times": [*origin.get("times", []), took]})
-    record(run.origin)
+    write_recorded(run.origin, lambda now: {**now, "times": [*now.get("times", []), took]})
 
 
-def adopt(run: Run, weights_key: str, code: str | None) -> list[int]:
-    """Take over the checkpoints that fit: links to other runs', and unrecorded ones here.
+def adopt(run: Run, weights_key: str, code: str | None, folds: Sequence[int]) -> list[int]:
+    """Take over checkpoints of `folds` that fit: links to other runs', and unrecorded ones here.
 
     Of which folds there are links now. `code`: by which `run` began, if it did: that of all folds.
     """
     adopted, same_code = [], {"code": code} if code else {}
-    for fold in run.folds:
+    for fold in folds:
         target, origin = run.checkpoint(fold), run.origin_of(fold, weights_key) | same_code
         for folder in () if run.is_fitted(fold) else (run.folder, *run_folders(run.workspace)):
             source = folder / target.name

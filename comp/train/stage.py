@@ -12,10 +12,11 @@ gradients, where the fold's resume file says.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from comp.data.manifest import read_manifest
+from comp.errors import RecipeError
 from comp.metric import bootstrap_interval, per_photo_logit_loss
 from comp.progress import Reporter, counted
 from comp.recipe import Recipe
@@ -33,11 +34,13 @@ def train(
     reporter: Reporter,
     *,
     force: bool = False,
+    fold: int | None = None,
     after_fold: Callable[[Run, int], None] | None = None,
 ) -> Run:
     """Fit and score the folds of `recipe` that are not fitted yet; the finished run.
 
-    `force`: fit all of them anew, beside those of a finished run, and compare. `after_fold` is
+    `force`: fit all of them anew, beside those of a finished run, and compare. `fold`: that one
+    alone, for machines that share the work; the run is not finished by it. `after_fold` is
     called when a fold of an unfinished run is scored, and may end the run there by an exception.
     """
     run = open_run(workspace, recipe)
@@ -46,8 +49,16 @@ def train(
         reporter.say(f"the earlier run is kept as {runs.set_aside(run).name}")
     if run.is_trained():
         reporter.say(f"{run.name}: {folds} fitted; nothing to do")
+    elif fold is None:
+        _fit_missing(run, run.folds, device, reporter, may_adopt=not force, after_fold=after_fold)
     else:
-        _fit_missing(run, device, reporter, may_adopt=not force, after_fold=after_fold)
+        if fold not in run.folds:
+            raise RecipeError(f"FOLD must be 0 to {len(run.folds) - 1}, got {fold}")
+        _fit_missing(run, [fold], device, reporter, may_adopt=not force, after_fold=after_fold)
+        reporter.say(
+            f"fold {fold} is fitted; when all are, `make train` without FOLD collects them"
+        )
+        return run
     print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
@@ -61,6 +72,7 @@ def train(
 
 def _fit_missing(
     run: Run,
+    folds: Sequence[int],
     wanted: str | None,
     reporter: Reporter,
     *,
@@ -75,14 +87,14 @@ def _fit_missing(
     weights, device = fit.frozen.weights, fit.frozen.device_name
     began_by = read_object(run.origin).get("code")
     runs.start(run, weights, device, code, reporter)
-    for fold in () if may_adopt else run.folds:
+    for fold in () if may_adopt else folds:
         forget_resume(run.checkpoint(fold))
-    if may_adopt and (adopted := runs.adopt(run, weights, began_by)):
+    if may_adopt and (adopted := runs.adopt(run, weights, began_by, folds)):
         reporter.say(f"{run.name}: {counted(len(adopted), 'fold')} adopted from the same fit")
     started = time.perf_counter()
-    missing = [fold for fold in run.folds if not run.is_fitted(fold)]
+    missing = [fold for fold in folds if not run.is_fitted(fold)]
     fit.announce(missing)
-    for fold in run.folds:
+    for fold in folds:
         if fold in missing:
             with runs.timed(run, f"fit fold {fold}", int(fit.inputs.training_rows(fold).sum())):
                 tensors = fit.fit(fold)
@@ -98,9 +110,10 @@ def _fit_missing(
             runs.write_scores(run, fold, ids, by_view)
         if after_fold:
             after_fold(run, fold)
-    runs.collect_oof(run, fit.inputs.photos)
+    if len(folds) == len(run.folds):
+        runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
-    reporter.say(f"{run.name}: {counted(len(run.folds), 'fold')} in {took:.1f} s on {device}")
+    reporter.say(f"{run.name}: {counted(len(folds), 'fold')} in {took:.1f} s on {device}")
 
 
 def _print_change(run: Run, earlier: Path, reporter: Reporter) -> None:
