@@ -219,11 +219,13 @@ class FrozenNetwork:
         from comp.network.embedder import make_embedder
 
         run, inputs = self.inputs.run, self.inputs
-        (network, weights), self._network = self._build(), None
-        check_weights(run, weights)
-        example = inputs.example_crops()
-        arguments = (inputs.preprocessing, self.device, example, self._boundary)
-        embedder, why = make_embedder(network, *arguments)
+        with self.reporter.track("building the network", 2, "steps") as advance:
+            (network, weights), self._network = self._build(), None
+            check_weights(run, weights)
+            advance()
+            arguments = (inputs.preprocessing, self.device, inputs.example_crops(), self._boundary)
+            embedder, why = make_embedder(network, *arguments)
+            advance()
         self.reporter.say(why)
         self._kept = Kept(weights=weights, key=embedder.key, device=self.device.name)
         path = kept_path(run, self._wanted, is_tail=self._boundary is not None)
