@@ -5,14 +5,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 COMP := .venv/bin/python -m comp
 
-STAGES := data train predict remote classify export calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout lr audit judge recipes rehearsal
+STAGES := data train predict remote classify export calibrate blend runs errors compare prune forecast report submit scores reproduce leaderboard doctor scout sweep lr audit judge recipes rehearsal
 TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check check-lock lock clean
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
 takes_train := RECIPE SET SEEDS FORCE WORKSPACE DEVICE TRACK
 takes_predict := RECIPE SET SEEDS WORKSPACE DEVICE
-takes_remote := RECIPE SET WEIGHTS WORKSPACE
+takes_remote := RECIPE SET SEEDS WEIGHTS WORKSPACE
 takes_classify := PHOTOS RECIPE SET SEEDS RUN WORKSPACE DEVICE
 takes_export := RECIPE SET RUN WORKSPACE
 takes_calibrate := RECIPE SET SEEDS RUN WORKSPACE
@@ -29,6 +29,7 @@ takes_reproduce := SUB WORKSPACE DEVICE
 takes_leaderboard := REFRESH WORKSPACE
 takes_doctor := WORKSPACE
 takes_scout := BACKBONES BUDGET SET WORKSPACE DEVICE
+takes_sweep := RECIPE SET OVER TRIALS WORKSPACE DEVICE
 takes_lr := RECIPE SET STEPS WORKSPACE DEVICE
 takes_audit := RUNS WORKSPACE
 takes_judge := VERDICTS RECIPE SET WORKSPACE DEVICE
@@ -118,6 +119,7 @@ reproduce: ## make a submission again from the photos, and compare: make reprodu
 leaderboard: ## your best, rank and neighbours, now and on the archived board (REFRESH=1: download it again)
 doctor: ## what a run needs, line by line: fine, or what to do
 scout: ## which backbone to fine-tune: make scout BACKBONES="a b c=weights.pth" BUDGET=10m SET="folds.n_photos=2000"
+sweep: ## search options: make sweep RECIPE=a OVER="training.peak_lr=1e-5..1e-3 training.wise_ft=0.25,1" [TRIALS=20]
 lr: ## find a learning rate: make lr RECIPE=lite0_finetune [STEPS=200]
 audit: ## labels in doubt: make audit [RUNS="a b"]; writes runs/audit.csv, runs/audit.html
 judge: ## RECIPE with and without data/verdicts.csv: make judge RECIPE=lite0_head VERDICTS=all (or flip, or dog.4334)

@@ -53,7 +53,7 @@ def _remote(call: Call) -> None:
     """train and predict on Kaggle's GPUs; the run comes home"""
     from comp.remote.stage import run_remotely
 
-    run_remotely(call.workspace, call.recipes, call.recipe_options, call.kaggle)
+    run_remotely(call.workspace, call.recipes, call.naming, call.kaggle)
 
 
 def _classify(call: Call) -> None:
@@ -200,6 +200,14 @@ def _scout(call: Call) -> None:
     scout(call.workspace, call.backbones, call.device, call.reporter, **options)  # type: ignore[arg-type]
 
 
+def _sweep(call: Call) -> None:
+    """search a few options of a recipe; is the best better beyond noise?"""
+    from comp.train.sweep import sweep
+
+    how = (call.one_recipe, call.over, call.trials, call.device)
+    sweep(call.workspace, *how, call.reporter)
+
+
 def _lr(call: Call) -> None:
     """find a learning rate for the recipe's fine-tune"""
     from comp.train.lr_finder import find_lr
@@ -244,7 +252,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
     _train: "recipe set seeds device force track",
     _predict: "recipe set seeds device",
-    _remote: "recipe set weights",
+    _remote: "recipe set seeds weights",
     _calibrate: "recipe set seeds run",
     _classify: "photos recipe set seeds run device",
     _export: "recipe set run",
@@ -262,6 +270,7 @@ COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _doctor: "",
     _rehearsal: f"recipe={ON_CPU} set seeds device archive solution",
     _scout: "backbones budget set device",
+    _sweep: "recipe set over trials device",
     _lr: "recipe set steps device",
     _audit: "runs",
     _judge: "verdicts recipe set device",

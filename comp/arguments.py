@@ -30,6 +30,7 @@ class Call:
 
     workspace: Workspace
     reporter: Reporter = field(default_factory=Reporter)
+    own_recipes: Path | None = None  # a Python file, whose recipes are known already
     recipe: str | None = None
     set: Sequence[str] = ()
     seeds: int = 1
@@ -45,6 +46,8 @@ class Call:
     backbones: Sequence[str] | None = None
     budget: str = "10m"
     steps: int = 100
+    over: Sequence[str] = ()
+    trials: int = 20
     force: bool = False
     refresh: bool = False
     weights: str | None = None
@@ -65,10 +68,12 @@ class Call:
         return [*self.set, *([f"model.weights={self.weights}"] if self.weights else [])]
 
     @property
-    def recipe_options(self) -> list[str]:
-        """What names them on another machine's command line."""
-        settings = self.settings
-        return ["--recipe", self.recipe or DEFAULT, *(["--set", *settings] if settings else [])]
+    def naming(self) -> dict[str, Any]:
+        """What names the recipes on another machine: options, seeds, and a file's text."""
+        settings = ["--set", *self.settings] if self.settings else []
+        own = self.own_recipes.read_text(encoding="utf-8") if self.own_recipes else ""
+        options = ["--recipe", self.recipe or DEFAULT, *settings]
+        return {"options": options, "seeds": self.seeds, "own_recipes": own}
 
     @property
     def one_recipe(self) -> Recipe:
@@ -143,6 +148,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "method": {"choices": ("simplex", "greedy", "equal", "features"), "help": "default: simplex"},
     "backbones": {"nargs": "+", "metavar": "NAME[=FILE]", "help": "of timm; default: packaged"},
     "budget": {"help": "of time, such as 90s or 1.5h; default: 10m"},
+    "over": {"nargs": "+", "metavar": "OPTION=VALUES", "help": "LOW..HIGH or A,B,C"},
+    "trials": {"type": int, "help": "in all, with those done; default: 20"},
     "steps": {"type": int, "help": "of the range test; default: 100"},
     "force": {"action": "store_true", "help": "train, or upload, even what is done"},
     "refresh": {"action": "store_true", "help": "download the leaderboard even if it is new"},
@@ -239,7 +246,8 @@ def run_command(commands: Commands, arguments: Sequence[str] | None) -> int:
             for name, value in options.items()
             if value is not None
         }
-        call = Call(workspace=Workspace(folder), reporter=reporter, **given)
+        about = {"workspace": Workspace(folder), "reporter": reporter, "own_recipes": own_recipes}
+        call = Call(**about, **given)
         with pages_kept_current(call.workspace, COMPETITION, reporter):
             command(call)
     except UserError as error:

@@ -30,6 +30,7 @@ if stage == "data":
 print(f"this is {{stage}}")
 {behaviour}
 """
+NAMING = {"options": ["--recipe", "tiny"], "seeds": 1, "own_recipes": ""}
 FINISH = "if stage == 'train': finish()"
 
 
@@ -70,7 +71,7 @@ class RemoteStand:
         self.twin.arm(faults)
         env = self.twin.environment(self.root / "account")
         kaggle = Kaggle(COMPETITION, self.heard, env, HASTE)
-        stage.run_remotely(self.home, [self.recipe], ["--recipe", "tiny"], kaggle)
+        stage.run_remotely(self.home, [self.recipe], NAMING, kaggle)
         return str(self.heard)
 
     @property

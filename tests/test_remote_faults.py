@@ -8,6 +8,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ RIDDEN_OUT = [  # faults, and what is said of them
     ("status-unknown:2", "pushed"),
     ("status-null:2", "pushed"),
     ("503:3:on=GetKernelSessionStatus", "pushed"),
+    ("404:3:on=GetKernelSessionStatus", "pushed"),
     ("503:on=log", "pushed"),
     ("cut:2:on=log", "pushed"),
     ("stall:1:on=log", "pushed"),
@@ -135,7 +137,21 @@ def test_a_call_killed_while_the_run_comes_home_fetches_it_again(
 def test_waiting_ends_if_kaggle_stays_silent_and_the_next_call_attaches(stand: RemoteStand) -> None:
     with pytest.raises(UnavailableError, match=r"goes on at .*attach"):
         stand.remote("503:on=GetKernelSessionStatus")
+    with pytest.raises(UnavailableError, match="is not known"):
+        stand.remote("503:on=GetKernelSessionStatus")
     assert "going on with" in stand.remote()
+    assert (len(stand.twin.sessions), stand.is_home) == (1, True)
+
+
+def test_while_kaggle_does_not_say_what_runs_nothing_more_is_pushed(
+    stand: RemoteStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.behave(f"time.sleep(.2)\n{FINISH}")
+    for _ in range(2):  # once with the answer lost, once with a note of it
+        with pytest.raises(UnavailableError, match="is not known: run this again"):
+            stand.remote("push-lost", "503:on=GetKernelSessionStatus")
+        assert len(stand.twin.sessions) == 1
+    stand.remote()
     assert (len(stand.twin.sessions), stand.is_home) == (1, True)
 
 
@@ -185,7 +201,7 @@ def test_a_session_ended_at_its_limit_is_followed_by_one_that_takes_up_its_outpu
 
 FAILING = [
     ("print('error: no such layer'); sys.exit(1)", "comp train failed: no such layer"),
-    ("os.kill(os.getppid(), signal.SIGKILL)", "too little memory.*micro_batch"),
+    ("os.kill(os.getppid(), signal.SIGKILL)", r"more memory than is available.*micro_batch"),
 ]
 
 
@@ -233,11 +249,35 @@ def test_a_session_stopped_by_its_owner_is_not_started_again_by_itself(
         stand.remote()
     words = "The kernel was killed due to a requested cancel."
     stand.twin.sessions[0].end("CANCEL_ACKNOWLEDGED", words)
-    with pytest.raises(KaggleError, match=r"requested cancel.*goes on from there"):
+    with pytest.raises(KaggleError, match=r"stopped .*requested cancel.*goes on from"):
         stand.remote()
     stand.behave(FINISH)
     stand.remote()
     assert (len(stand.twin.sessions), stand.is_home) == (2, True)
+
+
+def test_ctrl_c_says_that_the_session_goes_on_and_how_to_end_it(
+    stand: RemoteStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once(monkeypatch, attempts, "status_of", before=True)
+    with pytest.raises(KeyboardInterrupt, match=r"goes on: .* deleting https://\S+ ends it"):
+        stand.remote()
+    assert "going on with" in stand.remote()
+
+
+def test_a_kernel_that_cannot_be_deleted_is_not_forgotten(stand: RemoteStand) -> None:
+    with pytest.raises(UnavailableError, match="does not delete"):
+        stand.remote("dataset-missing:1", "undeleted")
+    stand.remote()
+    assert (len(stand.twin.sessions), stand.is_home) == (1, True)
+
+
+def test_two_calls_at_once_make_one_session(stand: RemoteStand) -> None:
+    stand.behave(f"time.sleep(.2)\n{FINISH}")
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda _: stand.remote(), range(2)))
+    assert "waiting for another run" in said[0] + said[1]
+    assert (len(stand.twin.sessions), stand.is_home) == (1, True)
 
 
 def test_a_kernel_that_its_owner_deleted_is_named_and_then_pushed_anew(
@@ -340,7 +380,7 @@ def test_without_quota_nothing_is_pushed_and_little_of_it_shortens_the_session(
     stand: RemoteStand,
 ) -> None:
     stand.twin.used_s = stand.twin.allowed_s - 600
-    with pytest.raises(KaggleError, match=r"no GPU hours are left, renewed 2026-11-28"):
+    with pytest.raises(KaggleError, match=r"too few GPU hours are left.*renewed 2026-11-28"):
         stand.remote()
     stand.twin.used_s = stand.twin.allowed_s - 3600
     assert "1.0 left" in stand.remote()

@@ -27,7 +27,6 @@ from comp.kaggle.client import Kaggle
 from comp.kaggle.download import Archive, fetch_whole
 
 SHAPE = "NvidiaTeslaT4"  # which is two of them
-RUNNING = ("QUEUED", "RUNNING", "CANCELREQUESTED", "NEWSCRIPT")
 ENDED = ("COMPLETE", "ERROR", "CANCELACKNOWLEDGED")
 END_OF_LOG = "END_OF_LOG"
 PHONE = "https://www.kaggle.com/settings"
@@ -71,18 +70,25 @@ def push(kaggle: Kaggle, script: Script) -> str:
     NotAttachedError, NotFoundError (another title may do) and KaggleErrors by Kaggle's words.
     """
 
+    lost: list[UnavailableError] = []
+
     def save() -> dict[str, Any]:
+        lost.clear()
         try:
             return kaggle.session.call("SaveKernel", **_fields(kaggle, script))
         except UnavailableError as error:
             if error.not_done:
                 raise
             kaggle.reporter.warn(f"{error}; checking if the kernel arrived anyway")
-            if not appears(kaggle, script.slug):
-                raise
-            return {"versionNumber": 1}
+            lost.append(error)
+            return {"versionNumber": 1}  # which it has, if it did
 
-    answer = kaggle.retried(save)
+    for _ in range(kaggle.patience.n_tries):
+        answer = kaggle.retried(save)
+        if not lost or appears(kaggle, script.slug):
+            break
+    else:
+        raise lost[0]
     if words := str(answer.get("error") or ""):
         raise _refusal(kaggle, words)
     if int(answer.get("versionNumber") or 0) < 1:
@@ -96,25 +102,24 @@ def push(kaggle: Kaggle, script: Script) -> str:
 
 
 def status_of(kaggle: Kaggle, slug: str) -> tuple[str, str]:
-    """A session's status, one of RUNNING or ENDED, and why it failed. Asks once.
+    """A session's status, of which those in ENDED are final, and why it failed. Asks once.
 
     NotFoundError if there is no such kernel, or not yet.
     """
     answer = kaggle.session.call("GetKernelSessionStatus", **_name(kaggle, slug))
-    words = re.sub("[^A-Z]", "", str(answer.get("status") or "QUEUED").upper())
-    status = words if words in ENDED else words if words in RUNNING else "RUNNING"
+    status = re.sub("[^A-Z]", "", str(answer.get("status") or "QUEUED").upper())
     return status, " ".join(str(answer.get("failureMessage") or "").split())
 
 
 def delete(kaggle: Kaggle, slug: str) -> None:
-    """Deletes a kernel with its output, which also ends its session."""
+    """Deletes a kernel with its output, which ends its session; UnavailableError if it stays."""
     try:
         answer = kaggle.call("DeleteKernel", **_name(kaggle, slug))
     except NotFoundError:
         return
     if words := answer.get("errorMessage"):
         remedy = f"delete it at {url_of(kaggle, slug)}, else it goes on and uses up quota"
-        raise KaggleError(f"Kaggle does not delete the kernel {slug} ({words}): {remedy}")
+        raise UnavailableError(f"Kaggle does not delete the kernel {slug} ({words}): {remedy}")
 
 
 def quota_of(kaggle: Kaggle) -> Quota:
@@ -187,14 +192,25 @@ def _fields(kaggle: Kaggle, script: Script) -> dict[str, Any]:
 
 
 def appears(kaggle: Kaggle, slug: str) -> bool:
-    """Whether the kernel is there within the time that a list may lag behind."""
+    """Whether the kernel is there within the time that a list may lag behind.
+
+    UnavailableError if Kaggle does not say so: nothing may be pushed in its place.
+    """
     end = time.monotonic() + kaggle.patience.listed_s
-    while time.monotonic() < end:
+    while True:
         try:
             status_of(kaggle, slug)
             return True
-        except (NotFoundError, UnavailableError):
-            time.sleep(kaggle.patience.poll_s)
+        except NotFoundError:
+            problem = ""
+        except UnavailableError as error:
+            problem = str(error)
+        if time.monotonic() > end:
+            break
+        time.sleep(kaggle.patience.poll_s)
+    if problem:
+        unknown = f"whether the kernel {slug} runs is not known"
+        raise UnavailableError(f"{problem}; {unknown}: run this again later, which looks first")
     return False
 
 

@@ -129,8 +129,10 @@ def follow(kaggle: Kaggle, note: Note, attempt: Attempt) -> tuple[str, str]:
                 on = f"the session goes on at {url_of(kaggle, attempt.slug)}"
                 raise UnavailableError(f"{error}; {on}: run this again to attach") from None
             status, why = "", ""
-        except NotFoundError:
-            raise _gone(note, attempt) from None
+        except NotFoundError:  # just pushed, or for a moment, until that has lasted
+            if not appears(kaggle, attempt.slug):
+                raise _gone(note, attempt) from None
+            continue
         log.print_news()
         if status in ENDED:
             return status, why

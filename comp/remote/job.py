@@ -43,12 +43,12 @@ class Job:
 
     runs: Sequence[str]  # their folders' names; what an earlier session left of them is taken up
     options: Sequence[str]  # that name the recipe, as `comp` takes them
+    seeds: int
+    own_recipes: str  # the text of a Python file with recipes, or ""
     device: str
     manifests: dict[str, str]  # SHA-256 of data/train.csv and test.csv at home, by split
     verdicts: str  # text of data/verdicts.csv; "" if there is none
-    packages: Sequence[
-        str
-    ]  # NAME==VERSION: those that are not there are installed beside the image
+    packages: Sequence[str]  # NAME==VERSION: what the image lacks of them is installed beside it
     weights: str  # model.weights of the recipe, if that is a file
     stop_s: float  # after which a stage is asked to stop, so that packing ends within the limit
 
@@ -67,8 +67,8 @@ def do(job: Job, root: Path) -> int:
         _place_weights(job.weights, root / "input", workspace)
         _run_stages(job, root / "input", workspace, end)
         outcome, line = "done", ""
-    except JobError as end:
-        outcome, line = end.outcome, str(end)
+    except JobError as error:
+        outcome, line = error.outcome, str(error)
     finally:
         pack(root / "working", {"outcome": outcome, "line": line})
     print(f"{outcome} {line}".rstrip(), flush=True)  # noqa: T201  (the session's log)
@@ -120,7 +120,11 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
         raise JobError("failed", f"the competition's files are not attached: {remedy}")
     if job.verdicts:
         (workspace / "data" / "verdicts.csv").write_text(job.verdicts, encoding="utf-8")
-    _comp(["data", *job.options, "--archive", str(sample.parent)], workspace, end)
+    options = list(job.options)
+    if job.own_recipes:
+        (workspace / "own_recipes.py").write_text(job.own_recipes, encoding="utf-8")
+        options += ["--recipes", "own_recipes.py"]
+    _comp(["data", *options, "--archive", str(sample.parent)], workspace, end)
     for split, sha256 in job.manifests.items():
         path = workspace / "data" / f"{split}.csv"
         carried = [each for each in inputs.rglob(path.name) if _sha256(each) == sha256]
@@ -129,8 +133,8 @@ def _run_stages(job: Job, inputs: Path, workspace: Path, end: float) -> None:
         if _sha256(path) != sha256:
             line = f"data/{split}.csv as made on Kaggle is not the one at home"
             raise JobError("manifests", line)
-    for stage in ("train", "predict"):
-        _comp([stage, *job.options, "--device", job.device], workspace, end)
+    for stage in ("train", "predict"):  # on the first of two T4s: comp does not share folds yet
+        _comp([stage, *options, "--seeds", str(job.seeds), "--device", job.device], workspace, end)
 
 
 def _comp(arguments: Sequence[str], workspace: Path, end: float) -> None:

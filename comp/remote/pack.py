@@ -18,7 +18,8 @@ packed = io.BytesIO(base64.b64decode("{code}"))
 tarfile.open(fileobj=packed, mode="r:xz").extractall(code, filter="data")
 sys.path.insert(0, str(code))
 from comp.remote.job import Job, do
-sys.exit(do(Job(**json.loads({job!r})), root))
+if status := do(Job(**json.loads({job!r})), root):
+    sys.exit(status)  # a notebook's runner takes any exit for a failure
 '''
 
 

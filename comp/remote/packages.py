@@ -11,7 +11,15 @@ from comp.network.weights import PACKAGED
 from comp.recipe import Model
 
 # Small ones that decide what is computed, with what they need beside what every image has.
-PACKAGES = ("timm", "albumentations", "albucore", "simsimd", "stringzilla", "safetensors")
+PACKAGES = (
+    "timm",
+    "albumentations",
+    "albucore",
+    "simsimd",
+    "stringzilla",
+    "safetensors",
+    "kagglesdk",
+)
 # wheels for Kaggle's image: Python 3.12 on x86-64
 TARGET = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.12"]
 TARGET += [f"--abi={abi}" for abi in ("cp312", "abi3", "none")]

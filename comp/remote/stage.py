@@ -12,10 +12,12 @@ Killed at any point, the same command goes on; the session on Kaggle goes on by 
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from comp.data.manifest import SPLITS, read_manifest
 from comp.data.origin import check_server, edited_manifests
@@ -54,7 +56,7 @@ class Errand:
 
     workspace: Workspace
     runs: Sequence[Run]
-    options: Sequence[str]  # of the command line, that name the recipe
+    naming: Mapping[str, Any]  # the fields of a Job by which Kaggle's machine knows the recipes
 
     @property
     def name(self) -> str:
@@ -79,42 +81,44 @@ class Errand:
 
 
 def run_remotely(
-    workspace: Workspace,
-    recipes: Sequence[Recipe],
-    options: Sequence[str],
-    kaggle: Kaggle,
+    workspace: Workspace, recipes: Sequence[Recipe], naming: Mapping[str, Any], kaggle: Kaggle
 ) -> None:
-    """Fits `recipes`, which `options` name, on Kaggle; their runs are then in `workspace`."""
+    """Fits `recipes` on Kaggle, where `naming` names them; their runs are then in `workspace`."""
     check_server(workspace, kaggle)
     runs = [open_run(workspace, recipe) for recipe in recipes]
-    errand, say = Errand(workspace=workspace, runs=runs, options=options), kaggle.reporter.say
-    names = ", ".join(run.name for run in runs)
-    if errand.is_done():
-        say(f"{names}: fitted and predicted; nothing to do")
-        return
+    errand = Errand(workspace=workspace, runs=runs, naming=naming)
+    say, names = kaggle.reporter.say, ", ".join(run.name for run in runs)
     note = errand.note
     with locked(note.path.with_suffix(".lock"), kaggle.reporter):
-        is_over = False
+        if is_over := errand.is_done():
+            say(f"{names}: fitted and predicted; nothing to do")
+            return
         while not is_over:
             attempt = find(kaggle, note)
-            if attempt.slug:
-                say(f"going on with {url_of(kaggle, attempt.slug)}")
-            else:
-                attempt = _start(kaggle, errand)
-            status, why = follow(kaggle, note, attempt)
+            said = "going on with" if attempt.slug else "pushed:"
+            attempt = attempt if attempt.slug else _start(kaggle, errand)
+            url = url_of(kaggle, attempt.slug)
+            say(f"{said} {url}")
+            try:
+                status, why = follow(kaggle, note, attempt)
+            except KeyboardInterrupt:
+                on = f"the session goes on: the same command attaches to it, deleting {url} ends it"
+                raise KeyboardInterrupt(on, SIGINT) from None
             is_over = _settle(kaggle, errand, attempt, status, why)
-    words = f"RECIPE={options[1]}" + (f' SET="{" ".join(options[3:])}"' if options[3:] else "")
-    say(f"{names}: fitted and predicted on Kaggle; go on here by `make predict submit {words}`")
+    on = "`make predict submit` with the same RECIPE and SET goes on here"
+    weights = _own_weights(errand)
+    on += f", and SET=model.weights={weights} for WEIGHTS" if weights else ""
+    say(f"{names}: fitted and predicted on Kaggle; {on}")
 
 
 def _start(kaggle: Kaggle, errand: Errand) -> Attempt:
     limit_s = _check_quota(kaggle, errand)
-    weights = next(filter(None, map(_own_weights, errand.runs)), "")
+    weights = _own_weights(errand)
     files = _upload(kaggle, errand, weights)
     workspace, verdicts = errand.workspace, errand.workspace.verdicts
     job = Job(
         runs=[run.name for run in errand.runs],
-        options=errand.options,
+        **errand.naming,
         device=DEVICE,
         manifests={split: file_sha256(workspace.manifest(split)) for split in SPLITS},
         verdicts=verdicts.read_text(encoding="utf-8") if verdicts.exists() else "",
@@ -129,32 +133,34 @@ def _start(kaggle: Kaggle, errand: Errand) -> Attempt:
         sources = {"datasets": files, "kernels": kernels}
         return Script(title=title, text=text, limit_s=limit_s, internet=not weights, **sources)
 
-    attempt = begin(kaggle, errand.note, errand.name, limit_s, script)
-    kaggle.reporter.say(f"pushed: {url_of(kaggle, attempt.slug)}")
-    return attempt
+    return begin(kaggle, errand.note, errand.name, limit_s, script)
 
 
 def _check_quota(kaggle: Kaggle, errand: Errand) -> int:
     """Says what is left and what it may take; how long a session may last, in seconds."""
-    from comp.remote.estimate import SPEED, estimated_hours  # loads torch
-
     quota, say = quota_of(kaggle), kaggle.reporter.say
     renewed = f", renewed {quota.renewed}" if quota.renewed else ""
     say(f"GPU hours of this week: {quota.used_h:.1f} used, {quota.left_h:.1f} left{renewed}")
-    n_train, n_test = (len(read_manifest(errand.workspace.manifest(split))) for split in SPLITS)
-    hours = sum(estimated_hours(run.recipe, n_train, n_test) for run in errand.runs)
-    say(f"estimate: {hours:.1f} h of one T4 if it does {SPEED:.0e} operations/s, not yet measured")
     if quota.left_h < LEAST_H:
-        raise KaggleError(f"no GPU hours are left{renewed}: run this again then")
-    if hours > quota.left_h:
-        kaggle.reporter.warn("that is more than is left: the folds that are done come home")
+        raise KaggleError(f"too few GPU hours are left: run this again when they are{renewed}")
+    if not errand.note.read().source:  # else it takes what is left of that
+        from comp.remote.estimate import SPEED, estimated_hours  # loads torch
+
+        tables = (read_manifest(errand.workspace.manifest(split)) for split in SPLITS)
+        n_train, n_test = map(len, tables)
+        hours = sum(estimated_hours(run.recipe, n_train, n_test) for run in errand.runs)
+        say(
+            f"estimate: {hours:.1f} h of one T4, if it does {SPEED:.0e} operations/s (not measured)"
+        )
+        if hours > quota.left_h:
+            kaggle.reporter.warn("that is more than is left: the folds that are done come home")
     return int(min(MOST_S, quota.left_h * 3600))
 
 
-def _own_weights(run: Run) -> str:
-    """The file of weights that the recipe names, as it names it."""
-    model = run.recipe.model
-    return model.weights if model.weights and weights_file(model) else ""
+def _own_weights(errand: Errand) -> str:
+    """The file of weights that the recipes name, as they name it; "" if they name none."""
+    models = [run.recipe.model for run in errand.runs]
+    return next((each.weights for each in models if each.weights and weights_file(each)), "")
 
 
 def _upload(kaggle: Kaggle, errand: Errand, weights: str) -> list[str]:
@@ -177,10 +183,8 @@ def _settle(kaggle: Kaggle, errand: Errand, attempt: Attempt, status: str, why: 
 
     KaggleError if it failed. The next attempt takes up what there is of the folds.
     """
-    folder = (
-        errand.workspace.runs / f".{attempt.slug}"
-    )  # what has arrived is kept if this is killed
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = errand.workspace.runs / f".{attempt.slug}"
+    folder.mkdir(parents=True, exist_ok=True)  # what has arrived is kept if this is killed
     tar = fetch_output(kaggle, attempt.slug, OUTPUT, folder)
     if status == "COMPLETE" and not tar:
         look = f"run this again in a minute, or look at {url_of(kaggle, attempt.slug)}"
@@ -203,18 +207,17 @@ def _settle(kaggle: Kaggle, errand: Errand, attempt: Attempt, status: str, why: 
             f"{attempt.slug} ended at its limit; another session goes on from there"
         )
         return False
-    raise KaggleError(_failure(kaggle, attempt, status, line))
+    raise KaggleError(_failure(kaggle, errand, attempt, status, line))
 
 
-def _failure(kaggle: Kaggle, attempt: Attempt, status: str, line: str) -> str:
-    where = f"see {url_of(kaggle, attempt.slug)}"
+def _failure(kaggle: Kaggle, errand: Errand, attempt: Attempt, status: str, line: str) -> str:
+    remedy = f"see {url_of(kaggle, attempt.slug)}; the same command goes on from what is there"
     if "memory" in line:
         remedy = "set a smaller training.micro_batch or pixels.size_px"
-        return f"the session on Kaggle had too little memory ({line}): {remedy}"
-    if status == "CANCELACKNOWLEDGED":
-        on = "the same command goes on from there"
-        return f"the session on Kaggle was stopped ({line or 'Kaggle does not say why'}): {on}"
-    return f"the session on Kaggle failed ({line or 'Kaggle does not say why'}): {where}"
+    elif status != "CANCELACKNOWLEDGED" and attempt.source:
+        remedy += f", or from nothing if you delete {errand.note.path}"
+    how = "was stopped" if status == "CANCELACKNOWLEDGED" else "failed"
+    return f"the session on Kaggle {how} ({line or 'Kaggle does not say why'}): {remedy}"
 
 
 def bring_home(tar: Path, workspace: Workspace) -> dict[str, object]:

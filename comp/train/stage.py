@@ -12,6 +12,7 @@ gradients, where the fold's resume file says.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -34,11 +35,13 @@ def train(
     *,
     force: bool = False,
     track: str | None = None,
+    after_fold: Callable[[Run, int], None] | None = None,
 ) -> Run:
     """Fit and score the folds of `recipe` that are not fitted yet; the finished run.
 
     `force`: fit all of them anew, beside those of a finished run, and compare. `track`: what of
-    accelerate's shows the curves, such as "tensorboard".
+    accelerate's shows the curves, such as "tensorboard". `after_fold` is called when a fold of an
+    unfinished run is scored, and may end the run there by an exception.
     """
     run = open_run(workspace, recipe)
     folds = counted(len(run.folds), "fold")
@@ -49,7 +52,7 @@ def train(
         print_oof_table(run, reporter)
     else:
         with reporter.logged(run.folder), _tracked(run, track, reporter):
-            _fit_missing(run, device, reporter, may_adopt=not force)
+            _fit_missing(run, device, reporter, may_adopt=not force, after_fold=after_fold)
             print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
@@ -69,7 +72,14 @@ def _tracked(run: Run, kind: str | None, reporter: Reporter) -> AbstractContextM
     return tracked(run, kind, reporter)
 
 
-def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt: bool) -> None:
+def _fit_missing(
+    run: Run,
+    wanted: str | None,
+    reporter: Reporter,
+    *,
+    may_adopt: bool,
+    after_fold: Callable[[Run, int], None] | None,
+) -> None:
     from comp.train.checkpoints import description, forget_resume, save_tensors
     from comp.train.fits import open_fit
 
@@ -105,6 +115,8 @@ def _fit_missing(run: Run, wanted: str | None, reporter: Reporter, *, may_adopt:
                     by_view = fit.logits(fold, ids)
                 runs.write_scores(run, fold, ids, by_view)
             advance()
+            if after_fold:
+                after_fold(run, fold)
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
     reporter.say(f"{run.name}: {counted(len(run.folds), 'fold')} in {took:.1f} s on {device}")

@@ -82,6 +82,7 @@ class KernelService(RehearsalServer):
         self.sessions: list[KaggleSession] = []  # all that ever began
         self.kernels: dict[str, list[KaggleSession]] = {}  # by slug: their versions
         self.datasets: dict[str, Dataset] = {}  # by OWNER/SLUG
+        self.python = sys.executable  # of Kaggle's image
         self.queue_s = self.ready_s = 0.0
         self.never_ends = False  # a session is RUNNING, and nothing runs
         self.used_s, self.allowed_s = 4500.25, 108_000.0
@@ -219,7 +220,7 @@ class KernelService(RehearsalServer):
         env |= {"COMP_KAGGLE": str(session.root), "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
         env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         session.process = process = subprocess.Popen(
-            [sys.executable, str(script)],
+            [self.python, str(script)],
             cwd=session.root / "working",
             env=env,
             stdout=subprocess.PIPE,
