@@ -19,7 +19,7 @@ from comp.kaggle import Kaggle, Patience
 from comp.kaggle.download import MB, Archive
 from comp.progress import Reporter
 from comp.recipes import DEFAULT, ON_CPU
-from comp.store import Workspace
+from comp.store import Workspace, free_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 FIX = "delete .venv and run any make target, which installs the lock"
@@ -180,16 +180,10 @@ def find_disk(workspace: Workspace, competition: Competition) -> str:
     return text
 
 
-def find_memory(
-    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
-) -> str:
-    """What Linux calls available, or the container's limit if that is less."""
-    text = meminfo.read_text() if meminfo.exists() else ""
-    found = [1024 * int(kib) for kib in re.findall(r"MemAvailable:\s+(\d+) kB", text)]
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        found.append(int(most))
-    available = f"{min(found) / GB:.1f} GB are available" if found else "unknown"
-    if not found or min(found) < MEMORY_BYTES:
+def find_memory() -> str:
+    free = free_memory()
+    available = f"{free / GB:.1f} GB are available" if free else "unknown"
+    if not free or free < MEMORY_BYTES:
         need = f"{MEMORY_BYTES / GB:.0f} GB are needed for all photos"
         raise Doubt(f"{available}, {need}: end other programs, or use fewer photos")
     return available

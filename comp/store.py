@@ -149,6 +149,17 @@ def require_room(folder: Path, n_bytes: int, what: str, remedy: str = "make room
     return line
 
 
+def free_memory(
+    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
+) -> int | None:
+    """Bytes that Linux calls available, or the container's limit if that is less; None: unknown."""
+    text = meminfo.read_text() if meminfo.exists() else ""
+    found = [1024 * int(kib) for kib in re.findall(r"MemAvailable:\s+(\d+) kB", text)]
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        found.append(int(most))
+    return min(found, default=None)
+
+
 def write_text(path: Path, text: str) -> None:
     with whole(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="")

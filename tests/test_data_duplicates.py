@@ -21,6 +21,7 @@ from comp.data.folds import (
 )
 from comp.data.photos import decode
 from comp.data.scan import thumbnail
+from comp.progress import Reporter
 
 N = 40
 SCENES = [scene(seed, 240, 180) for seed in range(N)]
@@ -32,7 +33,7 @@ def thumbnails(images: list[Image.Image]) -> np.ndarray:
 
 
 def pairs_of(small: np.ndarray) -> set[tuple[int, ...]]:
-    return set(map(tuple, near_pairs(small).tolist()))
+    return set(map(tuple, near_pairs(small, Reporter()).tolist()))
 
 
 def darker(image: Image.Image, share: float) -> Image.Image:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp.competition import COMPETITION
-from comp.data.folds import SIDE
+from comp.data.folds import SIDE, near_pairs
 from comp.data.manifest import (
     MANIFEST_COLUMNS,
     natural_key,
@@ -22,6 +22,7 @@ from comp.data.manifest import (
 )
 from comp.data.scan import manifests_of, print_summary
 from comp.errors import DataError
+from comp.progress import Reporter
 
 MANIFEST = pd.DataFrame(
     {
@@ -153,14 +154,30 @@ def test_photos_that_cannot_be_decoded_are_an_error_if_they_are_all_and_loud_if_
     thumbnails = np.random.default_rng(0).integers(0, 256, (n_usable, SIDE, SIDE), np.uint8)
     if 40 in n_lost.values():
         with pytest.raises(DataError, match=f"none of the 40 photos {says} can be decoded"):
-            manifests_of(table, thumbnails, COMPETITION)
+            manifests_of(table, thumbnails, COMPETITION, Reporter())
         return
     table.loc[table["id"] == "cat.39", "verdict"] = "unclosed"
-    made = manifests_of(table, thumbnails, COMPETITION)
+    made = manifests_of(table, thumbnails, COMPETITION, Reporter())
     print_summary(made["train"], made["test"], COMPETITION, heard)
     assert says in str(heard)
     assert "1 photo lacking only the end marker, and used: cat.39 (unclosed)" in str(heard)
     assert ("CANNOT" in str(heard)) == ("CANNOT" in says)
+
+
+def test_equal_files_share_a_group_without_being_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, compared = scanned({}), list[int]()
+    table.loc[table.index[:30], "sha256"] = table["sha256"][0]
+    thumbnails = np.random.default_rng(0).integers(0, 256, (len(table), SIDE, SIDE), np.uint8)
+
+    def counted(some: np.ndarray, reporter: Reporter) -> np.ndarray:
+        compared.append(len(some))
+        return near_pairs(some, reporter)
+
+    monkeypatch.setattr("comp.data.scan.near_pairs", counted)
+    made = pd.concat(manifests_of(table, thumbnails, COMPETITION, Reporter()).values())
+    assert compared == [len(table) - 29]
+    assert made["group"].nunique() == len(table) - 29
+    assert made.set_index("id")["group"][table["id"][:30]].nunique() == 1
 
 
 def test_an_editor_that_adds_a_byte_order_mark_and_crlf_does_no_harm(path: Path) -> None:

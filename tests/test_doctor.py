@@ -19,7 +19,7 @@ from comp.doctor import Check, Doubt, account_probes, examine, machine_probes, r
 from comp.errors import UnavailableError, UserError
 from comp.kaggle import Kaggle
 from comp.network.device import Device
-from comp.store import Workspace
+from comp.store import Workspace, free_memory
 
 ASKED = ["credentials", "authentication", "competition", "rules", "submissions"]
 HERE = ["Python", "packages", "disk", "memory", "folders", "torch", "device"]
@@ -210,17 +210,20 @@ def test_a_gpu_is_described_and_bad_if_this_torch_cannot_use_it(
             doctor.find_accelerator(True)
 
 
-def test_memory_is_what_is_available_or_the_limit_of_the_container(tmp_path: Path) -> None:
+def test_memory_is_what_is_available_or_the_limit_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+    monkeypatch.setattr(doctor, "free_memory", lambda: free_memory(info, limit))
     with pytest.raises(Doubt, match="unknown"):
-        doctor.find_memory(info, limit)
+        doctor.find_memory()
     info.write_text("MemTotal:       24000000 kB\nMemAvailable:   16000000 kB\n")
-    assert doctor.find_memory(info, limit).startswith("16.4 GB")
+    assert doctor.find_memory().startswith("16.4 GB")
     limit.write_text("max\n")
-    assert doctor.find_memory(info, limit).startswith("16.4 GB")
+    assert doctor.find_memory().startswith("16.4 GB")
     limit.write_text("1000000000\n")
     with pytest.raises(Doubt, match=r"^1\.0 GB are available, 4 GB are needed"):
-        doctor.find_memory(info, limit)
+        doctor.find_memory()
 
 
 def test_a_folder_is_writable_if_the_nearest_that_exists_is(tmp_path: Path) -> None:

@@ -55,6 +55,23 @@ def test_a_tail_is_trained_scored_and_predicted_without_the_frozen_part_running_
         train(drawn_copy, override(other_rate, ["training.peak_lr=1e-5"]), "cpu", Reporter())
 
 
+def test_heads_that_do_not_fit_into_memory_are_refused_before_any_features_are_computed(
+    drawn_copy: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["model.backbone=mobilenetv3_small_050", "model.weights=random", "folds.n=2"]
+    recipe = override(named("lite0_head"), [*settings, "pixels.size_px=32"])
+    need = 7 * 4 * 1024 * 79  # 79 photos can be decoded
+    monkeypatch.setattr("comp.train.fits.free_memory", lambda: need - 1)
+    says = "heads on 1,024 features of 79 photos need about 0.0 GB of memory"
+    for _ in range(2):
+        with pytest.raises(DataError, match=says):
+            train(drawn_copy, recipe, "cpu", Reporter())
+        assert not list(drawn_copy.features.glob("*/*/*.npy"))
+    for free in (need, None):
+        monkeypatch.setattr("comp.train.fits.free_memory", lambda free=free: free)
+        train(drawn_copy, override(recipe, [f"seed={free or 1}"]), "cpu", Reporter())
+
+
 def test_a_tail_scores_as_its_whole_network_does(drawn_copy: Workspace) -> None:
     """Cached activations through a fold's tail give the logits of its checkpoint on pixels."""
     recipe = override(TAIL, ["folds.n=2", "prediction.views=none", "training.fuse_batch_norm=true"])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from comp.data.manifest import natural_key
 from comp.data.origin import MAX_DISTANCE, MIN_CORRELATION
 from comp.errors import DataError
+from comp.progress import Advance, Reporter
 
 _SALT = "folds 1"  # change it whenever the rule of `assign_folds` changes
 SIDE = 32  # px of a thumbnail
@@ -49,20 +50,26 @@ def perceptual_hashes(thumbnails: Thumbnails, mirrored: bool = False) -> Hashes:
     return hashes
 
 
-def near_pairs(thumbnails: Thumbnails) -> NDArray[np.int64]:
-    """Rows i < j of all near-duplicates, [n, 2]. Takes O(n^2): 3 s for 37,500 photos on a core."""
+def near_pairs(thumbnails: Thumbnails, reporter: Reporter) -> NDArray[np.int64]:
+    """Rows i < j of all near-duplicates, [n, 2].
+
+    Takes O(n^2): 3 s for 37,500 photos on a core, 2 minutes for 250,000. At MAX_DISTANCE of 64 bits
+    an index by parts of the hash would look at nearly as many pairs.
+    """
     hashes = perceptual_hashes(thumbnails)
     found = [np.empty((0, 2), np.int64)]
-    for mirrored in (False, True):
-        for one, other in _close_pairs(hashes, perceptual_hashes(thumbnails, mirrored)):
-            second = thumbnails[other][:, :, ::-1] if mirrored else thumbnails[other]
-            alike = correlations(thumbnails[one], second) >= MIN_CORRELATION
-            found.append(np.stack([one[alike], other[alike]], axis=1))
+    with reporter.track("near-duplicates", 2 * len(hashes), "comparisons") as advance:
+        for mirrored in (False, True):
+            others = perceptual_hashes(thumbnails, mirrored)
+            for one, other in _close_pairs(hashes, others, advance):
+                second = thumbnails[other][:, :, ::-1] if mirrored else thumbnails[other]
+                alike = correlations(thumbnails[one], second) >= MIN_CORRELATION
+                found.append(np.stack([one[alike], other[alike]], axis=1))
     return np.concatenate(found)
 
 
 def _close_pairs(
-    hashes: Hashes, others: Hashes
+    hashes: Hashes, others: Hashes, advance: Advance
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The i < j for which hash i is close to other hash j, some at a time."""
     for top in range(0, len(hashes), _ROWS):
@@ -71,6 +78,7 @@ def _close_pairs(
         rows, columns = (index[columns > rows] + top for index in (rows, columns))
         for start in range(0, len(rows), _CHUNK):
             yield rows[start : start + _CHUNK], columns[start : start + _CHUNK]
+        advance(len(n_bits))
 
 
 def correlations(one: Thumbnails, other: Thumbnails) -> NDArray[np.float32]:

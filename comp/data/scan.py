@@ -190,13 +190,15 @@ def _read(path: Path) -> bytes:
 
 
 def manifests_of(
-    table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition
+    table: pd.DataFrame, thumbnails: Thumbnails, competition: Competition, reporter: Reporter
 ) -> dict[str, pd.DataFrame]:
     """Both manifests by split, from what `scan` returns."""
     usable_rows = np.flatnonzero(table["verdict"].isin(USABLE))
     phashes = np.full(len(table), "", dtype=object)
     phashes[usable_rows] = [f"{phash:016x}" for phash in perceptual_hashes(thumbnails).tolist()]
-    pairs = usable_rows[near_pairs(thumbnails)]
+    # equal files share a group without being looked at
+    first = np.flatnonzero(~table["sha256"].iloc[usable_rows].duplicated())
+    pairs = usable_rows[first[near_pairs(thumbnails[first], reporter)]]
     groups = group_photos(list(table["id"]), list(table["sha256"]), pairs)
     folds = pd.array([pd.NA] * len(table), "Int8")
     table = table.assign(phash=phashes, group=groups, fold=folds)

@@ -134,7 +134,8 @@ def _write_manifests(
     from comp.data.manifest import write_manifest
     from comp.data.scan import manifests_of, print_summary, scan
 
-    manifests = manifests_of(*scan(workspace, photos, geometry, reporter), competition)
+    table, thumbnails = scan(workspace, photos, geometry, reporter)
+    manifests = manifests_of(table, thumbnails, competition, reporter)
     for split, manifest in manifests.items():
         write_manifest(workspace.manifest(split), manifest)
     print_summary(manifests["train"], manifests["test"], competition, reporter)

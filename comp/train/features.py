@@ -142,6 +142,7 @@ class Kept:
     weights: str  # its weights_key
     key: str  # the embedder's
     device: str  # its name
+    shape: Sequence[int]  # of the output for one photo
 
 
 def kept_path(run: Run, device: str | None, *, is_tail: bool = False) -> Path:
@@ -198,6 +199,11 @@ class FrozenNetwork:
     def device_name(self) -> str:
         return self._kept.device if self._kept else self.device.name
 
+    @property
+    def n_outputs(self) -> int:
+        """Numbers of one photo, such as features."""
+        return math.prod(self._kept.shape if self._kept else self.embedder.shape)
+
     @cached_property
     def weights(self) -> str:
         """The weights_key of the network. StaleError if the run began with other weights."""
@@ -219,15 +225,13 @@ class FrozenNetwork:
         from comp.network.embedder import make_embedder
 
         run, inputs = self.inputs.run, self.inputs
-        with self.reporter.track("building the network", 2, "steps") as advance:
-            (network, weights), self._network = self._build(), None
-            check_weights(run, weights)
-            advance()
-            arguments = (inputs.preprocessing, self.device, inputs.example_crops(), self._boundary)
-            embedder, why = make_embedder(network, *arguments)
-            advance()
+        (network, weights), self._network = self._build(), None
+        check_weights(run, weights)
+        arguments = (inputs.preprocessing, self.device, inputs.example_crops(), self._boundary)
+        embedder, why = make_embedder(network, *arguments)
         self.reporter.say(why)
-        self._kept = Kept(weights=weights, key=embedder.key, device=self.device.name)
+        names = {"key": embedder.key, "device": self.device.name}
+        self._kept = Kept(weights=weights, shape=embedder.shape, **names)
         path = kept_path(run, self._wanted, is_tail=self._boundary is not None)
         write_json(path, asdict(self._kept))
         return embedder
@@ -277,23 +281,20 @@ class FrozenNetwork:
         for batch in self.embedder.embed_photos(pixels, list(missing.values()), look):
             n_bad = int((~np.isfinite(batch)).reshape(len(batch), -1).any(1).sum())
             if n_bad:
-                raise StaleError(
-                    f"{self.embedder.output} of {counted(n_bad, 'photo')} in {len(batch)} are not"
-                    " finite: the weights are damaged"
-                )
+                what = f"{self.embedder.output} of {counted(n_bad, 'photo')} in {len(batch)}"
+                raise StaleError(f"{what} are not finite: the weights are damaged")
             waiting.append(batch)
             advance(len(batch))
             n_waiting = sum(map(len, waiting))
-            n_bytes = n_waiting * batch[0].size * HALF_BYTES
-            is_full = n_waiting >= SHARD_PHOTOS or n_bytes >= SHARD_BYTES
+            n_most = min(SHARD_PHOTOS, SHARD_BYTES // (batch[0].size * HALF_BYTES))
+            is_full = n_waiting >= n_most
             if is_full or n_waiting == len(keys):
                 cache.append(keys[:n_waiting], np.concatenate(waiting))
                 keys, waiting = keys[n_waiting:], []
 
     def check_disk(self, n_photos: int, n_views: int) -> None:
         """Say what caching all views takes on disk; DataError if there is not that much."""
-        n_bytes = n_photos * n_views * math.prod(self.embedder.shape) * HALF_BYTES
+        n_bytes = n_photos * n_views * self.n_outputs * HALF_BYTES
         what = f"{self.embedder.output} of {n_photos:,} photos in {counted(n_views, 'view')}"
         remedy = "lower training.cached_views, or freeze more layers"
-        folder = self.inputs.run.workspace.features
-        self.reporter.say(require_room(folder, n_bytes, what, remedy))
+        self.reporter.say(require_room(self.inputs.run.workspace.features, n_bytes, what, remedy))

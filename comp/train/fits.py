@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from comp.errors import DataError
 from comp.network.heads import FeatureHead, arrays_of, head_from
 from comp.progress import Reporter
 from comp.recipe import FineTune, Head, Svm, ViewsName
-from comp.store import derive_seed
+from comp.store import derive_seed, free_memory
 from comp.train.checkpoints import Arrays, head_shape, load_tensors
 from comp.train.features import FrozenNetwork, in_memory, read_kept
 from comp.train.inputs import Inputs, read_inputs
 from comp.train.run import Run
 from comp.train.solver import solve_fold
+
+COPIES = 7  # of the features in float32, at the peak of solving a head (LOG.md, 2026-11-27)
 
 # What needs torch is imported where it is used: a head on kept features is solved without it.
 if TYPE_CHECKING:
@@ -33,7 +36,15 @@ class HeadFit:
         self.frozen, self.inputs = frozen, frozen.inputs
 
     def announce(self, folds: Sequence[int]) -> None:
-        """Features take a few kB per photo and seconds per fold: nothing to warn of."""
+        """DataError if the features of all photos do not fit into memory."""
+        n_photos, free = len(self.inputs.ids), free_memory()
+        need = COPIES * 4 * n_photos * self.frozen.n_outputs if folds else 0
+        if free is not None and need > free:
+            raise DataError(
+                f"heads on {self.frozen.n_outputs:,} features of {n_photos:,} photos need about"
+                f" {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: lower"
+                " folds.n_photos, or take a backbone with fewer features"
+            )
 
     def mean_features(
         self, ids: Sequence[str], views: ViewsName | None = None

@@ -291,6 +291,6 @@ def _make_data(setup: Setup, workspace: Workspace, recipe: Recipe) -> None:
     labels = photos["label"].astype(object).where(photos["split"] == "train", None)
     keys = list(zip(photos["split"], photos["id"], labels, strict=True))
     table, thumbnails = scan(workspace, keys, geometry_of(recipe), Reporter())
-    manifests = manifests_of(table, thumbnails, COMPETITION)
+    manifests = manifests_of(table, thumbnails, COMPETITION, Reporter())
     for split in SPLITS:
         write_manifest(workspace.manifest(split), manifests[split])
