@@ -38,7 +38,8 @@ def _train(call: Call) -> None:
     from comp.train.stage import train
 
     for recipe in call.recipes:
-        train(call.workspace, recipe, call.device, call.reporter, force=call.force)
+        how = (call.workspace, recipe, call.device, call.reporter)
+        train(*how, force=call.force, track=call.track)
 
 
 def _predict(call: Call) -> None:
@@ -249,7 +250,7 @@ def _recipes(call: Call) -> None:
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
-    _train: "recipe set seeds device force",
+    _train: "recipe set seeds device force track",
     _predict: "recipe set seeds device",
     _remote: "recipe set seeds weights",
     _calibrate: "recipe set seeds run",

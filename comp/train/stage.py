@@ -13,6 +13,7 @@ gradients, where the fold's resume file says.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from comp.data.manifest import read_manifest
@@ -33,12 +34,14 @@ def train(
     reporter: Reporter,
     *,
     force: bool = False,
+    track: str | None = None,
     after_fold: Callable[[Run, int], None] | None = None,
 ) -> Run:
     """Fit and score the folds of `recipe` that are not fitted yet; the finished run.
 
-    `force`: fit all of them anew, beside those of a finished run, and compare. `after_fold` is
-    called when a fold of an unfinished run is scored, and may end the run there by an exception.
+    `force`: fit all of them anew, beside those of a finished run, and compare. `track`: what of
+    accelerate's shows the curves, such as "tensorboard". `after_fold` is called when a fold of an
+    unfinished run is scored, and may end the run there by an exception.
     """
     run = open_run(workspace, recipe)
     folds = counted(len(run.folds), "fold")
@@ -46,9 +49,11 @@ def train(
         reporter.say(f"the earlier run is kept as {runs.set_aside(run).name}")
     if run.is_trained():
         reporter.say(f"{run.name}: {folds} fitted; nothing to do")
+        print_oof_table(run, reporter)
     else:
-        _fit_missing(run, device, reporter, may_adopt=not force, after_fold=after_fold)
-    print_oof_table(run, reporter)
+        with reporter.logged(run.folder), _tracked(run, track, reporter):
+            _fit_missing(run, device, reporter, may_adopt=not force, after_fold=after_fold)
+            print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
             f"fitted by other code than there is now: {len(others)} of {folds}; FORCE=1 fits all"
@@ -57,6 +62,14 @@ def train(
     if force and (earlier := runs.set_aside_before(run)):
         _print_change(run, earlier[max(earlier)], reporter)
     return run
+
+
+def _tracked(run: Run, kind: str | None, reporter: Reporter) -> AbstractContextManager[None]:
+    if kind is None:
+        return nullcontext()
+    from comp.train.tracking import tracked
+
+    return tracked(run, kind, reporter)
 
 
 def _fit_missing(
@@ -82,22 +95,28 @@ def _fit_missing(
     started = time.perf_counter()
     missing = [fold for fold in run.folds if not run.is_fitted(fold)]
     fit.announce(missing)
-    for fold in run.folds:
-        if fold in missing:
-            with runs.timed(run, f"fit fold {fold}", int(fit.inputs.training_rows(fold).sum())):
-                tensors = fit.fit(fold)
-            runs.forget_scores(run, fold)
-            origin = {**run.origin_of(fold, weights), "code": code, **description(fit.inputs, fold)}
-            save_tensors(run.checkpoint(fold), tensors, origin)
-            runs.record_fit(run, fold)
-        forget_resume(run.checkpoint(fold))
-        if not run.is_scored(fold):
-            ids = fit.inputs.held_out_ids(fold)
-            with runs.timed(run, f"score fold {fold}", len(ids)):
-                by_view = fit.logits(fold, ids)
-            runs.write_scores(run, fold, ids, by_view)
-        if after_fold:
-            after_fold(run, fold)
+    with reporter.track("fitting", len(run.folds), "folds") as advance:
+        for fold in run.folds:
+            if fold in missing:
+                with runs.timed(run, f"fit fold {fold}", int(fit.inputs.training_rows(fold).sum())):
+                    tensors = fit.fit(fold)
+                runs.forget_scores(run, fold)
+                origin = {
+                    **run.origin_of(fold, weights),
+                    "code": code,
+                    **description(fit.inputs, fold),
+                }
+                save_tensors(run.checkpoint(fold), tensors, origin)
+                runs.record_fit(run, fold)
+            forget_resume(run.checkpoint(fold))
+            if not run.is_scored(fold):
+                ids = fit.inputs.held_out_ids(fold)
+                with runs.timed(run, f"score fold {fold}", len(ids)):
+                    by_view = fit.logits(fold, ids)
+                runs.write_scores(run, fold, ids, by_view)
+            advance()
+            if after_fold:
+                after_fold(run, fold)
     runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
     reporter.say(f"{run.name}: {counted(len(run.folds), 'fold')} in {took:.1f} s on {device}")
@@ -128,6 +147,7 @@ def print_oof_table(run: Run, reporter: Reporter) -> None:
         (name, f"{len(part):,}", float(part["loss"].mean()), f"{part['is_right'].mean():.2%}")
         for name, part in (*parts, ("all", oof))
     ]
+    reporter.measure({f"out of fold/{row[0]}": row[2] for row in rows}, 0)
     title = f"{run.name}, {'held out' if is_split else 'out of fold'}"
     reporter.table(title, ("", "photos", "log loss", "accuracy"), rows)
     groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]
