@@ -10,7 +10,7 @@ TARGETS := help $(STAGES) smoke bench bench-peers gpu test crash-test check chec
 
 # The variables that each target takes. Each becomes the option of its name.
 takes_data := RECIPE SET ARCHIVE WORKSPACE
-takes_train := RECIPE SET SEEDS FOLD FORCE WORKSPACE DEVICE
+takes_train := RECIPE SET SEEDS FOLD FORCE WORKSPACE DEVICE TRACK
 takes_predict := RECIPE SET SEEDS WORKSPACE DEVICE
 takes_remote := RECIPE SET SEEDS WEIGHTS WORKSPACE
 takes_classify := PHOTOS RECIPE SET SEEDS RUN WORKSPACE DEVICE
@@ -100,7 +100,7 @@ help: ## this list
 	@touch $@
 
 data: ## download, check, unpack; manifest, folds, pixels [ARCHIVE=file-or-folder: one that you have]
-train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before)
+train: ## fit RECIPE's folds: make train RECIPE=lite0_head SET="folds.n=10" [WORKSPACE=.rehearsal/drawn] (FORCE=1: anew, beside the run before; TRACK=tensorboard, wandb, mlflow: curves)
 predict: ## predict the test photos, calibrate, clip
 remote: ## train and predict on Kaggle's GPUs; the run comes home [WEIGHTS=file: uploaded once, no internet there]
 classify: ## P(dog) of photos of your own, calibrated: make classify PHOTOS=folder RUN=lite0_head

@@ -37,9 +37,9 @@ def _train(call: Call) -> None:
     """fit the recipe's folds; out-of-fold log loss"""
     from comp.train.stage import train
 
-    how = {"force": call.force, "fold": call.fold}
     for recipe in call.recipes:
-        train(call.workspace, recipe, call.device, call.reporter, **how)  # type: ignore[arg-type]
+        how = (call.workspace, recipe, call.device, call.reporter)
+        train(*how, force=call.force, fold=call.fold, track=call.track)
 
 
 def _predict(call: Call) -> None:
@@ -250,7 +250,7 @@ def _recipes(call: Call) -> None:
 
 COMMANDS: dict[Callable[[Call], None], str] = {  # and their options, =default
     _data: "recipe set archive",
-    _train: "recipe set seeds fold device force",
+    _train: "recipe set seeds fold device force track",
     _predict: "recipe set seeds device",
     _remote: "recipe set seeds weights",
     _calibrate: "recipe set seeds run",

@@ -55,6 +55,7 @@ class Call:
     archive: Path | None = None
     solution: Path | None = None
     photos: Path | None = None
+    track: str | None = None
 
     @property
     def recipes(self) -> list[Recipe]:
@@ -159,6 +160,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "type": path_of,
         "help": "a zip like Kaggle's, or a folder that has it or its parts",
     },
+    "track": {"metavar": "TRACKER", "help": "shows the curves: tensorboard, wandb, mlflow, ..."},
     "photos": {"type": path_of, "metavar": "FOLDER", "help": "with the photos to classify"},
     "solution": {"type": path_of, "help": "its labels: a CSV of id,label with 0 or 1"},
 }

@@ -1,13 +1,15 @@
-"""What a user sees while a stage works: a bar on a terminal, plain lines elsewhere."""
+"""What a user sees while a stage works: a bar on a terminal, plain lines elsewhere; and its log."""
 
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from functools import partial
 from io import TextIOWrapper
+from pathlib import Path
 from textwrap import wrap
 from typing import Protocol
 
@@ -17,6 +19,9 @@ from rich.console import Console
 from rich.text import Text
 
 LINE_EVERY_S = 15.0  # between two plain progress lines
+QUIET_S = 2.0  # work that took less leaves no line
+LOG = "log.txt"  # in a run's folder
+Measure = Callable[[Mapping[str, float], int], None]  # figures by name, and their step
 
 
 class Advance(Protocol):
@@ -38,14 +43,46 @@ class Reporter:
         self._out = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._err = Console(file=sys.stderr, soft_wrap=True, highlight=False)
         self._warned: set[str] = set()
+        self._log: Path | None = None
+        self._unlogged: list[str] = []
+        self._bars: bars.Progress | None = None  # while a bar is shown
+        self.tracker: Measure | None = None
+
+    def measure(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures by name for a tracker, if there is one."""
+        if self.tracker:
+            self.tracker(figures, step)
+
+    @contextmanager
+    def logged(self, folder: Path) -> Iterator[None]:
+        """What is shown in the block, and what stops it, is added to LOG of the run in `folder`."""
+        before, self._log = self._log, folder / LOG
+        self._unlogged.clear()
+        try:
+            yield
+        except BaseException as error:
+            self._note(f"stopped by {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._log = before
+
+    def _note(self, line: str) -> None:
+        now = datetime.now(UTC).isoformat(" ", "seconds")
+        self._unlogged.append(f"{now} {_printable(line)}\n")
+        if self._log and self._log.parent.exists():  # a run that is refused gets no folder
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
+                file.writelines(self._unlogged)  # what is worth more than a log fails by itself
+                self._unlogged.clear()
 
     def say(self, line: str) -> None:
+        self._note(line)
         self._out.print(Text(_printable(line)))
 
     def warn(self, line: str) -> None:
         """Say it once, however often it is noticed."""
         if line not in self._warned:
             self._warned.add(line)
+            self._note(f"warning: {line}")
             self._out.print(Text.assemble(("warning:", "yellow"), " ", _printable(line)))
 
     def fail(self, line: str) -> None:
@@ -58,6 +95,8 @@ class Reporter:
             for row in rows
         ]
         width = self._out.width if self._out.is_terminal else math.inf
+        for line in (title, *table_lines(columns, cells)):
+            self._note(line)
         self._out.print(Text(_printable(title), "bold"))
         for line in table_lines(columns, cells, width):
             self._out.print(Text(line))
@@ -67,23 +106,45 @@ class Reporter:
         """Progress, throughput and time left: a bar on a terminal, some lines elsewhere."""
         is_watched = self._err.is_interactive and sys.stderr.isatty() and "CI" not in os.environ
         show = self._bar if is_watched else self._lines
-        with show(label, total, unit) as advance:
+        start, done, is_inner = time.monotonic(), 0, self._bars is not None
+        with show(label, total, unit) as inner:
+
+            def advance(n: int = 1, note: str = "") -> None:
+                nonlocal done
+                done += n
+                inner(n, note)
+
             yield advance
+        took = time.monotonic() - start
+        rate = _rate(done / max(took, 1e-9), unit)
+        amount = counted(done, unit.removesuffix("s"), unit)
+        line = f"{label}: {amount} in {took:.1f} s ({rate})"
+        self._note(line)
+        if took >= QUIET_S and (is_inner or not is_watched):  # other bars stay
+            self._err.print(Text(_printable(line)))
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         text = partial(bars.TextColumn, markup=False)
-        left = (text("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+        left = (text("{task.description}"), bars.BarColumn(12), bars.MofNCompleteColumn())
         right = (bars.TimeRemainingColumn(), text("{task.fields[note]}"))
-        with bars.Progress(*left, bars.TaskProgressColumn(), *right, console=self._err) as progress:
+        outer = self._bars
+        progress = outer or bars.Progress(*left, *right, console=self._err)
+        with nullcontext() if outer else progress:
+            self._bars = progress
             task = progress.add_task(_printable(label), total=total, note="")
+            shown = next(each for each in progress.tasks if each.id == task)
 
             def advance(n: int = 1, note: str = "") -> None:
-                speed = progress.tasks[0].speed
-                rate = _rate(speed, unit) if speed else ""
+                rate = _rate(shown.speed, unit) if shown.speed else ""
                 progress.update(task, advance=n, note=_printable(f"{rate} {note}"))
 
-            yield advance
+            try:
+                yield advance
+            finally:
+                self._bars = outer
+                if outer:
+                    outer.remove_task(task)
 
     @contextmanager
     def _lines(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -101,10 +162,6 @@ class Reporter:
                 self._err.print(Text(_printable(line.rstrip())))
 
         yield advance
-        took = time.monotonic() - start
-        rate = _rate(done / max(took, 1e-9), unit)
-        amount = counted(done, unit.removesuffix("s"), unit)
-        self._err.print(Text(_printable(f"{label}: {amount} in {took:.1f} s ({rate})")))
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:

@@ -23,6 +23,8 @@ from comp.progress import Reporter
 if TYPE_CHECKING:
     import pandas as pd
 
+PACKED_COMMIT = "COMMIT"
+
 
 class Workspace:
     """The folders of one competition, real or rehearsed; a rehearsal has a root of its own."""
@@ -223,7 +225,12 @@ def file_sha256(path: Path) -> str:
 
 
 def code_commit(folder: Path) -> str:
-    """The git commit of the code in `folder`, with "-dirty" if files differ from it; or "none"."""
+    """The git commit of the code in `folder`, with "-dirty" if files differ from it; or "none".
+
+    Code that was packed for another machine has it in a file.
+    """
+    if (packed := folder / PACKED_COMMIT).exists():
+        return packed.read_text(encoding="utf-8")
     git, answers = ["git", "-C", str(folder)], []
     try:
         for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."]):

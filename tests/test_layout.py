@@ -39,6 +39,7 @@ DOORS = {
     "matplotlib": ("plots.py",),
     "jinja2": ("report/page.py",),
     "rich": ("progress.py",),
+    "accelerate": ("train/tracking.py",),
     "argcomplete": ("arguments.py",),
     "onnxruntime": ("predict/portable.py",),
     "onnxscript": (),  # torch.onnx imports it
@@ -127,4 +128,5 @@ def test_finished_stages_submit_and_heads_on_kept_features_load_no_torch(
         loaded = f"sorted({{{names}}} & set(sys.modules))"
         command = [sys.executable, "-c", f"import sys; {code}; sys.exit(' '.join({loaded}) or 0)"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), code
+        shown = [line for line in done.stderr.splitlines() if not line.endswith(("/s)", " each)"))]
+        assert (done.returncode, shown) == (0, []), code

@@ -79,7 +79,7 @@ def test_an_ensemble_is_blended_once_and_again_when_a_run_has_other_predictions(
 TRAINS = ("run.json", "oof.csv", "fold-1-oof.csv", "fold-1.safetensors")
 PREDICTS = ("test.csv", "calibration.json", "fold-1-test-*.csv")
 OTHER = TINY_HEAD.replace(name="other", seed=1, folds=TINY_HEAD.folds.replace(n=4))
-TIMES = ("run.json", "files.json")
+TIMES = ("run.json", "files.json", "log.txt")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
+import time
+from io import StringIO
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from comp import __main__ as command_line
+from comp import progress
 from comp.progress import Reporter, table_lines
 
 ROWS = [("tf_efficientnet_lite2-957f17d84c", "0.01232", "+0.00310 (+0.00032 to +0.00694)")]
@@ -166,3 +170,49 @@ def test_commands_work_without_a_user_name_or_a_home(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert done.stdout == "1 nobody /nonexistent\n"
     assert done.stderr.count("\n") == 1
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    """What a terminal of 80 columns is sent by two bars, one inside the other, and a warning."""
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"TERM": "xterm-256color", "COLUMNS": "80"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(progress, "QUIET_S", 0.1)
+    streams = [StringIO(), StringIO()]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        monkeypatch.setattr(sys, name, stream)
+    reporter = Reporter()
+    with reporter.track("folds", 2, "folds") as fold_done:
+        for _ in range(2):
+            with reporter.track("features, centre-flip", 1200, "photos") as advance:
+                for _ in range(12):
+                    time.sleep(0.05)
+                    advance(100, note="loss 0.1234")
+            fold_done()
+    reporter.warn("no GPU")
+    return streams[1].getvalue() + streams[0].getvalue()
+
+
+def test_a_terminal_gets_nested_bars_with_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", watched(monkeypatch))
+    lines = re.split(r"[\r\n]+", sent)
+    assert any(re.search(r"photos/s loss 0.1234$", line.rstrip()) for line in lines)
+    assert any(re.search(r"0:00:0\d", line) for line in lines)
+    assert sum(line.startswith("features, centre-flip: 1,200 photos in") for line in lines) == 2
+    assert "2/2" in sent
+    assert max(map(len, lines)) <= 80
+
+
+def test_no_color_means_no_colour_and_ci_means_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7])[;m]")
+    assert colour.search(watched(monkeypatch))
+    sent = watched(monkeypatch, NO_COLOR="1")
+    assert not colour.search(sent)
+    assert "\x1b[?25l" in sent  # a bar, without colours
+    in_ci = watched(monkeypatch, CI="true")
+    assert "\x1b[?25l" not in in_ci
+    assert len(in_ci.splitlines()) == 4  # of each bar what it took, and the warning

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import cross_val_predict
 
+from comp import progress
 from comp.competition import COMPETITION
 from comp.progress import Reporter
 from comp.rehearsal import drawing
@@ -177,6 +178,7 @@ def test_an_edition_is_kept_until_something_changes_and_is_never_half_written(
         return len(drawn)
 
     monkeypatch.setattr(drawing, "encode_photo", quick)
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
     assert [n_drawn(), n_drawn()] == [61, 0]
     assert "drawing: 61 photos in" in capsys.readouterr().err
     assert [n_drawn(seed=2), n_drawn(seed=2), n_drawn()] == [61, 0, 0]
@@ -184,6 +186,7 @@ def test_an_edition_is_kept_until_something_changes_and_is_never_half_written(
         path.unlink()
         assert [n_drawn(seed=1) + n_drawn(seed=2), n_drawn()] == [61, 0], path
     monkeypatch.setattr(drawing, "__file__", __file__)  # other code
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
     assert [n_drawn(), n_drawn()] == [61, 0]
     for seed, interrupted_in in ((3, "encode_photo"), (4, "write_text")):
         with monkeypatch.context() as patch:

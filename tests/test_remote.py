@@ -22,8 +22,9 @@ from comp.options import override
 from comp.recipe import Model
 from comp.remote import stage
 from comp.remote.estimate import FIXED_S, PASSES, SPEED, estimated_hours
+from comp.remote.job import CODE
 from comp.remote.packages import pins
-from comp.store import Workspace
+from comp.store import Workspace, code_commit, read_json
 from comp.train.fits import HeadFit
 
 SLOW = replace(HASTE, read_s=20.0, poll_s=0.2)  # two cores are shared with the twin's session
@@ -71,6 +72,8 @@ def test_recipes_of_ones_own_are_fitted_on_kaggle_and_predicting_goes_on_here(
     monkeypatch.setattr(HeadFit, "logits", lambda *_: pytest.fail("photos were predicted here"))
     assert main(["predict", *words, "--seeds", "2"]) == 0
     assert len(list(drawn_copy.runs.glob("mine-*/test.csv"))) == 2
+    origins = map(read_json, drawn_copy.runs.glob("mine-*/run.json"))
+    assert {origin["commit"] for origin in origins} == {code_commit(CODE / "comp")}
     assert main(["remote", *words]) == 0
     assert len(twin.sessions) == 1
 

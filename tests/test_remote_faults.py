@@ -60,6 +60,7 @@ RIDDEN_OUT = [  # faults, and what is said of them
     ("status-null:2", "pushed"),
     ("503:3:on=GetKernelSessionStatus", "pushed"),
     ("404:3:on=GetKernelSessionStatus", "pushed"),
+    ("quota-unknown", "sets no limit"),
     ("503:on=log", "pushed"),
     ("cut:2:on=log", "pushed"),
     ("stall:1:on=log", "pushed"),

@@ -104,8 +104,8 @@ def test_a_run_beside_a_recipe_or_two_runs_in_the_place_of_one_are_refused(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, says in (
-        (["submit", "--run", "lite0_head", "--set", "seed=3"], "leave out RECIPE and SET"),
-        (["submit", "--run", "lite0_head", "--recipe", DEFAULT], "leave out RECIPE and SET"),
+        (["submit", "--run", "lite0_head", "--set", "seed=3"], "leave out RECIPE, SET and SEEDS"),
+        (["submit", "--run", "lite0_head", "--recipe", DEFAULT], "leave out RECIPE, SET and SEEDS"),
         (["forecast", "--run", "lite0_head lite1_head"], "one run is needed here, got 2"),
         (["compare", "--a", "lite0_head"], "make compare A=... B=..."),
     ):

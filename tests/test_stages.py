@@ -26,7 +26,7 @@ from comp.kaggle import Kaggle
 from comp.network.embedder import Embedder
 from comp.options import override
 from comp.predict.stage import predict
-from comp.progress import Reporter
+from comp.progress import LOG, Reporter
 from comp.recipe import Recipe
 from comp.recipes import named
 from comp.rehearsal.stage import check_learning
@@ -231,7 +231,7 @@ def test_a_killed_run_resumes_at_the_first_unfinished_fold_and_ends_the_same(
     train(drawn_copy, TUNE, "cpu", Reporter())
     assert fitted == [0, 1, 2, 3, 4]
     again = contents(run.folder)
-    for with_times in (run.origin, run.folder / RECORD):
+    for with_times in (run.origin, run.folder / RECORD, run.folder / LOG):
         del reference[with_times], again[with_times]
     assert again == reference
 

@@ -5,6 +5,7 @@ Kaggle says the rest with status 200. No call stops a session: only deleting its
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +124,7 @@ def delete(kaggle: Kaggle, slug: str) -> None:
 
 
 def quota_of(kaggle: Kaggle) -> Quota:
+    """Without limit if Kaggle does not say what is allowed: a push tells."""
     answer = kaggle.call("GetAcceleratorQuotaStatistics")
     gpu = answer.get("gpuQuota") or {}
     used, reserved, allowed = (
@@ -130,7 +132,7 @@ def quota_of(kaggle: Kaggle) -> Quota:
         for name in ("timeUsed", "timeReserved", "totalTimeAllowed")
     )
     renewed = str(answer.get("quotaRefreshTime") or "")
-    return Quota(used_h=used + reserved, allowed_h=allowed, renewed=renewed)
+    return Quota(used_h=used + reserved, allowed_h=allowed or math.inf, renewed=renewed)
 
 
 def log_of(kaggle: Kaggle, slug: str) -> Iterator[str]:

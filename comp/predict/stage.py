@@ -50,15 +50,17 @@ def predict(
     settings = settings_of(recipe.prediction, competition)
     if is_predicted(workspace, run.folder, settings.noise_rate):
         reporter.say(f"{run.name}: all test photos are predicted; nothing to do")
+        print_losses(run.folder, reporter)
     else:
         warn_of_damage([run.folder / "test.csv", run.folder / "calibration.json"], reporter)
         oof = read_oof(run.folder)
         cross_fitted(oof["logit"], oof["label"], oof["fold"], settings)  # refused before any work
-        logits = _mean_logits(run, device, reporter)
-        write_predictions(workspace, run.folder, oof, logits, settings, reporter)
-        photos, folds = counted(len(logits), "test photo"), counted(len(run.folds), "fold")
-        reporter.say(f"{run.name}: {photos} predicted by {folds}")
-    print_losses(run.folder, reporter)
+        with reporter.logged(run.folder):
+            logits = _mean_logits(run, device, reporter)
+            write_predictions(workspace, run.folder, oof, logits, settings, reporter)
+            photos, folds = counted(len(logits), "test photo"), counted(len(run.folds), "fold")
+            reporter.say(f"{run.name}: {photos} predicted by {folds}")
+            print_losses(run.folder, reporter)
     return run
 
 

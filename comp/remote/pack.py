@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from comp.errors import UserError
 from comp.remote.job import CODE, Job
+from comp.store import PACKED_COMMIT, code_commit
 
 MAX_BYTES = 900_000  # of a script; Kaggle is known to take 222 kB and believed to take 1 MB
 SCRIPT = '''"""A run of comp, pushed by `make remote`: this file carries the code."""
@@ -30,6 +31,10 @@ def script_for(job: Job) -> str:
         for path in sorted(CODE.joinpath("comp").rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 tar.add(path, path.relative_to(CODE))
+        commit = code_commit(CODE / "comp").encode()
+        entry = tarfile.TarInfo(f"comp/{PACKED_COMMIT}")
+        entry.size = len(commit)
+        tar.addfile(entry, io.BytesIO(commit))
     code = base64.b64encode(packed.getvalue()).decode()
     text = SCRIPT.format(code=code, job=json.dumps(asdict(job)))
     if len(text) > MAX_BYTES:

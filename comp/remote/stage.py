@@ -9,6 +9,7 @@
 Killed at any point, the same command goes on; the session on Kaggle goes on by itself.
 """
 
+import math
 import os
 import shutil
 import tarfile
@@ -140,7 +141,8 @@ def _check_quota(kaggle: Kaggle, errand: Errand) -> int:
     """Says what is left and what it may take; how long a session may last, in seconds."""
     quota, say = quota_of(kaggle), kaggle.reporter.say
     renewed = f", renewed {quota.renewed}" if quota.renewed else ""
-    say(f"GPU hours of this week: {quota.used_h:.1f} used, {quota.left_h:.1f} left{renewed}")
+    left = f"{quota.left_h:.1f} left" if quota.left_h < math.inf else "Kaggle sets no limit"
+    say(f"GPU hours of this week: {quota.used_h:.1f} used, {left}{renewed}")
     if quota.left_h < LEAST_H:
         raise KaggleError(f"too few GPU hours are left: run this again when they are{renewed}")
     if not errand.note.read().source:  # else it takes what is left of that

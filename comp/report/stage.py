@@ -8,7 +8,7 @@ Loads neither pandas nor matplotlib unless a page is written: a stage that is do
 in under a second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,19 +38,27 @@ def pages_kept_current(
         yield
     except UserError as error:
         problem = error
-    for folder, state in _results(workspace).items():
-        if state == before.get(folder, []):
-            continue
-        try:
-            now = competition_of(workspace, competition)
-            if folder == workspace.submissions:
-                write_ledger_page(workspace, now)
-            else:
-                write_report(workspace, now, folder)
-        except (UserError, OSError) as error:
-            reporter.warn(f"no page: {error}")
+    changed = [x for x, state in _results(workspace).items() if state != before.get(x, [])]
+    if changed:
+        _write_pages(workspace, competition, changed, reporter)
     if problem:
         raise problem
+
+
+def _write_pages(
+    workspace: Workspace, competition: Competition, folders: Sequence[Path], reporter: Reporter
+) -> None:
+    with reporter.track("writing pages", len(folders), "pages") as advance:
+        for folder in folders:
+            try:
+                now = competition_of(workspace, competition)
+                if folder == workspace.submissions:
+                    write_ledger_page(workspace, now)
+                else:
+                    write_report(workspace, now, folder)
+            except (UserError, OSError) as error:
+                reporter.warn(f"no page: {error}")
+            advance()
 
 
 def _results(workspace: Workspace) -> dict[Path, list[object]]:

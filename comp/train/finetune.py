@@ -1,7 +1,7 @@
 """Training by gradients: optimisers and learning rates, and steps to the weights that are kept."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -126,19 +126,18 @@ def fine_tune(
     *,
     seed: int = 0,
     book: Bookmark | None = None,
+    on_point: Callable[[Point], None] = lambda _: None,
 ) -> list[Point]:
     """Train `network` in place and leave it in evaluation mode with the averaged weights.
 
     `preprocessing` normalises crops; None: the batches hold cached arrays. TrainingError if the
-    loss is not finite or explodes. `seed` is of dropout and stochastic depth; a GPU's order of
-    summation is not seeded. `book` is where training goes on and leaves its state. Batch norms keep
-    their statistics, so that a small batch does not disturb them; weight and bias are trained.
+    loss is not finite or explodes. `seed` is of dropout and stochastic depth, not of a GPU's sums.
+    `book` has the state to go on from. Batch norms train, but keep their statistics.
     """
     take_step = Step(network, training, preprocessing, device)
     average = _Average(network, training)
     initial = [parameter.detach().clone() for parameter in _trained(network)]
-    history: list[Point] = []
-    loss_sum = torch.zeros((), device=device.where)
+    history, loss_sum = list[Point](), torch.zeros((), device=device.where)
     kept: dict[str, list[Tensor]] = {
         "weights": [parameter.detach() for parameter in network.parameters()],
         "initial": initial,
@@ -157,6 +156,7 @@ def fine_tune(
             history.append(Point(step + 1, float(loss_sum) / n_since, lr))  # waits for the device
             loss_sum.zero_()
             _check_loss(history, training)
+            on_point(history[-1])
         advance(len(labels), note=_note(history, take_step.room, len(labels), training))
         if book:
             book.step_done(step + 1, partial(state_of, step + 1, take_step, kept, history))

@@ -13,6 +13,7 @@ gradients, where the fold's resume file says.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from comp.data.manifest import read_manifest
@@ -35,31 +36,33 @@ def train(
     *,
     force: bool = False,
     fold: int | None = None,
+    track: str | None = None,
     after_fold: Callable[[Run, int], None] | None = None,
 ) -> Run:
     """Fit and score the folds of `recipe` that are not fitted yet; the finished run.
 
     `force`: fit all of them anew, beside those of a finished run, and compare. `fold`: that one
-    alone, for machines that share the work; the run is not finished by it. `after_fold` is
-    called when a fold of an unfinished run is scored, and may end the run there by an exception.
+    alone, for machines that share the work; the run is not finished by it. `track`: what of
+    accelerate's shows the curves, such as "tensorboard". `after_fold` is called when a fold of an
+    unfinished run is scored, and may end the run there by an exception.
     """
     run = open_run(workspace, recipe)
     folds = counted(len(run.folds), "fold")
     if force and run.oof.exists():
         reporter.say(f"the earlier run is kept as {runs.set_aside(run).name}")
+    if fold is not None and fold not in run.folds:
+        raise RecipeError(f"FOLD must be 0 to {len(run.folds) - 1}, got {fold}")
     if run.is_trained():
         reporter.say(f"{run.name}: {folds} fitted; nothing to do")
-    elif fold is None:
-        _fit_missing(run, run.folds, device, reporter, may_adopt=not force, after_fold=after_fold)
+        print_oof_table(run, reporter)
     else:
-        if fold not in run.folds:
-            raise RecipeError(f"FOLD must be 0 to {len(run.folds) - 1}, got {fold}")
-        _fit_missing(run, [fold], device, reporter, may_adopt=not force, after_fold=after_fold)
-        reporter.say(
-            f"fold {fold} is fitted; when all are, `make train` without FOLD collects them"
-        )
-        return run
-    print_oof_table(run, reporter)
+        todo = run.folds if fold is None else [fold]
+        with reporter.logged(run.folder), _tracked(run, track, reporter):
+            _fit_missing(run, todo, device, reporter, may_adopt=not force, after_fold=after_fold)
+            if fold is not None:
+                reporter.say(f"fold {fold} is fitted; `make train` without FOLD collects all")
+                return run
+            print_oof_table(run, reporter)
     if others := runs.folds_of_other_code(run):
         reporter.say(
             f"fitted by other code than there is now: {len(others)} of {folds}; FORCE=1 fits all"
@@ -68,6 +71,14 @@ def train(
     if force and (earlier := runs.set_aside_before(run)):
         _print_change(run, earlier[max(earlier)], reporter)
     return run
+
+
+def _tracked(run: Run, kind: str | None, reporter: Reporter) -> AbstractContextManager[None]:
+    if kind is None:
+        return nullcontext()
+    from comp.train.tracking import tracked
+
+    return tracked(run, kind, reporter)
 
 
 def _fit_missing(
@@ -94,22 +105,28 @@ def _fit_missing(
     started = time.perf_counter()
     missing = [fold for fold in folds if not run.is_fitted(fold)]
     fit.announce(missing)
-    for fold in folds:
-        if fold in missing:
-            with runs.timed(run, f"fit fold {fold}", int(fit.inputs.training_rows(fold).sum())):
-                tensors = fit.fit(fold)
-            runs.forget_scores(run, fold)
-            origin = {**run.origin_of(fold, weights), "code": code, **description(fit.inputs, fold)}
-            save_tensors(run.checkpoint(fold), tensors, origin)
-            runs.record_fit(run, fold)
-        forget_resume(run.checkpoint(fold))
-        if not run.is_scored(fold):
-            ids = fit.inputs.held_out_ids(fold)
-            with runs.timed(run, f"score fold {fold}", len(ids)):
-                by_view = fit.logits(fold, ids)
-            runs.write_scores(run, fold, ids, by_view)
-        if after_fold:
-            after_fold(run, fold)
+    with reporter.track("fitting", len(folds), "folds") as advance:
+        for fold in folds:
+            if fold in missing:
+                with runs.timed(run, f"fit fold {fold}", int(fit.inputs.training_rows(fold).sum())):
+                    tensors = fit.fit(fold)
+                runs.forget_scores(run, fold)
+                origin = {
+                    **run.origin_of(fold, weights),
+                    "code": code,
+                    **description(fit.inputs, fold),
+                }
+                save_tensors(run.checkpoint(fold), tensors, origin)
+                runs.record_fit(run, fold)
+            forget_resume(run.checkpoint(fold))
+            if not run.is_scored(fold):
+                ids = fit.inputs.held_out_ids(fold)
+                with runs.timed(run, f"score fold {fold}", len(ids)):
+                    by_view = fit.logits(fold, ids)
+                runs.write_scores(run, fold, ids, by_view)
+            advance()
+            if after_fold:
+                after_fold(run, fold)
     if len(folds) == len(run.folds):
         runs.collect_oof(run, fit.inputs.photos)
     took = time.perf_counter() - started
@@ -141,6 +158,7 @@ def print_oof_table(run: Run, reporter: Reporter) -> None:
         (name, f"{len(part):,}", float(part["loss"].mean()), f"{part['is_right'].mean():.2%}")
         for name, part in (*parts, ("all", oof))
     ]
+    reporter.measure({f"out of fold/{row[0]}": row[2] for row in rows}, 0)
     title = f"{run.name}, {'held out' if is_split else 'out of fold'}"
     reporter.table(title, ("", "photos", "log loss", "accuracy"), rows)
     groups = read_manifest(run.workspace.manifest("train")).set_index("id")["group"]

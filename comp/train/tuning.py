@@ -21,6 +21,7 @@ from comp.network.layers import ModuleHead, start_from, trained_head
 from comp.network.preprocessing import Preprocessing
 from comp.network.surgery import freeze
 from comp.network.views import CENTRE
+from comp.progress import Reporter
 from comp.recipe import FineTune, Head
 from comp.recipes import ON_CPU
 from comp.store import derive_seed, write_table
@@ -29,7 +30,7 @@ from comp.train.checkpoints import Arrays, arrays_of_network, load_network, new_
 from comp.train.features import N_AT_ONCE, CachedRows, FrozenNetwork
 from comp.train.finetune import fine_tune, set_training_mode
 from comp.train.inputs import Inputs
-from comp.train.resume import Bookmark, point_from
+from comp.train.resume import Bookmark, Point, point_from
 from comp.train.solver import solve_fold
 
 BatchesOf = Callable[[int, FineTune, int], DataLoader[Batch]]  # of a fold, a phase and a seed
@@ -62,14 +63,20 @@ def train_phases(
             batches.batch_sampler.first = book.facts["step"]  # type: ignore[union-attr]
             n_steps, n_photos = len(batches), min(phase.batch_size, n_training)
             label, n_left = f"fold {fold}", (n_steps - book.facts["step"]) * n_photos
+            before = history[-1].step if history else 0
+            on_point = partial(_measure, reporter, label, before)
             with reporter.track(label, n_left, "photos") as advance, book.listening():
                 what = (network, batches, n_steps, phase, preprocessing, device, advance)
-                points = fine_tune(*what, seed=seed, book=book)
-            before = history[-1].step if history else 0
+                points = fine_tune(*what, seed=seed, book=book, on_point=on_point)
             history += [replace(point, step=before + point.step) for point in points]
     write_table(inputs.run.history(fold), pd.DataFrame(history))
     first, last = history[0].loss, history[-1].loss
     reporter.say(f"fold {fold}: training loss {first:.4f} at first, {last:.4f} at the end")
+
+
+def _measure(reporter: Reporter, label: str, before: int, point: Point) -> None:
+    figures = {f"{label}/loss": point.loss, f"{label}/learning rate": point.lr}
+    reporter.measure(figures, before + point.step)
 
 
 def freeze_for(phase: FineTune, network: nn.Module, fold: int, frozen: FrozenNetwork) -> None:

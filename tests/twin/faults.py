@@ -394,5 +394,6 @@ KERNEL_FAULTS = {
     "dataset-lost": Fault(DATASETS & {"CreateDataset"}, lose_answer),
     "status-unknown": Fault(STATUS, change_answer(status="FROZEN")),
     "status-null": Fault(STATUS, change_answer(status=None)),
+    "quota-unknown": Fault(QUOTA, change_answer(gpuQuota=None)),
     "undeleted": Fault(DELETE, stay),
 }
