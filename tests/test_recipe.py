@@ -188,7 +188,7 @@ def test_make_passes_each_variable_to_the_targets_that_take_it(
     [
         (
             "train recipe=a",
-            "make train does not take recipe; it takes DEVICE FORCE RECIPE RECIPES",
+            "make train does not take recipe; it takes DEVICE FOLD FORCE RECIPE",
         ),
         ("train RECIP=a", "does not take RECIP;"),
         ("compare SET=a=1", "does not take SET;"),
